@@ -1,0 +1,26 @@
+"""easyfn: any Hugging Face checkpoint as an immutable Equinox pytree, and everything you do to it a free function."""
+
+from . import models as models, nn as nn
+from ._dtype import cast as cast, dtype_of as dtype_of, float32 as float32, half as half
+from ._forward import forward as forward, init_cache as init_cache, pure as pure
+from ._frozen import Frozen as Frozen
+from ._slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
+from ._trainable import is_adapter as is_adapter, trainable as trainable
+from ._params import combine as combine, params as params, shapes as shapes, split as split, with_params as with_params
+from ._tree import Stacked as Stacked
+from ._verb import NodeVerb as NodeVerb, NotSupported as NotSupported, Verb as Verb, node_verb as node_verb, verb as verb
+from ._weight import (
+    Slot as Slot,
+    Weight as Weight,
+    axes_of as axes_of,
+    dense as dense,
+    dot as dot,
+    ragged_dot as ragged_dot,
+    shape_of as shape_of,
+    slots as slots,
+    take as take,
+)
+from .io.config import UnknownConfigKey as UnknownConfigKey
+from .models.family import families as families, family as family
+from .models.init import init as init
+from .nn import Context as Context, Output as Output, Runtime as Runtime, input_embeddings as input_embeddings

@@ -1,0 +1,261 @@
+"""`forward`: one pass of any model, for training, prefill and decoding alike."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ._verb import verb
+from .nn.cache import Cache, layer_cache
+from .nn.context import Context, Runtime
+from .nn.output import Output
+
+_OUTPUTS = ("hidden_states", "attentions", "router_logits")
+
+
+@verb
+def forward(
+    model: Any,
+    input_ids: Int[Array, "batch seq"] | np.ndarray | None = None,
+    *,
+    attention_mask: Any = None,
+    position_ids: Any = None,
+    segment_ids: Any = None,
+    inputs_embeds: Float[Array, "batch seq embed"] | None = None,
+    cache: Cache | None = None,
+    output_hidden_states: bool = False,
+    output_attentions: bool = False,
+    output_router_logits: bool = False,
+    key: jax.Array | None = None,
+    runtime: Runtime = Runtime(),
+    fresh: bool = False,
+    **inputs: Any,
+) -> Output:
+    """Runs a model on a batch.
+
+    **Arguments** (transformers' names; shapes `(batch, seq)` unless said otherwise)
+
+    - `input_ids`, or `inputs_embeds` of shape `(batch, seq, embed)`.
+    - `attention_mask`: 1 for tokens, 0 for padding, left or right. Padding is invisible: a row gives the same logits with
+      and without it. With a cache it covers the new tokens, or the past ones too.
+    - `segment_ids`: for packed documents, an integer per document and 0 for padding; documents do not see each other.
+    - `position_ids`: by default the tokens before this one in its row (or document), padding not counted.
+    - `cache`: from [`easyfn.init_cache`][] or a previous output; the new one is in the output.
+    - `output_hidden_states`, `output_attentions`, `output_router_logits`: fill those fields of the output.
+    - `key`: a PRNG key turns dropout on, at the rates of the config.
+    - `runtime`: attention and rematerialisation choices, see `easyfn.Runtime`.
+    - `fresh`: a promise that `cache` is empty, so that attention need not look at it.
+    - anything else goes to the model (`token_type_ids`, `decoder_input_ids`, `logits_to_keep`, ...).
+
+    **Returns** an [`easyfn.Output`][]. **Raises** `ValueError` for ids outside the vocabulary (when they are concrete), shapes
+    that disagree, and a cache that is too short.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    assert ef.forward(model, jax.numpy.array([[1, 2, 3]])).logits.shape == (1, 3, 64)
+    ```
+    """
+    ids, embeds = check_ids(model, input_ids, inputs_embeds)
+    shape = (ids if ids is not None else embeds).shape[:2]
+    wanted = (output_hidden_states, output_attentions, output_router_logits)
+    context, cache = make_context(
+        shape,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        segment_ids=segment_ids,
+        cache=cache,
+        key=key,
+        runtime=runtime,
+        fresh=fresh,
+        outputs=frozenset(name for name, want in zip(_OUTPUTS, wanted, strict=True) if want),
+    )
+    arguments = {"input_ids": ids, "inputs_embeds": embeds, **inputs}
+    out = call(model, context, None if cache is None else cache.layers, arguments)
+    return out if cache is None else out.replace(cache=advance(cache, context, out.cache))
+
+
+def call(model: Any, context: Context, layers: Any, inputs: dict[str, Any]) -> Output:
+    """Calls a model with the inputs that are given; an input that it does not know is refused by name."""
+    given = {name: value for name, value in inputs.items() if value is not None}
+    unknown = set(given) - accepted(model)
+    if unknown:
+        known = ", ".join(sorted(accepted(model)))
+        raise TypeError(f"forward: {type(model).__name__} takes no {', '.join(sorted(unknown))}; it takes {known}")
+    return model(context, layers, **given)
+
+
+def accepted(model: Any) -> set[str]:
+    """The names of the inputs that a model takes, those of the model it wraps included."""
+    parameters = inspect.signature(type(model).__call__).parameters.values()
+    names = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters) and hasattr(model, "model"):
+        names |= accepted(model.model)
+    return names
+
+
+def check_ids(model: Any, ids: Any, embeds: Any) -> tuple[Any, Any]:
+    """Exactly one of ids and embeddings, of the right rank, and (when concrete) inside the vocabulary."""
+    if (ids is None) == (embeds is None):
+        raise ValueError("forward takes input_ids or inputs_embeds: give exactly one of them")
+    if ids is None:
+        if embeds.ndim != 3:
+            raise ValueError(f"inputs_embeds must have shape (batch, seq, embed), not {embeds.shape}")
+        return None, embeds
+    if not isinstance(ids, jax.Array):
+        ids = np.asarray(ids)
+    if ids.ndim != 2:
+        raise ValueError(f"input_ids must have shape (batch, seq), not {ids.shape}; add a batch axis with ids[None]")
+    if not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"input_ids must be integers, not {ids.dtype}")
+    if ids.shape[1] == 0:
+        raise ValueError("input_ids has no tokens: an empty prompt; start it with the model's bos_token_id")
+    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    if size is not None and ids.size and not isinstance(ids, jax.core.Tracer):
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= size:
+            raise ValueError(f"input_ids hold {low if low < 0 else high}, outside the vocabulary of {size} (0 to {size - 1})")
+    return jnp.asarray(ids), None
+
+
+def make_context(
+    shape: tuple[int, int],
+    *,
+    attention_mask: Any = None,
+    position_ids: Any = None,
+    segment_ids: Any = None,
+    cache: Cache | None = None,
+    fresh: bool = False,
+    **more: Any,
+) -> tuple[Context, Cache | None]:
+    """The context of a pass over `(batch, seq)` tokens, and the cache with the new tokens' padding marked in it."""
+    batch, length = shape
+    mask = _mask(attention_mask, shape, cache)
+    if segment_ids is None:
+        segments = jnp.ones(shape, jnp.int32) if mask is None else (mask != 0).astype(jnp.int32)
+        counted = jnp.cumsum(segments, axis=1) - 1
+    else:
+        segments = _shaped("segment_ids", segment_ids, shape).astype(jnp.int32)
+        segments = segments if mask is None else jnp.where(mask != 0, segments, 0)
+        counted = _within_segments(segments)
+    offset = jnp.zeros((batch, 1), jnp.int32) if cache is None else cache.positions[:, None]
+    positions = jnp.maximum(counted, 0) + offset if position_ids is None else _positions(position_ids, shape)
+    start = jnp.zeros((), jnp.int32) if cache is None else cache.length
+    if cache is not None:
+        size = cache.segment_ids.shape[1]
+        if batch != cache.segment_ids.shape[0]:
+            raise ValueError(f"the cache holds {cache.segment_ids.shape[0]} rows and the input has {batch}")
+        used = 0 if isinstance(cache.length, jax.core.Tracer) else int(cache.length)
+        if used + length > size:
+            raise ValueError(
+                f"the cache has {size} slots, {used} of them used, and {length} more tokens do not fit; "
+                "make it longer: ef.init_cache(model, batch_size, max_length)"
+            )
+        written = jax.lax.dynamic_update_slice(cache.segment_ids, segments, (jnp.zeros((), start.dtype), start))
+        cache = Cache(cache.layers, written, cache.positions, cache.length)
+    context = Context(
+        position_ids=positions,
+        segment_ids=segments,
+        slots=start + jnp.arange(length, dtype=jnp.int32),
+        cached_segment_ids=None if cache is None else cache.segment_ids,
+        fresh=fresh,
+        **more,
+    )
+    return context, cache
+
+
+def advance(cache: Cache, context: Context, layers: Any) -> Cache:
+    """The cache after a pass."""
+    seen = context.segment_ids > 0
+    positions = jnp.max(jnp.where(seen, context.position_ids + 1, 0), axis=1)
+    return Cache(
+        layers,
+        cache.segment_ids,
+        jnp.where(jnp.any(seen, axis=1), positions, cache.positions).astype(jnp.int32),
+        cache.length + context.slots.shape[0],
+    )
+
+
+def _shaped(name: str, value: Any, shape: tuple[int, int]) -> jax.Array:
+    value = jnp.asarray(value)
+    if value.shape != shape:
+        raise ValueError(f"{name} must have the shape {shape} of the tokens, not {value.shape}")
+    return value
+
+
+def _positions(value: Any, shape: tuple[int, int]) -> jax.Array:
+    value = jnp.asarray(value, jnp.int32)
+    if value.shape not in (shape, (1, shape[1]), (shape[1],)):
+        raise ValueError(f"position_ids must have the shape {shape} of the tokens, not {value.shape}")
+    return jnp.broadcast_to(value.reshape(-1, shape[1]), shape)
+
+
+def _mask(value: Any, shape: tuple[int, int], cache: Cache | None) -> jax.Array | None:
+    if value is None:
+        return None
+    value = jnp.asarray(value)
+    if value.ndim != 2:
+        raise ValueError(f"attention_mask must have shape (batch, seq), not {value.shape}; use segment_ids for packing")
+    if cache is not None and value.shape[1] > shape[1]:
+        value = value[:, -shape[1] :]  # transformers' form: the past included
+    return _shaped("attention_mask", value, shape)
+
+
+def _within_segments(segments: jax.Array) -> jax.Array:
+    """For each token, how many of its document come before it."""
+    index = jnp.broadcast_to(jnp.arange(segments.shape[1])[None], segments.shape)
+    changed = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return index - jax.lax.cummax(jnp.where(changed, index, 0), axis=1)
+
+
+@verb
+def init_cache(model: Any, batch_size: int, max_length: int, *, dtype: Any = None) -> Cache:
+    """An empty cache for `batch_size` rows of up to `max_length` tokens (padding included).
+
+    Layers with a sliding window keep a ring of their window; `dtype` is by default the model's.
+
+    ```python
+    import easyfn as ef
+    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2), key=__import__("jax").random.key(0))
+    cache = ef.init_cache(model, 1, 16)
+    out = ef.forward(model, __import__("numpy").array([[1, 2]]), cache=cache)
+    assert int(out.cache.length) == 2
+    ```
+    """
+    from ._dtype import dtype_of
+
+    layers = layer_cache(model, batch_size, max_length, dtype or dtype_of(model))
+    if layers is None:
+        raise layer_cache.missing(model, f"No part of {type(model).__name__} keeps a cache.")
+    zeros = jnp.zeros((batch_size,), jnp.int32)
+    return Cache(layers, jnp.zeros((batch_size, max_length), jnp.int32), zeros, jnp.zeros((), jnp.int32))
+
+
+def pure(model: Any) -> tuple[Callable[..., Output], dict[str, Any]]:
+    """`(apply, params)`: a pure function of a flat dict of arrays, for code that knows nothing of modules.
+
+    ```python
+    import jax, easyfn as ef
+    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    apply, params = ef.pure(model)
+    logits = jax.jit(apply)(params, input_ids=jax.numpy.array([[1, 2, 3]])).logits
+    ```
+    """
+    from ._params import params, with_params
+
+    skeleton = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
+
+    def apply(params: dict[str, Any], input_ids: Any = None, **inputs: Any) -> Output:
+        return forward(with_params(skeleton, params), input_ids, **inputs)
+
+    return apply, params(model)

@@ -1,0 +1,64 @@
+"""A model as a flat dict of arrays, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from ._tree import leaves, near, replace
+
+
+def params(model: Any) -> dict[str, Any]:
+    """Every array of a model by its dotted path, in the order of the model.
+
+    ```python
+    import jax.numpy as jnp, easyfn as ef
+    assert list(ef.params({"a": jnp.ones(2), "b": (jnp.ones(3),)})) == ["a", "b.0"]
+    ```
+    """
+    return leaves(model)
+
+
+def with_params(model: Any, new: dict[str, Any]) -> Any:
+    """`model` with the arrays of `new` in their places. Paths that `new` does not name are kept.
+
+    Raises `KeyError` for a path that the model does not have, and `ValueError` for another shape.
+    """
+    old = leaves(model)
+    for path, value in new.items():
+        if path not in old:
+            raise KeyError(f"with_params: no array at {path!r}. {near(path, old)}")
+        if value is not None and tuple(value.shape) != tuple(old[path].shape):
+            raise ValueError(f"with_params: {path} has shape {tuple(old[path].shape)}, the new array {tuple(value.shape)}")
+    return replace(model, new)
+
+
+def shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every array by its dotted path."""
+    return {path: tuple(leaf.shape) for path, leaf in leaves(model).items()}
+
+
+def split(model: Any, which: Any = eqx.is_array) -> tuple[Any, Any]:
+    """Two models in one: where `which` (a predicate or a boolean tree) holds, and the rest; holes are `None`.
+
+    The same as `eqx.partition`; `ef.split(model, ef.trainable(model))` is the usual call.
+    """
+    return eqx.partition(model, which)
+
+
+def combine(*models: Any) -> Any:
+    """The inverse of [`easyfn.split`][]."""
+    return eqx.combine(*models)
+
+
+def abstract_of(model: Any) -> Any:
+    """The model with `jax.ShapeDtypeStruct` leaves, shardings kept."""
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+    return jax.tree.map(one, model)

@@ -1,0 +1,199 @@
+"""Models as trees: dotted paths, children, selection by pattern, replacement.
+
+A path is what Hugging Face would print: `model.layers.3.self_attn.q_proj.weight`. A run of layers that
+was stacked prints as a Python slice in the place of the index: `model.layers.0:32:1.self_attn...`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.tree_util as jtu
+
+Pattern = str | Sequence[str] | Callable[[str, Any], bool]
+
+
+@jtu.register_pytree_with_keys_class
+class Stacked:
+    """A run of alike layers whose arrays carry a leading axis: layer `start + j + i * period` is `blocks[j][i]`.
+
+    Made by [`easyfn.stack`][], taken apart by [`easyfn.unstack`][], run by `easyfn.nn.fold`.
+    """
+
+    __slots__ = ("blocks", "repeats", "start")
+
+    def __init__(self, blocks: Sequence[Any], start: int, repeats: int) -> None:
+        self.blocks = tuple(blocks)
+        self.start = start
+        self.repeats = repeats
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.blocks) * self.repeats
+
+    def names(self) -> list[str]:
+        period = len(self.blocks)
+        return [f"{self.start + j}:{self.start + period * self.repeats}:{period}" for j in range(period)]
+
+    def tree_flatten_with_keys(self):
+        keys = [jtu.GetAttrKey(name) for name in self.names()]
+        return list(zip(keys, self.blocks, strict=True)), (self.start, self.repeats)
+
+    def tree_flatten(self):
+        return self.blocks, (self.start, self.repeats)
+
+    @classmethod
+    def tree_unflatten(cls, aux, blocks):
+        return cls(blocks, *aux)
+
+    def __repr__(self) -> str:
+        return f"Stacked(layers {self.start} to {self.start + self.num_layers - 1}, period {len(self.blocks)}: {self.blocks})"
+
+
+def is_leaf(node: Any) -> bool:
+    """Whether `node` is an array, a tracer, an abstract array or any other value that is no container."""
+    return jtu.all_leaves([node])
+
+
+def key_name(key: Any) -> str:
+    for attribute in ("name", "key", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def children(node: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """The named children of one level, and the treedef that rebuilds the node from new ones."""
+    pairs, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    if isinstance(node, (tuple, list)) and not hasattr(node, "_fields"):
+        names, index = [], 0  # the number of the layer, not of the element: a Stacked counts for many
+        for _, child in pairs:
+            stacked = isinstance(child, Stacked)
+            names.append("" if stacked else str(index))
+            index += child.num_layers if stacked else 1
+        return list(zip(names, [child for _, child in pairs], strict=True)), treedef
+    return [(key_name(path[0]), child) for path, child in pairs if path], treedef
+
+
+def join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path and name else path or name
+
+
+def rebuild(node: Any, change: Callable[[str, Any], Any]) -> Any:
+    """`node` with every child replaced by `change(name, child)`; the same object if no child changed."""
+    if is_leaf(node):
+        return node
+    pairs, treedef = children(node)
+    new = [change(name, child) for name, child in pairs]
+    if all(a is b for a, (_, b) in zip(new, pairs, strict=True)):
+        return node
+    return treedef.unflatten(new)
+
+
+def nodes(model: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every node with its path, parents first."""
+    yield path, model
+    if not is_leaf(model):
+        for name, child in children(model)[0]:
+            yield from nodes(child, join(path, name))
+
+
+def leaves(model: Any) -> dict[str, Any]:
+    """Every array of the model by its dotted path."""
+    found = {path: node for path, node in nodes(model) if is_leaf(node) and hasattr(node, "shape")}
+    return found
+
+
+def replace(model: Any, new: dict[str, Any]) -> Any:
+    """`model` with the nodes at the given paths replaced; a path that is not there is an error."""
+    used: set[str] = set()
+
+    def go(path: str, node: Any) -> Any:
+        if path in new and path not in used:
+            used.add(path)
+            return new[path]
+        return rebuild(node, lambda name, child: go(join(path, name), child))
+
+    result = go("", model)
+    if lost := [p for p in new if p not in used]:
+        raise KeyError(f"no such path in the model: {lost[0]!r}. {near(lost[0], [p for p, _ in nodes(model)])}")
+    return result
+
+
+def at(model: Any, path: str) -> Any:
+    """The node at a dotted path."""
+    for found, node in nodes(model):
+        if found == path:
+            return node
+    raise KeyError(f"no such path in the model: {path!r}. {near(path, [p for p, _ in nodes(model)])}")
+
+
+def near(word: str, words: Iterable[str]) -> str:
+    """A sentence with the closest known spellings."""
+    known = [w for w in words if w]
+    close = difflib.get_close_matches(word, known, n=4, cutoff=0.3)
+    return f"Near misses: {', '.join(close)}." if close else f"Known: {', '.join(known[:8])}."
+
+
+_slice = re.compile(r"(?<![^.])(\d+):(\d+):(\d+)(?![^.])")
+
+
+def expand(path: str) -> list[str]:
+    """The paths of the single layers that a path through a stacked run stands for."""
+    match = _slice.search(path)
+    if not match:
+        return [path]
+    start, stop, step = map(int, match.groups())
+    return [path[: match.start()] + str(i) + path[match.end() :] for i in range(start, stop, step)]
+
+
+def matches(pattern: Pattern, path: str, node: Any) -> bool:
+    """Whether a pattern selects a path: a regular expression searched in it, a list of such, or a predicate.
+
+    A path through a stacked run must be selected for all of its layers or for none.
+    """
+    if isinstance(pattern, str):
+        compiled = [re.compile(pattern)]
+    elif callable(pattern):
+        compiled = None
+    else:
+        compiled = [re.compile(p) for p in pattern]
+
+    def hit(p: str) -> bool:
+        return bool(pattern(p, node)) if compiled is None else any(c.search(p) for c in compiled)  # type: ignore[operator]
+
+    hits = [hit(p) for p in expand(path)]
+    if any(hits) and not all(hits):
+        raise ValueError(
+            f"the pattern {pattern!r} selects only some layers of the stacked run {path!r}. "
+            "Call ef.unstack(model) first, transform, then ef.stack(model) again."
+        )
+    return all(hits)
+
+
+def nothing_matched(verb: str, pattern: Any, candidates: Iterable[str]) -> ValueError:
+    """The error for a pattern that selected nothing."""
+    known = sorted({re.sub(r"(?<![^.])[\d:]+(?![^.])", "*", c) for c in candidates})
+    hint = near(pattern if isinstance(pattern, str) else " ".join(map(str, pattern)) if isinstance(pattern, (list, tuple)) else "", known)
+    return ValueError(
+        f"{verb}: the pattern {pattern!r} matches nothing in this model. {hint} "
+        f"It can reach: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}."
+    )
+
+
+def is_abstract(tree: Any) -> bool:
+    """Whether any leaf is a `jax.ShapeDtypeStruct`."""
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jtu.tree_leaves(tree))
+
+
+def lift(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, but evaluated abstractly when an argument is abstract."""
+
+    def lifted(*args: Any) -> Any:
+        return jax.eval_shape(function, *args) if is_abstract(args) else function(*args)
+
+    return lifted

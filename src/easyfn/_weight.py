@@ -1,0 +1,160 @@
+"""Weights: what may sit in a weight slot, and the only functions that touch it.
+
+A slot holds an array of Hugging Face's layout `(out, in)`, or a small pytree (`Int8`, `NF4`,
+`LoRA(base=...)`) that keeps the dense weight's rank, so that stacking, slicing and sharding are tree
+maps. Layers reach it through `dot`, `take`, `dense` and `ragged_dot`; never write `x @ self.weight`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ._verb import verb
+
+Weight = Any  # an array, or a pytree registered with `dot`, `take` and `dense`
+
+
+class Slot(NamedTuple):
+    """One fact about one field of a layer: what it is for, and the logical names of its axes.
+
+    `role` is one of `linear`, `head`, `router`, `embedding`, `experts`, `conv` (matrices, reached by verbs)
+    or `bias`, `norm`, `other` (plain arrays). `init` is `normal`, `zeros`, `ones` or a function
+    `(key, shape, dtype) -> array`.
+    """
+
+    role: str
+    axes: tuple[str | None, ...]
+    init: Any = "normal"
+
+
+MATRICES = ("linear", "head", "router", "embedding", "experts", "conv")
+
+
+@verb
+def slots(node: Any) -> dict[str, Slot]:
+    """The fields of a layer that hold weights, each with its [`Slot`][easyfn.Slot].
+
+    This is the one fact a new layer tells: `quantize`, `apply_lora`, `shard`, `init`, `show` and `flops`
+    follow from it. A node that is not registered has no slots of its own, and verbs look into its children.
+
+    ```python
+    import equinox as eqx, easyfn as ef
+
+    class Scale(eqx.Module):
+        weight: ef.Weight
+
+    @ef.slots.register(Scale)
+    def _(scale):
+        return {"weight": ef.Slot("norm", ("embed",), "ones")}
+    ```
+    """
+    return {}
+
+
+@verb
+def shape_of(w: Weight) -> tuple[int, ...]:
+    """The shape of the dense weight that `w` stands for."""
+    return tuple(w.shape)
+
+
+@verb
+def axes_of(w: Weight, axes: tuple[str | None, ...]) -> Any:
+    """A tree like `w` with, for every array, the logical axes of its dimensions.
+
+    Formats keep the rank of the weight, so most answer `axes` for every part; a part whose dimension
+    is 1 or divided keeps the name and `shard` checks that it divides.
+    """
+    return axes
+
+
+@verb(example="@ef.dense.register({type})\ndef _(w): return ...   # the dense array, shape (out, in)")
+def dense(w: Weight) -> jax.Array:
+    """The plain array that a weight stands for, shape `(..., out, in)`. Explicit: nothing densifies silently."""
+    if not hasattr(w, "ndim"):
+        raise dense.missing(w, "It is neither an array nor a weight format.")
+    return w
+
+
+@verb(example="@ef.dot.register({type})\ndef _(w, x, *, dtype=None): return ...   # x @ w.T")
+def dot(w: Weight, x: jax.Array, *, dtype: Any = None) -> jax.Array:
+    """`x @ w.T` with float32 accumulation: `x` of shape `(..., in)`, `w` of shape `(out, in)`.
+
+    The result has `dtype`, or else the promoted type of the two. Leading dimensions are flattened, because the
+    backward pass of a 3-D matmul is twice as slow in XLA on CPU.
+    """
+    if not hasattr(w, "ndim"):
+        raise dot.missing(w, "It is neither an array nor a weight format.")
+    if w.ndim != 2 or x.shape[-1] != w.shape[1]:
+        raise ValueError(f"dot: a weight (out, in) of shape {w.shape} does not fit inputs of shape {x.shape}")
+    common = jnp.result_type(w.dtype, x.dtype)
+    out = dtype or common
+    rows = x.reshape(-1, x.shape[-1]).astype(common)
+    w = w.astype(common)
+    y = _dot32(rows, w) if common == jnp.float32 else _dot_low(rows, w, jnp.dtype(out))
+    return y.astype(out).reshape(*x.shape[:-1], w.shape[0])
+
+
+def _dot32(rows: jax.Array, w: jax.Array) -> jax.Array:
+    return lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _thin(rows: jax.Array, w: jax.Array, out: Any) -> jax.Array:
+    """Low precision, float32 accumulation; one row is padded to two, because XLA on CPU reads a
+    single-row product through a slow vector kernel."""
+    single = rows.shape[0] == 1
+    if single:
+        rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
+    y = lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return (y[:1] if single else y).astype(out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dot_low(rows: jax.Array, w: jax.Array, out: Any) -> jax.Array:
+    # A custom rule, because autodiff would multiply a float32 cotangent with a 16-bit weight: a mixed
+    # product, which XLA runs by first converting the whole weight.
+    return _thin(rows, w, out)
+
+
+def _dot_low_forward(rows, w, out):
+    return _thin(rows, w, out), (rows, w)
+
+
+def _dot_low_backward(out, saved, g):
+    rows, w = saved
+    g = g.astype(rows.dtype)
+    f32 = jnp.float32
+    dx = lax.dot_general(g, w, (((1,), (0,)), ((), ())), preferred_element_type=f32).astype(rows.dtype)
+    dw = lax.dot_general(g, rows, (((0,), (0,)), ((), ())), preferred_element_type=f32).astype(w.dtype)
+    return dx, dw
+
+
+_dot_low.defvjp(_dot_low_forward, _dot_low_backward)
+
+
+@verb(example="@ef.take.register({type})\ndef _(w, ids): return ...   # the rows w[ids]")
+def take(w: Weight, ids: jax.Array) -> Any:
+    """Entries of the leading axis: rows of an embedding table, or whole experts of a stacked weight.
+
+    For an array: `w[ids]`. A format answers a dense array for a table `(rows, dim)`. Ids out of range are
+    clamped under `jit`; `forward` checks concrete ids.
+    """
+    if not hasattr(w, "ndim"):
+        raise take.missing(w, "It is neither an array nor a weight format.")
+    return jnp.take(w, ids, axis=0, mode="clip")
+
+
+@verb(example="@ef.ragged_dot.register({type})\ndef _(w, x, group_sizes): return ragged_dot(dense(w), x, group_sizes)")
+def ragged_dot(w: Weight, x: jax.Array, group_sizes: jax.Array) -> jax.Array:
+    """Rows grouped by expert times the weight of their expert, float32 accumulation.
+
+    `w`: `(experts, out, in)`; `x`: `(rows, in)`, sorted by expert; `group_sizes`: `(experts,)`. Returns `(rows, out)`.
+    """
+    if not hasattr(w, "ndim"):
+        return ragged_dot(dense(w), x, group_sizes)
+    y = lax.ragged_dot(x, jnp.swapaxes(w, 1, 2), group_sizes, preferred_element_type=jnp.float32)
+    return y.astype(x.dtype)

@@ -1,0 +1,1 @@
+"""Files: configs, names, safetensors, the hub, torch."""

@@ -1,0 +1,88 @@
+"""Llama 2 and 3 (Touvron et al. 2023, arXiv 2307.09288; Dubey et al. 2024, arXiv 2407.21783)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .._frozen import Frozen
+from ..io.config import rope_parameters
+from ..nn import Attention, Block, CausalLM, Decoder, GatedMLP, RMSNorm, SequenceClassifier
+from .family import family
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The keys of a Llama `config.json`."""
+
+    model_type: ClassVar[str] = "llama"
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_parameters: Frozen = Frozen(rope_type="default", rope_theta=10000.0)
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    attention_dropout: float = 0.0
+    tie_word_embeddings: bool = False
+    num_labels: int = 2
+    extra: Frozen = Frozen()
+    generation: Frozen = Frozen()
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        return labels(rope_parameters(data))
+
+
+def labels(data: dict[str, Any]) -> dict[str, Any]:
+    """`num_labels` as transformers derives it: from `id2label`."""
+    if "num_labels" not in data and data.get("id2label"):
+        data["num_labels"] = len(data["id2label"])
+    return data
+
+
+def llama(config: LlamaConfig) -> Decoder:
+    """The decoder: RMSNorm, rotary grouped-query attention, gated MLP, all pre-norm."""
+    c = config
+    head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
+    layers = [
+        Block(
+            Attention(
+                c.hidden_size,
+                c.num_attention_heads,
+                c.num_key_value_heads or c.num_attention_heads,
+                head_dim,
+                qkv_bias=c.attention_bias,
+                out_bias=c.attention_bias,
+                dropout=c.attention_dropout,
+            ),
+            GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act, bias=c.mlp_bias),
+            RMSNorm(c.hidden_size, c.rms_norm_eps),
+            RMSNorm(c.hidden_size, c.rms_norm_eps),
+        )
+        for _ in range(c.num_hidden_layers)
+    ]
+    return Decoder(c, layers, RMSNorm(c.hidden_size, c.rms_norm_eps), head_dim=head_dim, rope={"default": c.rope_parameters})
+
+
+family(
+    "llama",
+    config=LlamaConfig,
+    tasks={
+        "causal-lm": lambda c: CausalLM(llama(c), tied=c.tie_word_embeddings),
+        "base": llama,
+        "sequence-classification": lambda c: SequenceClassifier(llama(c)),
+    },
+    architectures={
+        "LlamaForCausalLM": "causal-lm",
+        "LlamaModel": "base",
+        "LlamaForSequenceClassification": "sequence-classification",
+    },
+    ignore_tensors=(r"rotary_emb\.inv_freq$",),
+)

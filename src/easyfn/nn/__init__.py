@@ -1,0 +1,27 @@
+"""Layers: everything that more than one family is made of."""
+
+from .activation import ACTIVATIONS as ACTIVATIONS, activation as activation
+from .attention import Attention as Attention, attend as attend, merge_heads as merge_heads, split_heads as split_heads
+from .cache import (
+    KV as KV,
+    Cache as Cache,
+    CrossKV as CrossKV,
+    Ring as Ring,
+    attend_to as attend_to,
+    empty_kv as empty_kv,
+    layer_cache as layer_cache,
+)
+from .context import Context as Context, Mask as Mask, Runtime as Runtime, dropout as dropout
+from .decoder import Block as Block, Decoder as Decoder
+from .fold import fold as fold
+from .heads import (
+    CausalLM as CausalLM,
+    SequenceClassifier as SequenceClassifier,
+    head_logits as head_logits,
+    input_embeddings as input_embeddings,
+)
+from .linear import Embedding as Embedding, Linear as Linear, along_last as along_last, declare as declare
+from .mlp import GatedMLP as GatedMLP
+from .norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
+from .output import Output as Output
+from .rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate

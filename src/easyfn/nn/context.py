@@ -1,0 +1,96 @@
+"""What all layers of one forward pass share: positions, visibility, randomness and runtime choices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """Choices of a run that are no facts of a checkpoint: never in a config, never a global.
+
+    - `remat`: `None` keeps activations, `"full"` recomputes each layer in the backward pass, `"dots"` keeps only
+      the results of matrix products without batch dimensions.
+    - `attention_chunk`: attention works in slices of queries once a score matrix has more entries than this.
+    """
+
+    remat: str | None = None
+    attention_chunk: int = 2**24
+
+    def __post_init__(self) -> None:
+        if self.remat not in (None, "full", "dots"):
+            raise ValueError(f"Runtime.remat is None, 'full' or 'dots', not {self.remat!r}")
+
+
+class Context(eqx.Module):
+    """Shared by all layers of a pass. Padding and packing are one thing: `segment_ids`, 0 for padding.
+
+    A query sees a key of its own segment, not after it in the sequence (if `causal`), and within the layer's
+    window. `slots` count places in the sequence (padding included), `position_ids` are what rotary and learned
+    positions read.
+    """
+
+    position_ids: jax.Array  # [batch, seq]
+    segment_ids: jax.Array  # [batch, seq], 0 = padding
+    slots: jax.Array  # [seq], place of each query in the sequence
+    cached_segment_ids: jax.Array | None = None  # [batch, max_length], with a cache: of every slot
+    rope: Mapping[str, tuple[jax.Array, jax.Array]] | None = None  # name -> (cos, sin), each [batch, seq, dim]
+    bias: jax.Array | None = None  # [1 or batch, heads, seq, keys], added to the scores of self attention
+    encoder: Any = None  # for decoders with cross attention: (hidden states, segment ids), or None once cached
+    key: jax.Array | None = None  # PRNG key; with one, dropout is on
+    causal: bool = eqx.field(static=True, default=True)
+    fresh: bool = eqx.field(static=True, default=False)  # the cache is empty: attend to the new keys only
+    outputs: frozenset[str] = eqx.field(static=True, default=frozenset())  # optional outputs that were asked for
+    runtime: Runtime = eqx.field(static=True, default=Runtime())
+
+    def replace(self, **changes: Any) -> Context:
+        return dataclasses.replace(self, **changes)
+
+    def wants(self, output: str) -> bool:
+        return output in self.outputs
+
+
+class Mask(eqx.Module):
+    """Which keys each query may see, kept as its causes so that a slice of queries can be made on demand."""
+
+    query_slots: jax.Array  # [t]
+    query_segments: jax.Array  # [b, t]
+    key_slots: jax.Array  # [s]; negative: nothing there
+    key_segments: jax.Array  # [b, s]
+    causal: bool = eqx.field(static=True)
+    window: int | None = eqx.field(static=True, default=None)  # keys with query - key < window are visible
+
+    def rows(self, start: jax.Array, size: int) -> Mask:
+        """The mask of `size` queries from `start`."""
+        return dataclasses.replace(
+            self,
+            query_slots=jax.lax.dynamic_slice_in_dim(self.query_slots, start, size),
+            query_segments=jax.lax.dynamic_slice_in_dim(self.query_segments, start, size, axis=1),
+        )
+
+    def visible(self) -> jax.Array:
+        """Boolean, shape `(batch, queries, keys)`."""
+        seen = self.query_segments[:, :, None] == self.key_segments[:, None, :]
+        distance = self.query_slots[:, None] - self.key_slots[None, :]
+        near = self.key_slots[None, :] >= 0
+        if self.causal:
+            near = near & (distance >= 0)
+        if self.window is not None:
+            near = near & (distance < self.window)
+            if not self.causal:
+                near = near & (-distance < self.window)
+        return seen & near[None]
+
+
+def dropout(x: jax.Array, rate: float, context: Context, site: int) -> jax.Array:
+    """Inverted dropout; nothing happens without `context.key`. `site` tells the places of one layer apart."""
+    if context.key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(jax.random.fold_in(context.key, site), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))

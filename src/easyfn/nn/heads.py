@@ -1,0 +1,104 @@
+"""Heads: what turns the hidden states of any base model into answers to a task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._verb import verb
+from .._weight import dot
+from .context import Context
+from .linear import Linear, along_last
+from .output import Output
+
+
+class CausalLM(eqx.Module):
+    """A decoder with a vocabulary head. `lm_head` is `None` when it is tied to the input embeddings."""
+
+    model: Any
+    lm_head: Linear | None
+    config: Any = eqx.field(static=True)
+    softcap: float | None = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+
+    def __init__(
+        self, model: Any, *, tied: bool, bias: bool = False, softcap: float | None = None, scale: float = 1.0
+    ) -> None:
+        config = model.config
+        self.model = model
+        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, bias, axes=("vocab", "embed"), role="head")
+        self.config = config
+        self.softcap = softcap
+        self.scale = scale
+
+    def __call__(
+        self, context: Context, cache: Any = None, *, logits_to_keep: int | None = None, **inputs: Any
+    ) -> Output:
+        out = self.model(context, cache, **inputs)
+        hidden = out.last_hidden_state
+        if logits_to_keep:
+            hidden = hidden[:, -logits_to_keep:]
+        return out.replace(logits=head_logits(self, hidden))
+
+
+@verb(example="@ef.nn.head_logits.register({type})\ndef _(model, hidden, *, dtype=None): return ...   # (..., vocab)")
+def head_logits(model: Any, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
+    """The scores over the vocabulary for hidden states `(..., embed)`: the head alone, for a loss in chunks.
+
+    `dtype` is the result's: float32 keeps the accumulator's precision for a loss.
+    """
+    raise head_logits.missing(model, "It has no head over a vocabulary that easyfn knows of.")
+
+
+@head_logits.register(CausalLM)
+def _(model: CausalLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
+    if model.lm_head is None:
+        logits = dot(input_embeddings(model).weight, hidden, dtype=dtype)
+    else:
+        logits = dot(model.lm_head.weight, hidden, dtype=dtype)
+        if model.lm_head.bias is not None:
+            logits = logits + along_last(model.lm_head.bias.astype(logits.dtype), logits)
+    if model.scale != 1.0:
+        logits = logits * jnp.asarray(model.scale, logits.dtype)
+    if model.softcap is not None:
+        logits = jnp.tanh(logits / model.softcap) * model.softcap
+    return logits
+
+
+@verb(example="@ef.input_embeddings.register({type})\ndef _(model): return model.embed_tokens")
+def input_embeddings(model: Any) -> Any:
+    """The layer that turns token ids into vectors: an `Embedding` whose `weight` is `(vocab, embed)`.
+
+    By default the first of the fields `embed_tokens`, `wte`, `word_embeddings`, `shared` or `embeddings` of the model, or of
+    the model it wraps.
+    """
+    for field in ("embed_tokens", "wte", "word_embeddings", "shared"):
+        if hasattr(model, field):
+            return getattr(model, field)
+    for field in ("model", "embeddings", "encoder"):
+        if hasattr(model, field):
+            return input_embeddings(getattr(model, field))
+    raise input_embeddings.missing(model, "None of its fields looks like a table of token embeddings.")
+
+
+class SequenceClassifier(eqx.Module):
+    """A decoder that classifies by the hidden state of each row's last token, as `LlamaForSequenceClassification`."""
+
+    model: Any
+    score: Linear
+    config: Any = eqx.field(static=True)
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.score = Linear(model.config.hidden_size, model.config.num_labels, axes=(None, "embed"), role="head")
+        self.config = model.config
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        out = self.model(context, cache, **inputs)
+        seen = context.segment_ids > 0
+        last = jnp.max(jnp.where(seen, jnp.arange(seen.shape[1])[None], 0), axis=1)
+        hidden = jnp.take_along_axis(out.last_hidden_state, last[:, None, None], axis=1)[:, 0]
+        return out.replace(logits=self.score(hidden))

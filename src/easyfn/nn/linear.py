@@ -1,0 +1,69 @@
+"""Linear and Embedding: the layers whose weights quantization, LoRA and sharding change."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._weight import Slot, Weight, dot, slots, take
+
+Axes = tuple[str | None, ...]
+
+
+def declare(*shape: int) -> jax.ShapeDtypeStruct:
+    """A weight yet to be filled: layers are built abstract, and `init` or `load` brings the numbers."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector with the rank of `x`, to combine with its last axis: rank promotion said explicitly."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+class Linear(eqx.Module):
+    """`x @ weight.T + bias`: `x` of shape `(..., in_features)`, `weight` of shape `(out_features, in_features)`.
+
+    `axes` are the logical names of the weight's two axes, `role` says what it is for (`linear`, `head`, `router`).
+    """
+
+    weight: Weight
+    bias: jax.Array | None
+    axes: Axes = eqx.field(static=True)
+    role: str = eqx.field(static=True)
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = False, *, axes: Axes = (None, None), role: str = "linear"
+    ) -> None:
+        self.weight = declare(out_features, in_features)
+        self.bias = declare(out_features) if bias else None
+        self.axes = axes
+        self.role = role
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = dot(self.weight, x)
+        return y if self.bias is None else y + along_last(self.bias.astype(y.dtype), y)
+
+
+@slots.register(Linear)
+def _(linear: Linear) -> dict[str, Slot]:
+    return {"weight": Slot(linear.role, linear.axes), "bias": Slot("bias", linear.axes[:1], "zeros")}
+
+
+class Embedding(eqx.Module):
+    """A table of shape `(num_embeddings, embedding_dim)`, indexed by ids; a tied head is `dot(embedding.weight, x)`."""
+
+    weight: Weight
+    axes: Axes = eqx.field(static=True)
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, axes: Axes = ("vocab", "embed")) -> None:
+        self.weight = declare(num_embeddings, embedding_dim)
+        self.axes = axes
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return take(self.weight, ids)
+
+
+@slots.register(Embedding)
+def _(embedding: Embedding) -> dict[str, Slot]:
+    return {"weight": Slot("embedding", embedding.axes)}

@@ -1,0 +1,37 @@
+"""What a forward pass returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+
+Array = jax.Array
+
+
+class Output(eqx.Module):
+    """The results of [`easyfn.forward`][], under transformers' names. What was not asked for is `None`.
+
+    `hidden_states` has one entry more than the model has layers: the input of every layer, then the output of the
+    model's final norm. `attentions` and `router_logits` have one entry per layer that produces them.
+    """
+
+    last_hidden_state: Array | None = None  # [batch, seq, embed]
+    logits: Array | None = None
+    hidden_states: tuple[Array, ...] | None = None
+    attentions: tuple[Array, ...] | None = None  # each [batch, heads, queries, keys]
+    router_logits: tuple[Array, ...] | None = None  # each [batch * seq, experts]
+    cache: Any = None
+    pooler_output: Array | None = None
+    start_logits: Array | None = None
+    end_logits: Array | None = None
+    embeddings: Array | None = None
+    encoder_last_hidden_state: Array | None = None
+    encoder_hidden_states: tuple[Array, ...] | None = None
+    encoder_attentions: tuple[Array, ...] | None = None
+    cross_attentions: tuple[Array, ...] | None = None
+
+    def replace(self, **changes: Any) -> Output:
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,123 @@
+"""Rotary position embeddings in all of Hugging Face's variants, computed once per forward pass in float32.
+
+The formulas follow transformers `modeling_rope_utils.py`. Nothing is stored: frequencies are a function of the
+config and, for `dynamic` and `longrope`, of the largest position of the pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+
+
+def inverse_frequencies(
+    parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int, length: jax.Array | int
+) -> tuple[jax.Array, float | jax.Array]:
+    """Inverse frequencies of shape `(rotary_dim / 2,)` and the factor on cos and sin.
+
+    `parameters` are a config's `rope_parameters`; `length` is the largest position of the pass plus one.
+    """
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    base = float(parameters.get("rope_theta", 10000.0))
+    dim = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
+    inv = 1.0 / base ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+    if kind == "default":
+        return _f32(inv), 1.0
+    factor = float(parameters.get("factor", 1.0))
+    if kind == "linear":
+        return _f32(inv / factor), 1.0
+    if kind == "dynamic":
+        trained = max_position_embeddings
+        ratio = jnp.maximum(length, trained) / trained
+        scaled = base * (factor * ratio - (factor - 1)) ** (dim / (dim - 2))
+        return 1.0 / scaled ** (jnp.arange(0, dim, 2, dtype=jnp.float32) / dim), 1.0
+    if kind == "llama3":
+        return _f32(_llama3(inv, parameters, factor)), 1.0
+    if kind == "yarn":
+        return _yarn(inv, parameters, base, dim, max_position_embeddings)
+    if kind == "longrope":
+        return _longrope(parameters, base, dim, max_position_embeddings, length)
+    raise ValueError(f"unknown rope_type {kind!r}; known: {', '.join(TYPES[:-1])}")
+
+
+def _f32(x: np.ndarray) -> jax.Array:
+    return jnp.asarray(x, jnp.float32)
+
+
+def _llama3(inv: np.ndarray, parameters: Mapping[str, Any], factor: float) -> np.ndarray:
+    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+    trained = parameters["original_max_position_embeddings"]
+    wavelength = 2 * math.pi / inv
+    smooth = (trained / wavelength - low) / (high - low)
+    blended = (1 - smooth) * inv / factor + smooth * inv
+    out = np.where(wavelength > trained / low, inv / factor, inv)
+    return np.where((wavelength <= trained / low) & (wavelength >= trained / high), blended, out)
+
+
+def _yarn(
+    inv: np.ndarray, parameters: Mapping[str, Any], base: float, dim: int, max_position_embeddings: int
+) -> tuple[jax.Array, float]:
+    """Peng et al. 2023, arXiv 2309.00071."""
+    trained = parameters.get("original_max_position_embeddings") or max_position_embeddings
+    factor = parameters.get("factor") or max_position_embeddings / trained
+    mscale, mscale_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
+
+    def scale(m: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * m * math.log(factor) + 1.0
+
+    attention = parameters.get("attention_factor")
+    if attention is None:
+        attention = scale(mscale) / scale(mscale_all) if mscale and mscale_all else scale(1)
+
+    def correction(rotations: float) -> float:
+        return dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = correction(parameters.get("beta_fast") or 32), correction(parameters.get("beta_slow") or 1)
+    if parameters.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = np.clip((np.arange(dim // 2) - low) / ((high - low) or 0.001), 0, 1)
+    return _f32(inv / factor * ramp + inv * (1 - ramp)), float(attention)
+
+
+def _longrope(
+    parameters: Mapping[str, Any], base: float, dim: int, max_position_embeddings: int, length: jax.Array | int
+) -> tuple[jax.Array, float]:
+    """Ding et al. 2024, arXiv 2402.13753."""
+    trained = parameters.get("original_max_position_embeddings") or max_position_embeddings
+    factor = parameters.get("factor") or max_position_embeddings / trained
+    attention = parameters.get("attention_factor")
+    if attention is None:
+        attention = 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(trained))
+    exponent = base ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
+    short = _f32(1.0 / (np.asarray(parameters["short_factor"], np.float64) * exponent))
+    long = _f32(1.0 / (np.asarray(parameters["long_factor"], np.float64) * exponent))
+    return jnp.where(jnp.asarray(length) > trained, long, short), float(attention)
+
+
+def rope_table(
+    parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int, position_ids: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of shape `(batch, seq, rotary_dim / 2)`, float32, for `position_ids` of shape `(batch, seq)`."""
+    inv, factor = inverse_frequencies(parameters, head_dim, max_position_embeddings, jnp.max(position_ids) + 1)
+    angles = position_ids[..., None].astype(jnp.float32) * inv[None, None, :]
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the first `rotary_dim` entries of each head, halves against halves (Su et al. 2021 in GPT-NeoX's order).
+
+    `x`: `(batch, heads, seq, head_dim)`.
+    """
+    cos, sin = table[0][:, None], table[1][:, None]
+    half = cos.shape[-1]
+    h = x.astype(jnp.float32)
+    a, b, rest = h[..., :half], h[..., half : 2 * half], h[..., 2 * half :]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x.dtype)
