@@ -5,6 +5,7 @@ from ._dtype import cast as cast, dtype_of as dtype_of, float32 as float32, half
 from ._forward import forward as forward, init_cache as init_cache, pure as pure
 from ._frozen import Frozen as Frozen
 from ._slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
+from ._stack import stack as stack, unstack as unstack
 from ._trainable import is_adapter as is_adapter, trainable as trainable
 from ._params import combine as combine, params as params, shapes as shapes, split as split, with_params as with_params
 from ._tree import Stacked as Stacked
