@@ -25,3 +25,20 @@ from .io.config import UnknownConfigKey as UnknownConfigKey
 from .models.family import families as families, family as family
 from .models.init import init as init
 from .nn import Context as Context, Output as Output, Runtime as Runtime, input_embeddings as input_embeddings
+from .sharding import (
+    ShardingError as ShardingError,
+    ShardingRules as ShardingRules,
+    data_sharding as data_sharding,
+    default_rules as default_rules,
+    fully_gather as fully_gather,
+    fully_shard as fully_shard,
+    gather as gather,
+    gather_fns as gather_fns,
+    make_mesh as make_mesh,
+    named_shardings as named_shardings,
+    partition_specs as partition_specs,
+    shard as shard,
+    shard_batch as shard_batch,
+    shard_fns as shard_fns,
+)
+from jax import P as P

@@ -1,0 +1,145 @@
+"""Sharding changes where numbers live, never the numbers; misfits are told, all at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import easyfn as ef
+from easyfn.models.family import build
+
+CONFIG = ef.models.LlamaConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=8,
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ef.init(CONFIG, key=jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    ids = np.arange(8 * 6).reshape(8, 6) % 64
+    return ids, np.asarray(ef.forward(model, ids).logits)
+
+
+@pytest.mark.parametrize(
+    "mesh, rules",
+    [
+        (dict(), None),
+        (dict(fsdp=1, tp=8), "tp"),
+        (dict(dp=2, fsdp=2, tp=2), None),
+        (dict(dp=2, fsdp=4), "fsdp"),
+        (dict(fsdp=2, tp=2, sp=2), "tp_sp"),
+        (dict(dp=8, fsdp=1), "replicated"),
+    ],
+)
+def test_sharded_is_the_same_model(model, expected, mesh, rules):
+    ids, logits = expected
+    mesh = ef.make_mesh(**mesh)
+    sharded = ef.shard(model, rules, mesh)
+    batch = ef.shard_batch({"input_ids": jnp.asarray(ids)}, mesh)
+    out = jax.jit(lambda m, b: ef.forward(m, **b).logits)(sharded, batch)
+    np.testing.assert_allclose(out, logits, atol=1e-5)
+    whole = ef.fully_gather(sharded)
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(whole))
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(ef.gather(sharded)))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), whole, model)
+
+
+def test_specs_say_which_axis_goes_where(model):
+    mesh = ef.make_mesh(dp=2, fsdp=2, tp=2)
+    specs = ef.partition_specs(model, None, mesh)
+    attention = specs.model.layers[0].self_attn
+    assert attention.q_proj.weight == ef.P("tp", "fsdp")
+    assert attention.o_proj.weight == ef.P("fsdp", "tp")
+    assert specs.model.embed_tokens.weight == ef.P("tp", "fsdp")
+    stacked = ef.partition_specs(ef.stack(model), None, mesh)
+    assert stacked.model.layers[0].blocks[0].self_attn.q_proj.weight == ef.P(None, "tp", "fsdp")
+
+
+def test_report_tells_what_is_replicated_and_why(model):
+    _, report = ef.shard(model, "tp", ef.make_mesh(fsdp=1, tp=8), report=True)
+    assert any("norm" in p.path for p in report.replicated)
+    assert all(p.why for p in report.replicated)
+    assert "norm.weight" in str(report)
+
+
+def test_fully_shard_splits_everything_that_divides(model):
+    sharded = ef.fully_shard(model)
+    for path, leaf in ef.params(sharded).items():
+        if any(size % 8 == 0 for size in leaf.shape):
+            assert not leaf.is_fully_replicated, path
+
+
+def test_abstract_models_are_sharded_without_a_byte():
+    sharded = ef.shard(build(CONFIG), "fsdp_tp", ef.make_mesh(fsdp=4, tp=2))
+    leaf = sharded.model.layers[0].mlp.up_proj.weight
+    assert isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding.spec == ef.P("tp", "fsdp")
+
+
+def test_shard_and_gather_functions_are_inverses(model):
+    mesh = ef.make_mesh()
+    there = jax.tree.map(lambda f, x: f(x), ef.shard_fns(model, None, mesh), model)
+    back = jax.tree.map(lambda f, x: f(x), ef.gather_fns(model, None, mesh), there)
+    assert not there.model.embed_tokens.weight.is_fully_replicated
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), back, model)
+
+
+def test_sizes_that_do_not_divide_are_told_together():
+    config = ef.models.LlamaConfig(
+        vocab_size=61,
+        hidden_size=30,
+        intermediate_size=62,
+        num_hidden_layers=1,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+    )
+    with pytest.raises(ef.ShardingError, match=r"(?s)embed_tokens.*vocab.*61.*tp=8.*q_proj.*indivisible"):
+        ef.shard(build(config), "tp", ef.make_mesh(fsdp=1, tp=8))
+    rules = ef.ShardingRules({"vocab": "tp", "mlp": "tp"}, indivisible="replicate")
+    _, report = ef.shard(build(config), rules, ef.make_mesh(fsdp=1, tp=8), report=True)
+    assert any("61" in p.why for p in report.replicated)
+
+
+@pytest.mark.parametrize(
+    "rules, message",
+    [
+        (ef.ShardingRules({"embedd": "tp"}), "embedd.*Near misses: embed"),
+        (ef.ShardingRules({"embed": "model"}), "mesh axis 'model'.*dp, fsdp"),
+        (ef.ShardingRules({"embed": "tp", "mlp": "tp"}), "'tp' would split two axes"),
+        (ef.ShardingRules({}, {"q_porj": ef.P("tp")}), "q_porj.*matches no weight"),
+        ("tpp", "unknown rules 'tpp'.*Near misses"),
+    ],
+)
+def test_bad_rules(model, rules, message):
+    with pytest.raises(ef.ShardingError, match=message):
+        ef.shard(model, rules, ef.make_mesh(fsdp=1, tp=8))
+
+
+def test_path_rules_win(model):
+    rules = ef.ShardingRules({"embed": "fsdp"}, {r"layers\.1\..*up_proj": ef.P("fsdp", None)})
+    specs = ef.partition_specs(model, rules, ef.make_mesh())
+    assert specs.model.layers[0].mlp.up_proj.weight == ef.P(None, "fsdp")
+    assert specs.model.layers[1].mlp.up_proj.weight == ef.P("fsdp")
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [(dict(dp=-1), "only one axis"), (dict(fsdp=3), "needs 3 devices"), (dict(dp=3), "cannot be split"), (dict(tp=0), "positive")],
+)
+def test_bad_meshes(sizes, message):
+    with pytest.raises(ef.ShardingError, match=message):
+        ef.make_mesh(**sizes)
+
+
+def test_batches_that_do_not_divide():
+    with pytest.raises(ef.ShardingError, match="6 rows"):
+        ef.shard_batch({"input_ids": jnp.zeros((6, 4), int)}, ef.make_mesh())
