@@ -1,0 +1,181 @@
+"""The list of tiny reference models: what transformers computes, for every parity test.
+
+Each case is a seeded Hugging Face model in eval mode with eager attention, made awkward on purpose: key heads in groups of
+three, `head_dim` apart from `hidden_size / heads`, windows shorter than the sequences of the tests, and noise on every
+parameter, so that no norm or bias is neutral. Add one with `@case("name", ...)` on a function that returns
+`reference(Class, config)`; it imports its transformers classes itself, so that this module stays cheap.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+VOCAB = 97
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A reference model and the facts that tests choose by."""
+
+    name: str
+    make: Callable[[], Any]  # a fresh Hugging Face model; the same numbers at every call
+    task: str = "causal-lm"
+    causal: bool = True
+    encoder_decoder: bool = False
+    recurrent: bool = False  # no attention: state, and no attentions to compare
+    moe: bool = False
+    variant: bool = False  # one more setting of a family that is here already: skip it in slow tests
+
+    @property
+    def generates(self) -> bool:
+        return self.task in ("causal-lm", "seq2seq-lm")
+
+    def torch(self) -> Any:
+        """The Hugging Face model, made once per process: do not change it."""
+        return _torch(self.name)
+
+    def model(self, dtype: Any = None) -> Any:
+        """The easyfn model with the same numbers, made once per process (models are values)."""
+        return _model(self.name, dtype)
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(name: str, **facts: Any) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Registers a builder of a reference model under a name."""
+
+    def register(make: Callable[[], Any]) -> Callable[[], Any]:
+        assert name not in CASES, f"there is a case {name} already"
+        CASES[name] = Case(name, make, **facts)
+        return make
+
+    return register
+
+
+def names(**facts: Any) -> list[str]:
+    """The names of the cases with the given facts: `names(task="causal-lm", variant=False)`, for `parametrize`."""
+    return [n for n, c in CASES.items() if all(getattr(c, k) == v for k, v in facts.items())]
+
+
+def reference(cls: Any, config: Any, seed: int = 0) -> Any:
+    """A seeded model of a transformers class: eval mode, eager attention, noise on every parameter."""
+    import torch
+
+    config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = cls(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.05 if parameter.ndim > 1 else 0.2))
+    return model.requires_grad_(False)
+
+
+@functools.cache
+def _torch(name: str) -> Any:
+    return CASES[name].make()
+
+
+@functools.cache
+def _model(name: str, dtype: Any) -> Any:
+    return port(_torch(name), CASES[name].task, dtype)
+
+
+def port(hf: Any, task: str = "causal-lm", dtype: Any = None) -> Any:
+    """The easyfn model with the numbers of a Hugging Face module, without files."""
+    from easyfn._tree import replace
+    from easyfn.io.config import read
+    from easyfn.io.names import tensors
+    from easyfn.models.family import abstract_config, family_of
+
+    known = family_of(hf.config.model_type)
+    config = read(known.config, {**hf.config.to_dict(), "architectures": [type(hf).__name__]}, known.ignore)
+    model = abstract_config(config, task, None)
+    held = {name: value.float().numpy() for name, value in hf.state_dict().items()}
+    new = {}
+    for path, (found,) in tensors(model, known.names(model)).items():
+        if found.names[0] not in held:  # a file may hold in pieces what the module holds whole
+            held[found.names[0]] = held[path]
+            new[path] = held[path]
+        else:
+            new[path] = found.join([held[n] for n in found.names])
+        assert new[path].shape == found.shape, (path, new[path].shape, found.shape)
+        new[path] = jax.numpy.asarray(new[path], dtype)
+    return replace(model, new)
+
+
+def tokens(rows: int = 3, length: int = 11, *, seed: int = 0, pad: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """`(ids, mask)`: without the special ids, row 0 padded on the left, row 1 on the right (with the pad id 0)."""
+    ids = np.random.RandomState(seed).randint(3, VOCAB, (rows, length))
+    mask = np.ones_like(ids)
+    if pad:
+        mask[0, : length // 3] = 0
+        mask[1, -(length // 4) :] = 0
+    return np.where(mask > 0, ids, 0), mask
+
+
+def positions(mask: np.ndarray) -> np.ndarray:
+    """Position ids as easyfn derives them from a mask: transformers must be told."""
+    return np.maximum(mask.cumsum(1) - 1, 0)
+
+
+# --- llama
+
+
+@case("llama")
+def _():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return reference(LlamaForCausalLM, LlamaConfig(**SMALL, head_dim=16, attention_bias=True, mlp_bias=True))
+
+
+@case("llama-tied", variant=True)
+def _():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return reference(LlamaForCausalLM, LlamaConfig(**{**SMALL, "num_hidden_layers": 2}, tie_word_embeddings=True))
+
+
+@case("llama-base", task="base", variant=True)
+def _():
+    from transformers import LlamaConfig, LlamaModel
+
+    return reference(LlamaModel, LlamaConfig(**SMALL))
+
+
+@case("llama-classifier", task="sequence-classification", variant=True)
+def _():
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    return reference(LlamaForSequenceClassification, LlamaConfig(**SMALL, num_labels=3))
+
+
+# --- gpt2
+
+
+@case("gpt2")
+def _():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCAB, n_positions=64, n_embd=48, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=2, pad_token_id=0
+    )
+    return reference(GPT2LMHeadModel, config)
