@@ -4,6 +4,7 @@ from . import models as models, nn as nn
 from ._dtype import cast as cast, dtype_of as dtype_of, float32 as float32, half as half
 from ._forward import forward as forward, init_cache as init_cache, pure as pure
 from ._frozen import Frozen as Frozen
+from ._loss import LossConfig as LossConfig, compute_loss as compute_loss, loss_from_logits as loss_from_logits
 from ._slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
 from ._stack import stack as stack, unstack as unstack
 from ._trainable import is_adapter as is_adapter, trainable as trainable
@@ -42,3 +43,12 @@ from .sharding import (
     shard_fns as shard_fns,
 )
 from jax import P as P
+from ._embeddings import (
+    decoder as decoder,
+    encoder as encoder,
+    output_embeddings as output_embeddings,
+    resize_embeddings as resize_embeddings,
+    with_decoder as with_decoder,
+    with_input_embeddings as with_input_embeddings,
+    with_output_embeddings as with_output_embeddings,
+)

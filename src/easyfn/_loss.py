@@ -1,0 +1,468 @@
+"""`compute_loss`: the loss of a batch by the model's task, in float32, over the right number of tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ._forward import forward
+from ._verb import verb
+from .nn.context import Runtime
+from .nn.heads import CausalLM, SequenceClassifier, head_logits
+from .nn.output import Output
+
+Metrics = dict[str, jax.Array]
+KINDS = ("causal-lm", "cross-entropy", "regression", "multi-label")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """How a loss is computed; hashable, so it may be a static argument of a jitted function.
+
+    - `kind`: by default what the model's task implies. `causal-lm` (labels are shifted: token `t` predicts `t + 1`),
+      `cross-entropy` (labels as they stand), `regression` (mean squared error), `multi-label` (binary cross entropy).
+    - `label_smoothing` e: as transformers' `LabelSmoother`, `(1 - e) * nll + e * mean over classes of -log p`.
+    - `z_loss` z: adds `z * logsumexp(logits) ** 2` per token, which keeps logits from drifting.
+    - `aux_loss_weight`: of the routers' load balancing loss. By default as transformers: the config's
+      `router_aux_loss_coef` if the config (or the batch) says `output_router_logits`, else nothing.
+    - `ignore_index`: labels of this value count neither in the sum nor in the denominator.
+    - `reduction`: `mean` over counted tokens, `sum`, or `none` (the shape of the labels, 0 where not counted; for a shifted
+      loss entry `t` is what predicting `t + 1` cost). The sum of `none` is `sum`, and `mean` is that over the count.
+    - `chunk_size`: with it, logits over the vocabulary exist for this many tokens at a time only (at least one of each
+      row), and the backward pass makes them again: the same numbers in far less memory.
+    """
+
+    kind: str | None = None
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    aux_loss_weight: float | None = None
+    ignore_index: int = -100
+    reduction: str = "mean"
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in KINDS:
+            raise ValueError(f"LossConfig.kind is one of {', '.join(KINDS)}, not {self.kind!r}")
+        if self.reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"LossConfig.reduction is 'mean', 'sum' or 'none', not {self.reduction!r}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"LossConfig.label_smoothing lies in [0, 1), not {self.label_smoothing}")
+        if self.z_loss < 0.0:
+            raise ValueError(f"LossConfig.z_loss must not be negative, not {self.z_loss}")
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"LossConfig.chunk_size is a number of tokens, not {self.chunk_size}")
+
+
+@verb(
+    example="@ef.compute_loss.register({type})\n"
+    "def _(model, batch, cfg=ef.LossConfig(), *, key=None, runtime=ef.Runtime()): return ...   # loss, metrics"
+)
+def compute_loss(
+    model: Any,
+    batch: Mapping[str, Any],
+    cfg: LossConfig = LossConfig(),
+    *,
+    key: jax.Array | None = None,
+    runtime: Runtime = Runtime(),
+) -> tuple[jax.Array, Metrics]:
+    """The loss of a batch, and what is worth logging.
+
+    `batch` has transformers' keys (`input_ids`, `attention_mask`, `labels`, `position_ids`, `segment_ids`,
+    `token_type_ids`, ...): `labels` are ours, everything else goes to [`easyfn.forward`][], which refuses a name that the
+    model does not take. `key` turns dropout on; `runtime` chooses rematerialisation and attention.
+
+    A token counts if its label is not `ignore_index`, it is no padding, and (in a language model) the token that predicts it
+    is a token of the same document: neither padding nor, in packed rows, of another segment. A causal language model without
+    `labels` learns its `input_ids`.
+
+    Everything is computed in float32. The metrics are means over what counts, whatever `cfg.reduction` is: `loss` (all
+    terms), `cross_entropy` (the plain one: its exponential is the perplexity), `accuracy`, `num_tokens` (or
+    `num_examples`), and `z_loss`, `aux_loss` where asked for. A batch in which nothing counts has loss 0.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    batch = {"input_ids": jax.numpy.array([[1, 2, 3, 4]]), "labels": jax.numpy.array([[-100, -100, 3, 4]])}
+    loss, metrics = ef.compute_loss(model, batch)
+    assert metrics["num_tokens"] == 2
+    ```
+    """
+    if not head_logits.knows(type(model)) and not _causal(model):
+        raise compute_loss.missing(model, "What its labels mean is not known.")
+    return language_loss(model, batch, cfg, key=key, runtime=runtime)
+
+
+def _causal(model: Any) -> bool:
+    """Whether a model that nobody registered is known as a causal language model by its family alone."""
+    from .models.family import family_of
+
+    try:
+        return set(family_of(model).tasks) == {"causal-lm"}
+    except ValueError:
+        return False
+
+
+@compute_loss.register(CausalLM)
+def language_loss(
+    model: Any,
+    batch: Mapping[str, Any],
+    cfg: LossConfig = LossConfig(),
+    *,
+    key: jax.Array | None = None,
+    runtime: Runtime = Runtime(),
+) -> tuple[jax.Array, Metrics]:
+    """The loss of a causal language model: the base model once, then the head and the loss over flat rows of tokens."""
+    kind = _kind(cfg, "causal-lm", ("causal-lm", "cross-entropy"))
+    inputs, labels = split_labels(batch)
+    if labels is None:
+        labels = inputs.get("input_ids")
+        if labels is None:
+            raise ValueError("compute_loss: a batch of inputs_embeds needs labels")
+    wanted = {**inputs, "key": key, "runtime": runtime, **_router(model, inputs, cfg)}
+    segments = segments_of(inputs, labels.shape)
+    if kind == "causal-lm":
+        labels, weights = shift(labels, segments, cfg.ignore_index)
+    else:
+        weights = None if segments is None else segments > 0
+    if head_logits.knows(type(model)) and hasattr(model, "model"):
+        out = forward(model.model, **wanted)
+        check_shape(labels, out.last_hidden_state.shape[:2])
+        extra = aux_loss(model, out, segments, cfg)
+        return vocabulary_loss(model, out.last_hidden_state, labels, weights, cfg, aux=extra)
+    if cfg.chunk_size is not None:
+        raise head_logits.missing(model, "chunk_size needs the head apart from the rest of the model.")
+    out = forward(model, **wanted)
+    return cross_entropy(out.logits, labels, weights, cfg, aux=aux_loss(model, out, segments, cfg))
+
+
+@compute_loss.register(SequenceClassifier)
+def classification_loss(
+    model: Any,
+    batch: Mapping[str, Any],
+    cfg: LossConfig = LossConfig(),
+    *,
+    key: jax.Array | None = None,
+    runtime: Runtime = Runtime(),
+) -> tuple[jax.Array, Metrics]:
+    """The loss of a model that answers one row of scores per example: regression, one label, or several.
+
+    As transformers: `config.problem_type` says which, or else one score is a regression, integer labels are classes, and
+    floating point labels `(batch, num_labels)` are yes or no for each class.
+    """
+    inputs, labels = split_labels(batch)
+    if labels is None:
+        raise ValueError(f"compute_loss: {type(model).__name__} needs batch['labels']")
+    out = forward(model, **inputs, key=key, runtime=runtime)
+    assert out.logits is not None
+    return loss_from_logits(
+        out.logits, labels, dataclasses.replace(cfg, kind=cfg.kind or problem(model.config, labels))
+    )
+
+
+def problem(config: Any, labels: Any) -> str:
+    """The kind of loss of a classifier, from `config.problem_type`, or from its labels."""
+    named = {
+        "regression": "regression",
+        "single_label_classification": "cross-entropy",
+        "multi_label_classification": "multi-label",
+    }
+    said = setting(config, "problem_type")
+    if said is not None:
+        if said not in named:
+            raise ValueError(f"config.problem_type is one of {', '.join(named)}, not {said!r}")
+        return named[said]
+    if config.num_labels == 1:
+        return "regression"
+    return "cross-entropy" if jnp.issubdtype(labels.dtype, jnp.integer) else "multi-label"
+
+
+def setting(config: Any, name: str, default: Any = None) -> Any:
+    """A config's field, or the key of `config.json` that is kept in `config.extra`."""
+    value = getattr(config, name, None)
+    if value is None:
+        value = (getattr(config, "extra", None) or {}).get(name)
+    return default if value is None else value
+
+
+def loss_from_logits(
+    logits: jax.Array,
+    labels: Any,
+    cfg: LossConfig = LossConfig(),
+    *,
+    attention_mask: Any = None,
+    segment_ids: Any = None,
+) -> tuple[jax.Array, Metrics]:
+    """The same losses for logits of your own. `cfg.kind` is `causal-lm` unless it says otherwise.
+
+    `logits`: `(batch, seq, vocab)` with labels `(batch, seq)`; for `cross-entropy` any `(..., classes)` with labels `(...)`;
+    for `regression` and `multi-label` labels of the logits' shape.
+
+    ```python
+    import jax.numpy as jnp, easyfn as ef
+    loss, metrics = ef.loss_from_logits(jnp.zeros((1, 4, 8)), jnp.array([[1, 2, 3, -100]]))
+    assert metrics["num_tokens"] == 2 and abs(loss - jnp.log(8.0)) < 1e-6
+    ```
+    """
+    kind = cfg.kind or "causal-lm"
+    labels = as_array(labels)
+    if kind in ("regression", "multi-label"):
+        return _elementwise(logits, labels, kind, cfg)
+    if kind == "cross-entropy" and labels.ndim == logits.ndim and labels.shape[-1] == 1:
+        labels = labels[..., 0]
+    check_shape(labels, logits.shape[:-1])
+    given = {"attention_mask": attention_mask, "segment_ids": segment_ids}
+    segments = segments_of({k: v for k, v in given.items() if v is not None}, labels.shape)
+    weights = None if segments is None else segments > 0
+    if kind == "causal-lm":
+        labels, weights = shift(labels, segments, cfg.ignore_index)
+    return cross_entropy(logits, labels, weights, cfg)
+
+
+def cross_entropy(
+    logits: jax.Array, labels: Any, weights: Any = None, cfg: LossConfig = LossConfig(), *, aux: Any = None
+) -> tuple[jax.Array, Metrics]:
+    """Cross entropy of `logits` `(..., classes)` and integer `labels` `(...)`, reduced as `cfg` says.
+
+    `weights` `(...)`, booleans or floats, count on top of `cfg.ignore_index`. `aux` is a pair `(value, weight)` of an
+    auxiliary loss to add. The building block of every task with classes.
+    """
+    labels = as_array(labels)
+    flat, weight = _flat(labels, weights, cfg)
+    _check_labels(flat, logits.shape[-1], cfg)
+    rows = _rows(logits.reshape(-1, logits.shape[-1]).astype(jnp.float32), flat, weight, cfg)
+    return _reduce(rows, weight, labels.shape, cfg, aux)
+
+
+def vocabulary_loss(
+    model: Any, hidden: jax.Array, labels: Any, weights: Any = None, cfg: LossConfig = LossConfig(), *, aux: Any = None
+) -> tuple[jax.Array, Metrics]:
+    """[`cross_entropy`] of `head_logits(model, hidden)`: `hidden` `(batch, seq, embed)`, `labels` and `weights` `(batch, seq)`.
+
+    With `cfg.chunk_size` the logits are made for a slice of the sequence at a time and again in the backward pass, so that
+    `(batch * seq, vocab)` never exists.
+    """
+    labels = as_array(labels)
+    flat, weight = _flat(labels, weights, cfg)
+    batch, length = labels.shape
+
+    def head(h: jax.Array, y: jax.Array, w: jax.Array) -> Rows:
+        logits = head_logits(model, h.reshape(-1, h.shape[-1]), dtype=jnp.float32)
+        _check_labels(y, logits.shape[-1], cfg)
+        return _rows(logits, y.reshape(-1), w.reshape(-1), cfg)
+
+    if cfg.chunk_size is None or cfg.chunk_size >= batch * length:
+        return _reduce(head(hidden, flat, weight), weight, labels.shape, cfg, aux)
+
+    # Slices of the sequence, not of the flat rows, so that a batch sharded over devices stays where it is.
+    width = max(1, cfg.chunk_size // batch)
+    count = -(-length // width)
+
+    def slices(x: jax.Array) -> jax.Array:
+        pad = [(0, 0), (0, count * width - length)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.moveaxis(jnp.pad(x, pad).reshape(batch, count, width, *x.shape[2:]), 1, 0)
+
+    chunks = tuple(slices(x) for x in (hidden, flat.reshape(batch, length), weight.reshape(batch, length)))
+    _, rows = lax.scan(lambda _, chunk: (None, jax.checkpoint(head)(*chunk)), None, chunks)
+
+    def joined(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(count, batch, width), 0, 1).reshape(batch, -1)[:, :length].reshape(-1)
+
+    return _reduce({name: joined(x) for name, x in rows.items()}, weight, labels.shape, cfg, aux)
+
+
+def shift(labels: Any, segments: jax.Array | None, ignore_index: int = -100) -> tuple[jax.Array, jax.Array | None]:
+    """Labels moved one place left (the last one ignored), and which of them count: those whose predictor is a token of the
+    same document. All arrays `(batch, seq)`."""
+    labels = as_array(labels)
+    end = [(0, 0), (0, 1)]
+    moved = jnp.pad(labels, end, constant_values=ignore_index)[:, 1:]
+    if segments is None:
+        return moved, None
+    following = jnp.pad(segments, end)[:, 1:]
+    return moved, (segments == following) & (segments > 0)
+
+
+def segments_of(inputs: Mapping[str, Any], shape: tuple[int, ...]) -> jax.Array | None:
+    """The segments of a batch, 0 for padding, from its `segment_ids` and `attention_mask`; `None` if it has neither."""
+    segments, mask = inputs.get("segment_ids"), inputs.get("attention_mask")
+    for name, value in (("segment_ids", segments), ("attention_mask", mask)):
+        if value is not None and tuple(value.shape) != tuple(shape):
+            raise ValueError(f"{name} has shape {tuple(value.shape)} and the labels {tuple(shape)}")
+    if mask is None:
+        return None if segments is None else jnp.asarray(segments)
+    seen = (jnp.asarray(mask) != 0).astype(jnp.int32)
+    return seen if segments is None else jnp.asarray(segments) * seen
+
+
+def split_labels(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """A batch without its labels, and the labels (`None` if there are none)."""
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"compute_loss takes a batch as a dict (input_ids=..., labels=...), not {type(batch).__name__}")
+    inputs = {name: value for name, value in batch.items() if name != "labels" and value is not None}
+    labels = batch.get("labels")
+    return inputs, None if labels is None else as_array(labels)
+
+
+def as_array(x: Any) -> jax.Array:
+    return x if isinstance(x, (jax.Array, jax.core.Tracer)) else jnp.asarray(np.asarray(x))
+
+
+def check_shape(labels: jax.Array, shape: tuple[int, ...]) -> None:
+    if tuple(labels.shape) != tuple(shape):
+        raise ValueError(f"labels have shape {tuple(labels.shape)}, and the model answers for {tuple(shape)}")
+
+
+# ---- Mixture of experts
+
+
+def load_balancing_loss(
+    router_logits: tuple[jax.Array, ...], top_k: int, weights: jax.Array | None = None
+) -> jax.Array:
+    """Switch Transformer's auxiliary loss (equations 4 to 6), as transformers' `load_balancing_loss_func`.
+
+    `router_logits`: one `(tokens, experts)` array per layer; `weights`: `(tokens,)`, 0 for padding.
+    """
+    experts = router_logits[0].shape[-1]
+    assigned = probability = jnp.zeros((experts,), jnp.float32)
+    rows = jnp.zeros((), jnp.float32)
+    for logits in router_logits:
+        routing = jax.nn.softmax(logits.reshape(-1, experts).astype(jnp.float32), axis=-1)
+        one = jnp.ones(routing.shape[:1], jnp.float32) if weights is None else weights.reshape(-1).astype(jnp.float32)
+        _, chosen = lax.top_k(routing, top_k)
+        assigned = assigned + jnp.sum(jax.nn.one_hot(chosen, experts) * one[:, None, None], axis=(0, 1))
+        probability = probability + jnp.sum(routing * one[:, None], axis=0)
+        rows = rows + jnp.sum(one)
+    rows = jnp.maximum(rows, 1.0)
+    return jnp.sum(assigned / rows * (probability / rows)) * experts
+
+
+def _aux_weight(model: Any, inputs: Mapping[str, Any], cfg: LossConfig) -> float:
+    if cfg.aux_loss_weight is not None:
+        return float(cfg.aux_loss_weight)
+    config = getattr(model, "config", None)
+    asked = inputs.get("output_router_logits", setting(config, "output_router_logits", False))
+    return float(setting(config, "router_aux_loss_coef", 0.0)) if asked else 0.0
+
+
+def _router(model: Any, inputs: Mapping[str, Any], cfg: LossConfig) -> dict[str, Any]:
+    return {"output_router_logits": True} if _aux_weight(model, inputs, cfg) else {}
+
+
+def aux_loss(model: Any, out: Output, segments: jax.Array | None, cfg: LossConfig) -> tuple[jax.Array, float] | None:
+    """The auxiliary loss of an output and its weight, or `None` where there is none to add."""
+    if out.router_logits is None or not out.router_logits:
+        if cfg.aux_loss_weight:
+            raise ValueError(f"aux_loss_weight={cfg.aux_loss_weight}, but {type(model).__name__} has no router")
+        return None
+    weight = _aux_weight(model, {"output_router_logits": True}, cfg)
+    top_k = setting(model.config, "num_experts_per_tok") or setting(model.config, "num_experts_per_token") or 2
+    seen = None if segments is None else segments > 0
+    return load_balancing_loss(out.router_logits, int(top_k), seen), weight
+
+
+# ---- The arithmetic
+
+Rows = dict[str, jax.Array]  # per token, weighted
+
+
+def _flat(labels: jax.Array, weights: Any, cfg: LossConfig) -> tuple[jax.Array, jax.Array]:
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels must be integers, not {labels.dtype}; for other losses see LossConfig.kind")
+    counted = (labels != cfg.ignore_index).astype(jnp.float32)
+    if weights is not None:
+        check_shape(labels, weights.shape)
+        counted = counted * weights.astype(jnp.float32)
+    return labels.reshape(-1), counted.reshape(-1)
+
+
+def _check_labels(labels: jax.Array, classes: int, cfg: LossConfig) -> None:
+    if isinstance(labels, jax.core.Tracer) or not labels.size:
+        return
+    real = np.asarray(labels)
+    real = real[real != cfg.ignore_index]
+    if real.size and (real.min() < 0 or real.max() >= classes):
+        bad = int(real.min()) if real.min() < 0 else int(real.max())
+        raise ValueError(f"labels hold {bad}: neither one of {classes} classes nor ignore_index={cfg.ignore_index}")
+
+
+def _rows(logits: jax.Array, labels: jax.Array, weight: jax.Array, cfg: LossConfig) -> Rows:
+    """The terms of each token: `logits` `(tokens, classes)` in float32, `labels` and `weight` `(tokens,)`.
+
+    A label outside the classes (and not ignored) gives NaN, never a wrong number.
+    """
+    classes = logits.shape[-1]
+    top = lax.stop_gradient(jnp.max(logits, axis=-1))
+    total = jnp.log(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1)) + top
+    # Compare, select, sum: fuses into one pass over the logits, and its gradient too; a gather's gradient is a scatter.
+    hit = labels[:, None] == jnp.arange(classes, dtype=labels.dtype)[None]
+    picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+    picked = jnp.where((labels >= 0) & (labels < classes), picked, jnp.nan)
+    nll = total - picked
+    terms = {"cross_entropy": nll, "accuracy": (picked >= top).astype(jnp.float32)}
+    loss = nll
+    if cfg.label_smoothing:
+        smooth = total - jnp.mean(logits, axis=-1)
+        loss = (1.0 - cfg.label_smoothing) * nll + cfg.label_smoothing * smooth
+    if cfg.z_loss:
+        terms["z_loss"] = cfg.z_loss * jnp.square(total)
+        loss = loss + terms["z_loss"]
+    terms["loss"] = loss
+    counted = weight > 0
+    return {name: jnp.where(counted, value, 0.0) * weight for name, value in terms.items()}
+
+
+def _reduce(
+    rows: Rows, weight: jax.Array, shape: tuple[int, ...], cfg: LossConfig, aux: Any = None, count: str = "num_tokens"
+) -> tuple[jax.Array, Metrics]:
+    number = jnp.sum(weight)
+    # maximum(number, 1) would be wrong for fractional weights: only an empty batch has no denominator
+    below = jnp.where(number > 0, number, 1.0)
+    metrics = {name: jnp.sum(values) / below for name, values in rows.items()}
+    per_token = rows["loss"]
+    if aux is not None:
+        value, factor = aux
+        metrics["aux_loss"] = value
+        metrics["loss"] = metrics["loss"] + factor * value
+        per_token = per_token + factor * value * weight
+    metrics[count] = number
+    if cfg.reduction == "mean":
+        loss = metrics["loss"]
+    else:
+        loss = jnp.sum(per_token) if cfg.reduction == "sum" else per_token.reshape(shape)
+    return loss, {name: lax.stop_gradient(value) for name, value in metrics.items()}
+
+
+def _elementwise(logits: jax.Array, labels: jax.Array, kind: str, cfg: LossConfig) -> tuple[jax.Array, Metrics]:
+    """Mean squared error, or binary cross entropy, of scores and labels of one shape."""
+    if cfg.label_smoothing or cfg.z_loss:
+        raise ValueError(f"label_smoothing and z_loss need classes; a {kind} loss has none")
+    if labels.ndim == logits.ndim - 1 and logits.shape[-1] == 1:
+        labels = labels[..., None]
+    check_shape(labels, logits.shape)
+    x, y = logits.astype(jnp.float32), labels.astype(jnp.float32)
+    counted = labels != cfg.ignore_index
+    if kind == "regression":
+        each = jnp.square(x - y)
+        rows = {"loss": each}
+    else:
+        each = jnp.maximum(x, 0.0) - x * y + jnp.log1p(jnp.exp(-jnp.abs(x)))
+        rows = {"loss": each, "accuracy": ((x > 0) == (y > 0.5)).astype(jnp.float32)}
+    rows = {name: jnp.where(counted, value, 0.0).reshape(-1) for name, value in rows.items()}
+    return _reduce(rows, counted.astype(jnp.float32).reshape(-1), labels.shape, cfg, count="num_examples")
+
+
+def _kind(cfg: LossConfig, default: str, allowed: tuple[str, ...]) -> str:
+    kind = cfg.kind or default
+    if kind not in allowed:
+        raise ValueError(
+            f"LossConfig.kind={kind!r} does not fit a model of task {default!r}; allowed: {', '.join(allowed)}"
+        )
+    return kind
