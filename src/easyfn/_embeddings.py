@@ -1,0 +1,147 @@
+"""Embeddings, encoder and decoder of a model: look at them, exchange them, resize the vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ._slots import find_slots
+from ._tree import is_leaf, nodes, rebuild, replace
+from ._verb import verb
+from .nn.heads import input_embeddings
+
+
+def _path_of(model: Any, part: Any) -> str:
+    return next(path for path, node in nodes(model) if node is part)
+
+
+def _exchange(verb_name: str, model: Any, old: Any, new: Any) -> Any:
+    """`old`, a part of the model, for `new`: a layer like it, or an array for its weight."""
+    if not isinstance(new, type(old)):
+        if not hasattr(new, "shape"):
+            raise TypeError(f"{verb_name} takes a {type(old).__name__} or an array for its weight, not a {type(new).__name__}")
+        new = replace(old, {"weight": new})
+    ours, theirs = tuple(old.weight.shape), tuple(new.weight.shape)
+    if ours != theirs:
+        raise ValueError(f"{verb_name}: the new weight has shape {theirs}, the model needs {ours}; see ef.resize_embeddings")
+    return replace(model, {_path_of(model, old): new})
+
+
+def with_input_embeddings(model: Any, embeddings: Any) -> Any:
+    """`model` with another input embedding: a layer, or an array `(vocab, embed)`. A tied head changes with it."""
+    return _exchange("with_input_embeddings", model, input_embeddings(model), embeddings)
+
+
+@verb(example="@ef.output_embeddings.register({type})\ndef _(model): return model.lm_head")
+def output_embeddings(model: Any) -> Any:
+    """The layer that turns hidden states into scores over the vocabulary: the head, or the input embedding it is tied to.
+
+    Raises `NotSupported` for a model without such a head.
+    """
+    if not hasattr(model, "lm_head"):
+        raise output_embeddings.missing(model, "It has no field `lm_head`.")
+    return input_embeddings(model) if model.lm_head is None else model.lm_head
+
+
+def with_output_embeddings(model: Any, embeddings: Any) -> Any:
+    """`model` with another head: a layer, or an array `(vocab, embed)`. If it is tied, the input embedding changes too."""
+    return _exchange("with_output_embeddings", model, output_embeddings(model), embeddings)
+
+
+def resize_embeddings(
+    model: Any, size: int, *, pad_to_multiple_of: int | None = None, key: jax.Array | None = None
+) -> Any:
+    """`model` with a vocabulary of `size` entries: every weight with a `vocab` axis, and the config.
+
+    New rows are the mean of the old ones (Hewitt 2021; what transformers does by default), with a `key` plus normal noise of
+    the config's `initializer_range`; rows beyond a smaller size are cut off.
+
+    Raises `ValueError` if a weight to resize is quantized or has an adapter.
+    """
+    old = model.config.vocab_size
+    if pad_to_multiple_of:
+        size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+    if size < 1:
+        raise ValueError(f"resize_embeddings: a vocabulary of {size} entries is none")
+    new: dict[str, Any] = {}
+    for n, found in enumerate(find_slots(model)):
+        if "vocab" not in found.slot.axes:
+            continue
+        if not is_leaf(found.weight):
+            kind = type(found.weight).__name__
+            raise ValueError(
+                f"resize_embeddings: {found.path} is {kind}; resize first, or undo it with ef.merge_lora or ef.dequantize"
+            )
+        axis = found.weight.ndim - len(found.slot.axes) + found.slot.axes.index("vocab")
+        own = None if key is None else jax.random.fold_in(key, n)
+        std = float((getattr(model.config, "extra", None) or {}).get("initializer_range", 0.02))
+        new[found.path] = _resized(found.weight, axis, size, own, std)
+    if not new:
+        raise ValueError("resize_embeddings: no layer of the model has a `vocab` axis")
+    return with_config(replace(model, new), dataclasses.replace(model.config, vocab_size=size), model.config)
+
+
+def _resized(w: Any, axis: int, size: int, key: jax.Array | None, std: float) -> Any:
+    shape = (*w.shape[:axis], size, *w.shape[axis + 1 :])
+    if isinstance(w, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(shape, w.dtype)
+    if size <= w.shape[axis]:
+        return jax.lax.slice_in_dim(w, 0, size, axis=axis)
+    mean = jnp.mean(w.astype(jnp.float32), axis=axis, keepdims=True)
+    more = jnp.broadcast_to(mean, (*w.shape[:axis], size - w.shape[axis], *w.shape[axis + 1 :]))
+    if key is not None:
+        more = more + std * jax.random.normal(key, more.shape)
+    return jnp.concatenate([w, more.astype(w.dtype)], axis=axis)
+
+
+def with_config(model: Any, new: Any, old: Any) -> Any:
+    """`model` with `new` wherever a node's static `config` is `old`."""
+
+    def go(node: Any) -> Any:
+        if is_leaf(node):
+            return node
+        node = rebuild(node, lambda _, child: go(child))
+        if getattr(node, "config", None) != old:
+            return node
+        made = object.__new__(type(node))  # static fields cannot be exchanged through the tree
+        for field in dataclasses.fields(node):
+            object.__setattr__(made, field.name, new if field.name == "config" else getattr(node, field.name))
+        return made
+
+    return go(model)
+
+
+@verb
+def encoder(model: Any) -> Any:
+    """The encoder of an encoder-decoder, or of an encoder with a head. Raises `NotSupported` if there is none."""
+    return _part(encoder, model, "encoder")
+
+
+@verb
+def decoder(model: Any) -> Any:
+    """The decoder: of an encoder-decoder its second half, of a language model what stands under the head."""
+    return _part(decoder, model, "decoder")
+
+
+def _part(which: Any, model: Any, name: str) -> Any:
+    if hasattr(model, name):
+        return getattr(model, name)
+    if hasattr(model, "model"):
+        inner = model.model
+        both = hasattr(inner, "encoder") or hasattr(inner, "decoder")
+        if both:
+            return _part(which, inner, name)
+        if (name == "decoder") == hasattr(model, "lm_head"):
+            return inner
+    raise which.missing(model, f"It has no {name}.")
+
+
+def with_decoder(model: Any, new: Any) -> Any:
+    """`model` with another decoder of the same structure."""
+    old = decoder(model)
+    if jax.tree.structure(old) != jax.tree.structure(new):
+        raise ValueError("with_decoder: the new decoder has another structure (fields, layers or config) than the old one")
+    return replace(model, {_path_of(model, old): new})
