@@ -179,3 +179,194 @@ def _():
         vocab_size=VOCAB, n_positions=64, n_embd=48, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=2, pad_token_id=0
     )
     return reference(GPT2LMHeadModel, config)
+
+
+# --- rotary variants: sequences of the tests pass the trained length of 8
+
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "llama3": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16, "beta_slow": 1, "truncate": False},
+    "yarn-mscale": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.3},
+    "longrope": {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "short_factor": [1.0 + 0.1 * i for i in range(8)],
+        "long_factor": [2.0 + 0.5 * i for i in range(8)],
+    },
+}
+
+
+def _rope(kind: str) -> Callable[[], Any]:
+    def make() -> Any:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes = {**SMALL, "head_dim": 16, "num_hidden_layers": 2, "max_position_embeddings": 8}
+        parameters = {"rope_theta": 500.0, **ROPES[kind]}
+        if kind in ("llama3", "yarn", "yarn-mscale", "longrope"):
+            parameters["original_max_position_embeddings"] = 8
+        return reference(LlamaForCausalLM, LlamaConfig(**sizes, rope_parameters=parameters))
+
+    return make
+
+
+for _kind in ROPES:
+    case(f"llama-{_kind}", variant=True)(_rope(_kind))
+
+
+# --- mistral, qwen2, qwen3
+
+
+@case("mistral")
+def _():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return reference(MistralForCausalLM, MistralConfig(**SMALL, head_dim=16, sliding_window=4))
+
+
+@case("mistral-full", variant=True)
+def _():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return reference(MistralForCausalLM, MistralConfig(**SMALL, sliding_window=None, tie_word_embeddings=True))
+
+
+@case("qwen2")
+def _():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    return reference(Qwen2ForCausalLM, Qwen2Config(**SMALL, tie_word_embeddings=True))
+
+
+@case("qwen2-window", variant=True)
+def _():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    return reference(Qwen2ForCausalLM, config)
+
+
+@case("qwen2-classifier", task="sequence-classification", variant=True)
+def _():
+    from transformers import Qwen2Config, Qwen2ForSequenceClassification
+
+    return reference(Qwen2ForSequenceClassification, Qwen2Config(**SMALL, num_labels=4))
+
+
+@case("qwen3")
+def _():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return reference(Qwen3ForCausalLM, Qwen3Config(**SMALL, head_dim=16))
+
+
+@case("qwen3-window", variant=True)
+def _():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = Qwen3Config(
+        **SMALL, head_dim=16, attention_bias=True, use_sliding_window=True, sliding_window=3, layer_types=kinds
+    )
+    return reference(Qwen3ForCausalLM, config)
+
+
+# --- gemma3
+
+
+@case("gemma3")
+def _():
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    sizes = {**SMALL, "num_hidden_layers": 7}
+    rope = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0},
+    }
+    config = Gemma3TextConfig(
+        **sizes,
+        head_dim=16,
+        sliding_window=4,
+        query_pre_attn_scalar=20,
+        final_logit_softcapping=3.0,
+        attention_bias=True,
+        rope_parameters=rope,
+    )
+    return reference(Gemma3ForCausalLM, config)
+
+
+@case("gemma3-classifier", task="sequence-classification", variant=True)
+def _():
+    from transformers import Gemma3TextConfig, Gemma3TextForSequenceClassification
+
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = Gemma3TextConfig(**SMALL, head_dim=16, sliding_window=4, layer_types=kinds, num_labels=3)
+    return reference(Gemma3TextForSequenceClassification, config)
+
+
+# --- mixtral
+
+
+@case("mixtral", moe=True)
+def _():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(**SMALL, head_dim=16, num_local_experts=5, num_experts_per_tok=2, sliding_window=4)
+    return reference(MixtralForCausalLM, config)
+
+
+@case("mixtral-classifier", task="sequence-classification", moe=True, variant=True)
+def _():
+    from transformers import MixtralConfig, MixtralForSequenceClassification
+
+    return reference(MixtralForSequenceClassification, MixtralConfig(**SMALL, num_local_experts=3, num_labels=3))
+
+
+# --- bert
+
+
+def _bert(head: str, **more: Any) -> Any:
+    import transformers.models.bert.modeling_bert as bert
+    from transformers import BertConfig
+
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "pad_token_id")
+    small = {k: SMALL[k] for k in keys}
+    return reference(
+        getattr(bert, head), BertConfig(**{**small, "max_position_embeddings": 40, "type_vocab_size": 3, **more})
+    )
+
+
+@case("bert-base", task="base", causal=False)
+def _():
+    return _bert("BertModel")
+
+
+@case("bert", task="masked-lm", causal=False)
+def _():
+    return _bert("BertForMaskedLM", hidden_act="gelu_new", layer_norm_eps=1e-5)
+
+
+@case("bert-pretraining", task="pretraining", causal=False, variant=True)
+def _():
+    return _bert("BertForPreTraining")
+
+
+@case("bert-next-sentence", task="next-sentence", causal=False, variant=True)
+def _():
+    return _bert("BertForNextSentencePrediction")
+
+
+@case("bert-sequence-classification", task="sequence-classification", causal=False, variant=True)
+def _():
+    return _bert("BertForSequenceClassification", num_labels=3)
+
+
+@case("bert-token-classification", task="token-classification", causal=False, variant=True)
+def _():
+    return _bert("BertForTokenClassification", num_labels=5)
+
+
+@case("bert-question-answering", task="question-answering", causal=False, variant=True)
+def _():
+    return _bert("BertForQuestionAnswering")

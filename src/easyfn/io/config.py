@@ -92,27 +92,64 @@ def ignored(config: Any) -> dict[str, Any]:
     return thaw(getattr(config, "extra", Frozen()))
 
 
-def rope_parameters(data: dict[str, Any], *, theta: float = 10000.0, layer_types: tuple[str, ...] = ()) -> dict[str, Any]:
+def labels(data: dict[str, Any]) -> dict[str, Any]:
+    """`num_labels` as transformers derives it: from `id2label`."""
+    if "num_labels" not in data and data.get("id2label"):
+        data = {**data, "num_labels": len(data["id2label"])}
+    return data
+
+
+def only(data: Mapping[str, Any], key: str, *allowed: Any) -> None:
+    """Refuses a key that is implemented for some values only; list it in the family's `ignore` as well.
+
+    Raises [`easyfn.UnknownConfigKey`][] unless the value is absent, `null` or one of `allowed`.
+    """
+    value = data.get(key)
+    if value is not None and value not in allowed:
+        known = " or ".join(map(repr, (*allowed, None)))
+        raise UnknownConfigKey(f"config.json: {key}={value!r} is not implemented, only {known}")
+
+
+# What `nn.inverse_frequencies` reads. Another key (`mrope_section`, ...) would change the rotation.
+_ROPE_KEYS = frozenset(
+    """rope_type rope_theta partial_rotary_factor factor original_max_position_embeddings attention_factor beta_fast
+    beta_slow short_factor long_factor low_freq_factor high_freq_factor mscale mscale_all_dim truncate""".split()
+)
+
+
+def rope_parameters(data: dict[str, Any], *, theta: float = 10000.0) -> dict[str, Any]:
     """Rewrites older spellings of the rotary settings (`rope_theta`, `rope_scaling`) as `rope_parameters`.
 
-    Follows transformers `PreTrainedConfig.standardize_rope_params`.
+    Follows transformers `PreTrainedConfig.standardize_rope_params`. Parameters may be nested by kind of layer. `theta` is the
+    base of a family whose file gives none. Raises [`easyfn.UnknownConfigKey`][] for a parameter that is not implemented.
     """
     data = dict(data)
     scaling = data.pop("rope_scaling", None)
     parameters = dict(scaling or data.get("rope_parameters") or {})
     base = data.pop("rope_theta", None)
     partial = data.pop("partial_rotary_factor", None)
-    nested = any(isinstance(v, Mapping) for v in parameters.values())
-    for part in parameters.values() if nested else (parameters,):
-        part["rope_type"] = part.pop("type", None) or part.get("rope_type") or "default"
+
+    def one(part: Mapping[str, Any]) -> dict[str, Any]:
+        part = dict(part)
+        kind = part.pop("type", None)
+        part["rope_type"] = part.get("rope_type") or kind or "default"
         if part["rope_type"] == "su":  # the first name of longrope
             part["rope_type"] = "longrope"
         part.setdefault("rope_theta", theta if base is None else base)
         if partial is not None:
             part.setdefault("partial_rotary_factor", partial)
         if part["rope_type"] in ("llama3", "yarn", "longrope"):
-            original = data.get("original_max_position_embeddings") or data.get("max_position_embeddings")
-            if original is not None:
-                part.setdefault("original_max_position_embeddings", original)
-    data["rope_parameters"] = parameters
+            outer = data.get("original_max_position_embeddings")  # Phi-3's place for it; it wins
+            if outer is not None:
+                part["original_max_position_embeddings"] = outer
+            elif data.get("max_position_embeddings") is not None:
+                part.setdefault("original_max_position_embeddings", data["max_position_embeddings"])
+        if unknown := sorted(k for k, v in part.items() if k not in _ROPE_KEYS and v is not None):
+            raise UnknownConfigKey(f"config.json: rotary positions with {', '.join(unknown)} are not implemented")
+        return part
+
+    if any(isinstance(value, Mapping) for value in parameters.values()):
+        data["rope_parameters"] = {kind: None if part is None else one(part) for kind, part in parameters.items()}
+    else:
+        data["rope_parameters"] = one(parameters)
     return data

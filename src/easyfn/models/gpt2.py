@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 
 from .._frozen import Frozen
+from ..io.config import labels
 from ..io.names import Rule, rename, transposed
 from ..nn import (
     KV,
@@ -31,7 +32,6 @@ from ..nn import (
     split_heads,
 )
 from .family import family
-from .llama import labels
 
 
 @dataclass(frozen=True)

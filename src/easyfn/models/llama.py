@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .._frozen import Frozen
-from ..io.config import rope_parameters
-from ..nn import Attention, Block, CausalLM, Decoder, GatedMLP, RMSNorm, SequenceClassifier
+from ..io.config import labels, rope_parameters
+from ..nn import Attention, Block, Decoder, GatedMLP, RMSNorm
+from .decoders import decoder_classes, decoder_tasks
 from .family import family
 
 
@@ -40,13 +41,6 @@ class LlamaConfig:
         return labels(rope_parameters(data))
 
 
-def labels(data: dict[str, Any]) -> dict[str, Any]:
-    """`num_labels` as transformers derives it: from `id2label`."""
-    if "num_labels" not in data and data.get("id2label"):
-        data["num_labels"] = len(data["id2label"])
-    return data
-
-
 def llama(config: LlamaConfig) -> Decoder:
     """The decoder: RMSNorm, rotary grouped-query attention, gated MLP, all pre-norm."""
     c = config
@@ -74,15 +68,7 @@ def llama(config: LlamaConfig) -> Decoder:
 family(
     "llama",
     config=LlamaConfig,
-    tasks={
-        "causal-lm": lambda c: CausalLM(llama(c), tied=c.tie_word_embeddings),
-        "base": llama,
-        "sequence-classification": lambda c: SequenceClassifier(llama(c)),
-    },
-    architectures={
-        "LlamaForCausalLM": "causal-lm",
-        "LlamaModel": "base",
-        "LlamaForSequenceClassification": "sequence-classification",
-    },
+    tasks=decoder_tasks(llama),
+    architectures=decoder_classes("Llama"),
     ignore_tensors=(r"rotary_emb\.inv_freq$",),
 )

@@ -1,0 +1,60 @@
+"""What decoder-only families say in the same words: their tasks, their transformers classes, their windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..nn import CausalLM, SequenceClassifier
+
+
+def decoder_tasks(decoder: Callable[[Any], Any], **head: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
+    """The tasks of a decoder built by `decoder(config)`: language model, hidden states, classification.
+
+    `head` are further arguments of `nn.CausalLM`, as functions of the config: `softcap=lambda c: c.final_logit_softcapping`.
+    """
+
+    def causal_lm(config: Any) -> CausalLM:
+        return CausalLM(decoder(config), tied=config.tie_word_embeddings, **{k: f(config) for k, f in head.items()})
+
+    return {
+        "causal-lm": causal_lm,
+        "base": decoder,
+        "sequence-classification": lambda config: SequenceClassifier(decoder(config)),
+    }
+
+
+def decoder_classes(name: str) -> dict[str, str]:
+    """The tasks by the names of transformers' classes: `decoder_classes("Llama")["LlamaForCausalLM"]` is `"causal-lm"`."""
+    return {
+        f"{name}ForCausalLM": "causal-lm",
+        f"{name}Model": "base",
+        f"{name}ForSequenceClassification": "sequence-classification",
+    }
+
+
+def layer_windows(config: Any, layer_types: Sequence[str], window: int | None) -> tuple[int | None, ...]:
+    """The attention window of every layer, `None` where it sees everything before it.
+
+    Raises `ValueError` unless every layer has a kind, `full_attention` or `sliding_attention`, and sliding ones a window.
+    """
+    if len(layer_types) != config.num_hidden_layers:
+        raise ValueError(
+            f"{config.model_type}: layer_types names {len(layer_types)} layers and num_hidden_layers is "
+            f"{config.num_hidden_layers}; change both together, or set layer_types to None to derive it"
+        )
+    kinds = {"full_attention": None, "sliding_attention": window}
+    for kind in layer_types:
+        if kind not in kinds:
+            raise ValueError(f"{config.model_type}: layer_types holds {kind!r}; this family has {' and '.join(kinds)}")
+    if window is None and "sliding_attention" in layer_types:
+        raise ValueError(f"{config.model_type}: layer_types holds 'sliding_attention', but there is no sliding_window")
+    return tuple(kinds[kind] for kind in layer_types)
+
+
+def qwen_windows(config: Any) -> tuple[int | None, ...]:
+    """The windows of Qwen's layers: with `use_sliding_window`, those from `max_window_layers` on slide."""
+    window = config.sliding_window if config.use_sliding_window else None
+    first = config.num_hidden_layers if window is None else config.max_window_layers
+    derived = ["sliding_attention" if i >= first else "full_attention" for i in range(config.num_hidden_layers)]
+    return layer_windows(config, config.layer_types or derived, window)
