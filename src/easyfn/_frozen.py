@@ -11,7 +11,7 @@ class Frozen(Mapping[str, Any]):
 
     __slots__ = ("_data", "_hash")
 
-    def __init__(self, data: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+    def __init__(self, data: Mapping[Any, Any] | None = None, /, **more: Any) -> None:
         self._data = {str(k): freeze(v) for k, v in {**(data or {}), **more}.items()}
         self._hash: int | None = None
 
@@ -41,7 +41,7 @@ def freeze(value: Any) -> Any:
     if isinstance(value, Frozen):
         return value
     if isinstance(value, Mapping):
-        return Frozen(value)
+        return Frozen({str(k): v for k, v in value.items()})  # transformers' id2label has integer keys
     if isinstance(value, (list, tuple)):
         return tuple(freeze(v) for v in value)
     return value

@@ -13,6 +13,29 @@ from .cache import (
 )
 from .context import Context as Context, Mask as Mask, Runtime as Runtime, dropout as dropout
 from .decoder import Block as Block, Decoder as Decoder
+from .encoder import (
+    AddNorm as AddNorm,
+    Dense as Dense,
+    EncoderEmbeddings as EncoderEmbeddings,
+    EncoderLayer as EncoderLayer,
+    EncoderLayers as EncoderLayers,
+    TextEncoder as TextEncoder,
+    encoder_mask as encoder_mask,
+    first_token as first_token,
+    last_token as last_token,
+    learned_positions as learned_positions,
+)
+from .encoder_heads import (
+    ClassificationHead as ClassificationHead,
+    MaskedLM as MaskedLM,
+    NextSentence as NextSentence,
+    PooledClassifier as PooledClassifier,
+    QuestionAnswering as QuestionAnswering,
+    SentenceEmbedding as SentenceEmbedding,
+    TokenClassifier as TokenClassifier,
+    pool as pool,
+    sentence_embedding as sentence_embedding,
+)
 from .fold import fold as fold
 from .heads import (
     CausalLM as CausalLM,
@@ -25,3 +48,11 @@ from .mlp import GatedMLP as GatedMLP
 from .norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
 from .output import Output as Output
 from .rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
+from .ssm import (
+    CausalConv1d as CausalConv1d,
+    Documents as Documents,
+    GatedRMSNorm as GatedRMSNorm,
+    SSMState as SSMState,
+    scan_chunks as scan_chunks,
+    scan_step as scan_step,
+)

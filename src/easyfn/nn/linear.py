@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from .._weight import Slot, Weight, dot, slots, take
 Axes = tuple[str | None, ...]
 
 
-def declare(*shape: int) -> jax.ShapeDtypeStruct:
+def declare(*shape: int) -> Any:
     """A weight yet to be filled: layers are built abstract, and `init` or `load` brings the numbers."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
