@@ -25,6 +25,7 @@ class Output(eqx.Module):
     router_logits: tuple[Array, ...] | None = None  # each [batch * seq, experts]
     cache: Any = None
     pooler_output: Array | None = None
+    seq_relationship_logits: Array | None = None  # [batch, 2]
     start_logits: Array | None = None
     end_logits: Array | None = None
     embeddings: Array | None = None

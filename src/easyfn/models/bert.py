@@ -1,0 +1,97 @@
+"""BERT (Devlin et al. 2018, arXiv 1810.04805): a post-norm encoder with learned positions and token types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .._frozen import Frozen
+from ..io.config import labels, only
+from ..io.names import Rule, rename
+from ..nn import (
+    MaskedLM,
+    NextSentence,
+    PooledClassifier,
+    QuestionAnswering,
+    TextEncoder,
+    TokenClassifier,
+    sentence_embedding,
+)
+from .family import family
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The keys of a BERT `config.json`."""
+
+    model_type: ClassVar[str] = "bert"
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    tie_word_embeddings: bool = True
+    num_labels: int = 2
+    extra: Frozen = Frozen()
+    generation: Frozen = Frozen()
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        only(data, "position_embedding_type", "absolute")
+        only(data, "is_decoder", False)
+        only(data, "add_cross_attention", False)
+        return labels(data)
+
+    @property
+    def head_dropout(self) -> float:
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+
+def _names(model: Any) -> list[Rule]:
+    if isinstance(model, TextEncoder):
+        return []
+    return [
+        rename("dense.{rest}", "cls.predictions.transform.dense.{rest}"),
+        rename("norm.{rest}", "cls.predictions.transform.LayerNorm.{rest}"),
+        rename("decoder.{rest}", "cls.predictions.decoder.{rest}"),
+        rename("bias", "cls.predictions.bias"),
+        rename("seq_relationship.{rest}", "cls.seq_relationship.{rest}"),
+        rename("model.{rest}", "bert.{rest}"),
+    ]
+
+
+family(
+    "bert",
+    config=BertConfig,
+    tasks={
+        "base": TextEncoder,
+        "masked-lm": lambda c: MaskedLM(TextEncoder(c, pooler=False), tied=c.tie_word_embeddings),
+        "pretraining": lambda c: MaskedLM(TextEncoder(c), tied=c.tie_word_embeddings, next_sentence=True),
+        "next-sentence": lambda c: NextSentence(TextEncoder(c)),
+        "sequence-classification": lambda c: PooledClassifier(TextEncoder(c), dropout=c.head_dropout),
+        "token-classification": lambda c: TokenClassifier(TextEncoder(c, pooler=False), dropout=c.head_dropout),
+        "question-answering": lambda c: QuestionAnswering(TextEncoder(c, pooler=False)),
+        "sentence-embedding": lambda c: sentence_embedding(TextEncoder(c)),
+    },
+    architectures={
+        "BertModel": "base",
+        "BertForMaskedLM": "masked-lm",
+        "BertForPreTraining": "pretraining",
+        "BertForNextSentencePrediction": "next-sentence",
+        "BertForSequenceClassification": "sequence-classification",
+        "BertForTokenClassification": "token-classification",
+        "BertForQuestionAnswering": "question-answering",
+    },
+    names=_names,
+    ignore=("position_embedding_type", "add_cross_attention"),
+    # Buffers; and twins of tied tensors, which older files hold.
+    ignore_tensors=(r"embeddings\.(position|token_type)_ids$", r"^cls\.predictions\.decoder\.(weight|bias)$"),
+    prefix="bert",
+)

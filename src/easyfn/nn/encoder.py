@@ -1,0 +1,247 @@
+"""The post-norm encoder of BERT, under BERT's names: RoBERTa, ELECTRA and their kin are built of the same layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .activation import activation
+from .attention import attend, merge_heads, split_heads
+from .context import Context, Mask, dropout
+from .fold import fold
+from .linear import Embedding, Linear
+from .norm import LayerNorm
+from .output import Output
+
+
+def encoder_mask(context: Context) -> Mask:
+    """The mask of a pass without a cache: padding and other documents are invisible, and what is later if `causal`."""
+    return Mask(context.slots, context.segment_ids, context.slots, context.segment_ids, context.causal)
+
+
+def first_token(x: jax.Array, context: Context) -> jax.Array:
+    """The hidden state `(batch, embed)` of each row's first token that is no padding."""
+    first = jnp.argmax(context.segment_ids > 0, axis=1)
+    return jnp.take_along_axis(x, first[:, None, None], axis=1)[:, 0]
+
+
+def last_token(x: jax.Array, context: Context) -> jax.Array:
+    """The hidden state `(batch, embed)` of each row's last token that is no padding."""
+    seen = context.segment_ids > 0
+    last = jnp.max(jnp.where(seen, jnp.arange(seen.shape[1])[None], 0), axis=1)
+    return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+
+
+def learned_positions(table: Embedding, positions: jax.Array, *, offset: int = 0) -> jax.Array:
+    """Rows `positions + offset` of a table of learned positions, shape `(batch, seq, embed)`.
+
+    A position that the table does not have is a `ValueError`; in a compiled function, where nobody can raise, its
+    embedding is NaN: a clamped position would be a silent wrong answer.
+    """
+    from .._weight import shape_of
+
+    size = shape_of(table.weight)[0] - offset
+    if not isinstance(positions, jax.core.Tracer) and positions.size and int(positions.max()) >= size:
+        raise ValueError(
+            f"position {int(positions.max())} is beyond the {size} learned positions of this model "
+            "(max_position_embeddings): shorten the input"
+        )
+    x = table(positions + offset)
+    return jnp.where((positions < size)[..., None], x, jnp.asarray(jnp.nan, x.dtype))
+
+
+class Dense(eqx.Module):
+    """A linear layer and an activation, under the name `dense`."""
+
+    dense: Linear
+    act: str = eqx.field(static=True)
+
+    def __init__(self, in_features: int, out_features: int, act: str, *, axes: tuple[str | None, ...]) -> None:
+        activation(act)
+        self.dense = Linear(in_features, out_features, True, axes=axes)
+        self.act = act
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return activation(self.act)(self.dense(x))
+
+
+class AddNorm(eqx.Module):
+    """`norm(residual + dropout(dense(x)))`: how BERT ends its attention and its feed-forward layer."""
+
+    dense: Linear
+    LayerNorm: LayerNorm
+    dropout: float = eqx.field(static=True)
+
+    def __init__(
+        self, in_features: int, out_features: int, eps: float, dropout: float, *, axes: tuple[str | None, ...]
+    ) -> None:
+        self.dense = Linear(in_features, out_features, True, axes=axes)
+        self.LayerNorm = LayerNorm(out_features, eps)
+        self.dropout = dropout
+
+    def __call__(self, x: jax.Array, residual: jax.Array, context: Context, site: int) -> jax.Array:
+        return self.LayerNorm(residual + dropout(self.dense(x), self.dropout, context, site))
+
+
+class SelfAttention(eqx.Module):
+    """Multi-head attention of an encoder, without its output projection."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+    heads: int = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+
+    def __init__(self, hidden_size: int, heads: int, dropout: float) -> None:
+        if hidden_size % heads:
+            raise ValueError(f"hidden_size={hidden_size} is no multiple of num_attention_heads={heads}")
+        self.query = Linear(hidden_size, hidden_size, True, axes=("heads", "embed"))
+        self.key = Linear(hidden_size, hidden_size, True, axes=("heads", "embed"))
+        self.value = Linear(hidden_size, hidden_size, True, axes=("heads", "embed"))
+        self.heads = heads
+        self.dropout = dropout
+
+    def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
+        q, k, v = (split_heads(part(x), self.heads) for part in (self.query, self.key, self.value))
+        out, weights = attend(
+            q,
+            k,
+            v,
+            encoder_mask(context),
+            scale=q.shape[-1] ** -0.5,
+            bias=context.bias,
+            chunk=context.runtime.attention_chunk,
+            weights=context.wants("attentions"),
+            dropout_rate=self.dropout,
+            key=None if context.key is None else jax.random.fold_in(context.key, 0),
+        )
+        return merge_heads(out), weights
+
+
+class EncoderAttention(eqx.Module):
+    """Attention with its output projection, residual and norm."""
+
+    self: SelfAttention  # the name is Hugging Face's, so that paths and files agree; hence `this` below
+    output: AddNorm
+
+    def __init__(this, hidden_size: int, heads: int, eps: float, dropout: tuple[float, float]) -> None:
+        this.self = SelfAttention(hidden_size, heads, dropout[0])
+        this.output = AddNorm(hidden_size, hidden_size, eps, dropout[1], axes=("embed", "heads"))
+
+    def __call__(this, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
+        h, weights = this.self(x, context)
+        return this.output(h, x, context, 1), weights
+
+
+class EncoderLayer(eqx.Module):
+    """Attention, then feed-forward, each followed by its norm.
+
+    `config` has BERT's keys: `hidden_size`, `num_attention_heads`, `intermediate_size`, `hidden_act`, `layer_norm_eps`,
+    `attention_probs_dropout_prob`, `hidden_dropout_prob`.
+    """
+
+    attention: EncoderAttention
+    intermediate: Dense
+    output: AddNorm
+
+    def __init__(self, config: Any) -> None:
+        c = config
+        rates = (c.attention_probs_dropout_prob, c.hidden_dropout_prob)
+        self.attention = EncoderAttention(c.hidden_size, c.num_attention_heads, c.layer_norm_eps, rates)
+        self.intermediate = Dense(c.hidden_size, c.intermediate_size, c.hidden_act, axes=("mlp", "embed"))
+        self.output = AddNorm(
+            c.intermediate_size, c.hidden_size, c.layer_norm_eps, c.hidden_dropout_prob, axes=("embed", "mlp")
+        )
+
+    def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, dict[str, Any]]:
+        x, attentions = self.attention(x, context)
+        return self.output(self.intermediate(x), x, context, 2), cache, {"attentions": attentions}
+
+
+class EncoderLayers(eqx.Module):
+    """The layers of an encoder, under the name `layer`."""
+
+    layer: tuple[Any, ...]
+
+    def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict[str, Any]]:
+        x, _, trace = fold(self.layer, x, context)
+        if context.wants("hidden_states"):
+            trace["hidden_states"] = (*trace["hidden_states"], x)
+        return x, trace
+
+
+class EncoderEmbeddings(eqx.Module):
+    """`norm(word + token type + position)`.
+
+    `offset` is what position 0 is stored at (RoBERTa: `padding_idx + 1`).
+    """
+
+    word_embeddings: Embedding
+    position_embeddings: Embedding
+    token_type_embeddings: Embedding | None
+    LayerNorm: LayerNorm
+    dropout: float = eqx.field(static=True)
+    offset: int = eqx.field(static=True)
+
+    def __init__(self, config: Any, *, offset: int = 0) -> None:
+        size = getattr(config, "embedding_size", None) or config.hidden_size
+        self.word_embeddings = Embedding(config.vocab_size, size)
+        self.position_embeddings = Embedding(config.max_position_embeddings, size, axes=(None, "embed"))
+        types = config.type_vocab_size
+        self.token_type_embeddings = Embedding(types, size, axes=(None, "embed")) if types else None
+        self.LayerNorm = LayerNorm(size, config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+        self.offset = offset
+
+    def __call__(
+        self,
+        context: Context,
+        input_ids: jax.Array | None,
+        inputs_embeds: jax.Array | None,
+        token_type_ids: jax.Array | None,
+    ) -> jax.Array:
+        x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.token_type_embeddings is not None:
+            types = jnp.zeros(x.shape[:2], jnp.int32) if token_type_ids is None else jnp.asarray(token_type_ids)
+            x = x + self.token_type_embeddings(types)
+        x = x + learned_positions(self.position_embeddings, context.position_ids, offset=self.offset)
+        return dropout(self.LayerNorm(x), self.dropout, context, 1_000_003)
+
+
+class TextEncoder(eqx.Module):
+    """Token ids to hidden states in which every token sees every other.
+
+    With a `pooler` the output has `pooler_output`, `(batch, embed)`: the first token, through a linear layer and tanh.
+    """
+
+    embeddings: EncoderEmbeddings
+    encoder: EncoderLayers
+    pooler: Dense | None
+    config: Any = eqx.field(static=True)
+
+    def __init__(self, config: Any, *, pooler: bool = True, offset: int = 0) -> None:
+        self.embeddings = EncoderEmbeddings(config, offset=offset)
+        self.encoder = EncoderLayers(tuple(EncoderLayer(config) for _ in range(config.num_hidden_layers)))
+        size = config.hidden_size
+        self.pooler = Dense(size, size, "tanh", axes=("embed", "embed")) if pooler else None
+        self.config = config
+
+    def __call__(
+        self,
+        context: Context,
+        cache: Any = None,
+        *,
+        input_ids: jax.Array | None = None,
+        inputs_embeds: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+    ) -> Output:
+        if cache is not None:
+            raise ValueError(f"{type(self.config).__name__} is an encoder: it keeps no cache")
+        context = context.replace(causal=False)
+        x = self.embeddings(context, input_ids, inputs_embeds, token_type_ids)
+        x, trace = self.encoder(x, context)
+        pooled = None if self.pooler is None else self.pooler(first_token(x, context))
+        return Output(last_hidden_state=x, pooler_output=pooled, **trace)

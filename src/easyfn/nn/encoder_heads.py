@@ -1,0 +1,251 @@
+"""Heads on encoders: masked language models, classifiers, question answering, sentence embeddings.
+
+Every head holds its base model in the field `model`; a family renames that to its prefix (`bert.`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._weight import Slot, dot, slots
+from .activation import activation
+from .context import Context, dropout
+from .encoder import first_token, last_token
+from .heads import head_logits, input_embeddings
+from .linear import Linear, along_last, declare
+from .norm import LayerNorm
+from .output import Output
+
+
+class MaskedLM(eqx.Module):
+    """Scores over the vocabulary for every token: `decoder(norm(act(dense(x)))) + bias`.
+
+    `decoder` is `None` when it is tied to the input embeddings. With `next_sentence`, `seq_relationship` reads
+    the pooled first token: `seq_relationship_logits` `(batch, 2)`, whether the second sentence follows (0) or not (1).
+    """
+
+    model: Any
+    dense: Linear
+    norm: LayerNorm
+    decoder: Linear | None
+    bias: jax.Array
+    seq_relationship: Linear | None
+    config: Any = eqx.field(static=True)
+    act: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        tied: bool = True,
+        act: str | None = None,
+        size: int | None = None,
+        next_sentence: bool = False,
+    ) -> None:
+        config = model.config
+        size = size or config.hidden_size  # of the word embeddings, where they are narrower than the layers
+        self.model = model
+        self.dense = Linear(config.hidden_size, size, True, axes=("embed", "embed"))
+        self.norm = LayerNorm(size, config.layer_norm_eps)
+        self.decoder = None if tied else Linear(size, config.vocab_size, axes=("vocab", "embed"), role="head")
+        self.bias = declare(config.vocab_size)
+        self.seq_relationship = _pair(config.hidden_size) if next_sentence else None
+        self.config = config
+        self.act = act or config.hidden_act
+        activation(self.act)
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        out = self.model(context, cache, **inputs)
+        related = None if self.seq_relationship is None else self.seq_relationship(out.pooler_output)
+        return out.replace(logits=head_logits(self, out.last_hidden_state), seq_relationship_logits=related)
+
+
+def _pair(hidden_size: int) -> Linear:
+    return Linear(hidden_size, 2, True, axes=(None, "embed"), role="head")
+
+
+@slots.register(MaskedLM)
+def _(head: MaskedLM) -> dict[str, Slot]:
+    return {"bias": Slot("bias", ("vocab",), "zeros")}
+
+
+@head_logits.register(MaskedLM)
+def _(head: MaskedLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
+    hidden = head.norm(activation(head.act)(head.dense(hidden)))
+    weight = input_embeddings(head).weight if head.decoder is None else head.decoder.weight
+    logits = dot(weight, hidden, dtype=dtype)
+    return logits + along_last(head.bias.astype(logits.dtype), logits)
+
+
+class NextSentence(eqx.Module):
+    """Whether the second sentence of a row follows the first: `logits` `(batch, 2)`, 0 is yes."""
+
+    model: Any
+    seq_relationship: Linear
+    config: Any = eqx.field(static=True)
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.seq_relationship = _pair(model.config.hidden_size)
+        self.config = model.config
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        out = self.model(context, cache, **inputs)
+        return out.replace(logits=self.seq_relationship(out.pooler_output))
+
+
+class ClassificationHead(eqx.Module):
+    """`out_proj(act(dense(x)))` on `(batch, embed)`: the classifier of RoBERTa (tanh) and ELECTRA (gelu)."""
+
+    dense: Linear
+    out_proj: Linear
+    act: str = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+
+    def __init__(self, hidden_size: int, num_labels: int, *, act: str = "tanh", dropout: float = 0.0) -> None:
+        activation(act)
+        self.dense = Linear(hidden_size, hidden_size, True, axes=("embed", "embed"))
+        self.out_proj = Linear(hidden_size, num_labels, True, axes=(None, "embed"), role="head")
+        self.act = act
+        self.dropout = dropout
+
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        x = activation(self.act)(self.dense(x))
+        return self.out_proj(dropout(x, self.dropout, context, 1_000_005))
+
+
+class PooledClassifier(eqx.Module):
+    """One answer per row, `logits` of shape `(batch, num_labels)`, read off the pooled or the first token.
+
+    `classifier` is a `Linear`, which reads the base model's `pooler_output`, or a `ClassificationHead`, which reads the
+    first token's hidden state.
+    """
+
+    model: Any
+    classifier: Any
+    config: Any = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+
+    def __init__(self, model: Any, *, dropout: float = 0.0, classifier: Any = None, num_labels: int | None = None) -> None:
+        config = model.config
+        labels = num_labels or config.num_labels
+        self.model = model
+        self.classifier = classifier or Linear(config.hidden_size, labels, True, axes=(None, "embed"), role="head")
+        self.config = config
+        self.dropout = dropout
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        out = self.model(context, cache, **inputs)
+        if isinstance(self.classifier, ClassificationHead):
+            first = dropout(first_token(out.last_hidden_state, context), self.dropout, context, 1_000_004)
+            return out.replace(logits=self.classifier(first, context))
+        return out.replace(logits=self.classifier(dropout(out.pooler_output, self.dropout, context, 1_000_004)))
+
+
+class TokenClassifier(eqx.Module):
+    """One answer per token: `logits` of shape `(batch, seq, num_labels)`."""
+
+    model: Any
+    classifier: Linear
+    config: Any = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+
+    def __init__(self, model: Any, *, dropout: float = 0.0) -> None:
+        config = model.config
+        self.model = model
+        self.classifier = Linear(config.hidden_size, config.num_labels, True, axes=(None, "embed"), role="head")
+        self.config = config
+        self.dropout = dropout
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        out = self.model(context, cache, **inputs)
+        return out.replace(logits=self.classifier(dropout(out.last_hidden_state, self.dropout, context, 1_000_004)))
+
+
+class QuestionAnswering(eqx.Module):
+    """Where an answer starts and ends: `start_logits` and `end_logits`, `(batch, seq)` each."""
+
+    model: Any
+    qa_outputs: Linear
+    config: Any = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+
+    def __init__(self, model: Any, *, dropout: float = 0.0) -> None:
+        self.model = model
+        self.qa_outputs = _pair(model.config.hidden_size)
+        self.config = model.config
+        self.dropout = dropout
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        out = self.model(context, cache, **inputs)
+        both = self.qa_outputs(dropout(out.last_hidden_state, self.dropout, context, 1_000_004))
+        return out.replace(start_logits=both[..., 0], end_logits=both[..., 1])
+
+
+POOLINGS = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+
+def pool(x: jax.Array, context: Context, mode: str) -> jax.Array:
+    """One vector per row, `(batch, embed)` in float32, from `(batch, seq, embed)`; padding takes no part.
+
+    The modes are those of sentence-transformers' `Pooling`.
+    """
+    if mode == "cls":
+        return first_token(x, context).astype(jnp.float32)
+    if mode == "lasttoken":
+        return last_token(x, context).astype(jnp.float32)
+    x = x.astype(jnp.float32)
+    seen = (context.segment_ids > 0)[..., None]
+    if mode == "max":
+        return jnp.max(jnp.where(seen, x, -1e9), axis=1)
+    weight = seen.astype(jnp.float32)
+    if mode == "weightedmean":
+        weight = weight * jnp.cumsum(weight, axis=1)  # 1, 2, 3, ... over the tokens
+    total = jnp.sum(x * weight, axis=1)
+    count = jnp.maximum(jnp.sum(weight, axis=1), 1e-9)
+    return total / (jnp.sqrt(count) if mode == "mean_sqrt_len_tokens" else count)
+
+
+class SentenceEmbedding(eqx.Module):
+    """One vector per row: `embeddings`, `(batch, embed)` in float32, as sentence-transformers makes it.
+
+    `pooling` names one or several modes, whose vectors are joined; `normalize` makes them unit vectors.
+    """
+
+    model: Any
+    config: Any = eqx.field(static=True)
+    pooling: tuple[str, ...] = eqx.field(static=True)
+    normalize: bool = eqx.field(static=True)
+
+    def __init__(self, model: Any, *, pooling: str | tuple[str, ...] = "mean", normalize: bool = False) -> None:
+        modes = (pooling,) if isinstance(pooling, str) else tuple(pooling)
+        if unknown := [m for m in modes if m not in POOLINGS]:
+            raise ValueError(f"unknown pooling {unknown[0]!r}; known: {', '.join(POOLINGS)}")
+        self.model = model
+        self.config = model.config
+        self.pooling = modes
+        self.normalize = normalize
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        out = self.model(context, cache, **inputs)
+        vectors = jnp.concatenate([pool(out.last_hidden_state, context, mode) for mode in self.pooling], axis=-1)
+        if self.normalize:
+            length = jnp.sqrt(jnp.sum(vectors * vectors, axis=-1, keepdims=True))
+            vectors = vectors / jnp.maximum(length, 1e-12)
+        return out.replace(embeddings=vectors)
+
+
+def sentence_embedding(model: Any) -> SentenceEmbedding:
+    """A base model as a sentence embedder, pooled as its checkpoint says.
+
+    The checkpoint's `modules.json` and `1_Pooling/config.json` arrive in `config.extra["_sentence_transformers"]` as
+    `{"pooling": [...], "normalize": bool}`; without them the mean over the tokens is taken and left as long as it is.
+    """
+    said = (getattr(model.config, "extra", None) or {}).get("_sentence_transformers") or {}
+    return SentenceEmbedding(
+        model, pooling=tuple(said.get("pooling", ("mean",))), normalize=bool(said.get("normalize", False))
+    )
