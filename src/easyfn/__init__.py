@@ -17,12 +17,24 @@ from ._weight import (
     axes_of as axes_of,
     dense as dense,
     dot as dot,
+    format_of as format_of,
     ragged_dot as ragged_dot,
+    randomized as randomized,
+    requantize as requantize,
     shape_of as shape_of,
     slots as slots,
     take as take,
 )
 from .io.config import UnknownConfigKey as UnknownConfigKey
+from .lora import (
+    LoRA as LoRA,
+    apply_lora as apply_lora,
+    has_lora as has_lora,
+    join_lora as join_lora,
+    merge_lora as merge_lora,
+    remove_lora as remove_lora,
+    split_lora as split_lora,
+)
 from .models.family import families as families, family as family
 from .models.init import init as init
 from .nn import Context as Context, Output as Output, Runtime as Runtime, input_embeddings as input_embeddings
@@ -51,4 +63,10 @@ from ._embeddings import (
     with_decoder as with_decoder,
     with_input_embeddings as with_input_embeddings,
     with_output_embeddings as with_output_embeddings,
+)
+from .quant import (
+    QuantConfig as QuantConfig,
+    dequantize as dequantize,
+    is_quantized as is_quantized,
+    quantize as quantize,
 )

@@ -63,6 +63,15 @@ def shape_of(w: Weight) -> tuple[int, ...]:
 
 
 @verb
+def format_of(w: Weight) -> str | None:
+    """The short name of a weight format, as `show` prints it (`int8`, `nf4/64`); `None` for an array and for whatever only wraps weights.
+
+    What answers a name is what `is_quantized` sees and `dequantize` replaces by `dense(w)`.
+    """
+    return None
+
+
+@verb
 def axes_of(w: Weight, axes: tuple[str | None, ...]) -> Any:
     """A tree like `w` with, for every array, the logical axes of its dimensions.
 
@@ -158,3 +167,23 @@ def ragged_dot(w: Weight, x: jax.Array, group_sizes: jax.Array) -> jax.Array:
         return ragged_dot(dense(w), x, group_sizes)
     y = lax.ragged_dot(x, jnp.swapaxes(w, 1, 2), group_sizes, preferred_element_type=jnp.float32)
     return y.astype(x.dtype)
+
+
+@verb(example="@ef.requantize.register({type})\ndef _(w, new): return quantize_as(w, new)   # `new` in the format of `w`")
+def requantize(w: Weight, new: jax.Array) -> Weight:
+    """The dense array `new`, of the shape of `w`, in the format of `w`: what folding an adapter into a weight writes back.
+
+    For an array: `new` in its dtype.
+    """
+    if not hasattr(w, "ndim"):
+        raise requantize.missing(w, "It is neither an array nor a weight format that says how it rounds.")
+    return new.astype(w.dtype)
+
+
+@verb
+def randomized(w: Weight, key: jax.Array) -> Weight:
+    """`w` with a PRNG key of its own, if it draws random numbers in a training pass (dropout of an adapter).
+
+    `forward(..., key=...)` asks every weight; most have no use for it and are returned as they are.
+    """
+    return w

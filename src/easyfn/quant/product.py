@@ -1,0 +1,148 @@
+"""What the formats share: a product that differentiates its input and never its weight, in blocks of rows on CPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._dtype import cast
+from .._trainable import trainable
+from .._weight import dense, dot, shape_of, take
+
+Product = Callable[[Any, jax.Array], jax.Array]
+
+# A temporary of this many float32 entries stays in the cache of a core; a larger one is paid in page faults.
+BLOCK = 1 << 20
+
+
+def against_dense(w: Any, g: jax.Array) -> jax.Array:
+    """`g @ dense(w)`: `g` of shape `(m, out)`; float32 `(m, in)`."""
+    return _matmul(g, dense(replace(w, dtype=g.dtype.name)), 0)
+
+
+def register_format(cls: type, product: Product, back: Product = against_dense) -> None:
+    """Teaches the verbs a weight format of which `dense` and `shape_of` are known.
+
+    `product(w, rows)` is the float32 product of `rows`, `(m, in)` in any float dtype, with a 2-D weight; `back(w, g)` is the
+    product with its transpose, for the gradient of the input, given a block of the weight's rows at a time. The format has
+    a field `codes` and a static field `dtype`, that of the dense array it stands for.
+    """
+
+    @dot.register(cls)
+    def _(w: Any, x: jax.Array, *, dtype: Any = None) -> jax.Array:
+        shape = shape_of(w)
+        if len(shape) != 2 or x.shape[-1] != shape[1]:
+            raise ValueError(f"dot: a weight (out, in) of shape {shape} does not fit inputs of shape {x.shape}")
+        out = dtype or jnp.result_type(w.dtype, x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        if not jnp.issubdtype(rows.dtype, jnp.floating):
+            rows = rows.astype(w.dtype)
+        y = _frozen(product, back, rows.dtype.name, w, rows)
+        return y.astype(out).reshape(*x.shape[:-1], shape[0])
+
+    @cast.register(cls)
+    def _(w: Any, dtype: Any, pattern: Any = None) -> Any:
+        return replace(w, dtype=jnp.dtype(dtype).name)
+
+    @trainable.register(cls)
+    def _(w: Any) -> Any:
+        return jax.tree.map(lambda _: False, w)
+
+    @take.register(cls)
+    def _(w: Any, ids: jax.Array) -> Any:
+        parts = jax.tree.map(lambda part: jnp.take(part, ids, axis=0, mode="clip"), w)
+        if len(w.codes.shape) > 2:
+            return parts  # whole experts, still packed
+        # A table gives rows: seen as a matrix of all the ids asked for.
+        flat = jax.tree.map(lambda part: part.reshape(-1, part.shape[-1]), parts)
+        rows = dense(flat)
+        return rows.reshape(*ids.shape, rows.shape[-1])
+
+
+def replace(w: Any, **fields: Any) -> Any:
+    """A weight with some of its fields replaced: static ones, or arrays by anything (axes, for `axes_of`)."""
+    new = object.__new__(type(w))
+    for name in type(w).__dataclass_fields__:
+        object.__setattr__(new, name, fields.get(name, getattr(w, name)))
+    return new
+
+
+def inner(rows: jax.Array, w: jax.Array) -> jax.Array:
+    """`rows @ w.T` in float32, of two arrays of one dtype."""
+    return _matmul(rows, w, 1)
+
+
+def _matmul(rows: jax.Array, w: jax.Array, axis: int) -> jax.Array:
+    # XLA on CPU multiplies a single row of 16 bits in a slow vector kernel; two rows reach the fast one.
+    single = rows.shape[0] == 1 and rows.dtype != jnp.float32
+    if single:
+        rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
+    y = lax.dot_general(rows, w, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
+    return y[:1] if single else y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _frozen(product: Product, back: Product, dtype: str, w: Any, rows: jax.Array) -> jax.Array:
+    return product(w, rows)
+
+
+def _forward(product: Product, back: Product, dtype: str, w: Any, rows: jax.Array) -> Any:
+    return product(w, rows), w
+
+
+def _backward(product: Product, back: Product, dtype: str, w: Any, g: jax.Array) -> Any:
+    g = g.astype(dtype)  # as the backward pass of a plain 16-bit product
+    blocks = row_blocks(w)
+    if blocks == 1:
+        dx = back(w, g)
+    else:
+        cut = jnp.moveaxis(g.reshape(g.shape[0], blocks, -1), 1, 0)
+        zero = jnp.zeros((g.shape[0], shape_of(w)[1]), jnp.float32)
+        dx = lax.scan(lambda sum, xs: (sum + back(*xs), None), zero, (split_rows(w, blocks), cut))[0]
+    return None, dx.astype(dtype)
+
+
+_frozen.defvjp(_forward, _backward)
+
+
+
+def row_blocks(w: Any) -> int:
+    """Into how many blocks of rows a product is cut, so that what a block unpacks stays in the cache.
+
+    Also the reason that no dense copy of a model is ever alive: XLA would gladly unpack all layers at once.
+    """
+    out, width = shape_of(w)
+    if out * width <= 2 * BLOCK or any(part.shape[0] != out for part in jax.tree.leaves(w)):
+        return 1
+    smallest = -(-out * width // BLOCK)
+    return next((n for n in range(smallest, min(4 * smallest, out) + 1) if out % n == 0), 1)
+
+
+def split_rows(w: Any, blocks: int) -> Any:
+    return jax.tree.map(lambda part: part.reshape(blocks, -1, part.shape[-1]), w)
+
+
+def by_blocks(part: Product) -> Product:
+    """A product that runs over blocks of the weight's rows on CPU, and in one piece elsewhere."""
+
+    def whole(w: Any, rows: jax.Array) -> jax.Array:
+        return part(w, rows)
+
+    def pieces(w: Any, rows: jax.Array) -> jax.Array:
+        blocks = row_blocks(w)
+        if blocks == 1:
+            return part(w, rows)
+        y = lax.map(lambda piece: part(piece, rows), split_rows(w, blocks))
+        return jnp.moveaxis(y, 0, 1).reshape(rows.shape[0], -1)
+
+    def product(w: Any, rows: jax.Array) -> jax.Array:
+        if row_blocks(w) == 1:
+            return part(w, rows)
+        return lax.platform_dependent(w, rows, cpu=pieces, default=whole)
+
+    return product

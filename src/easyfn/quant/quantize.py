@@ -1,0 +1,193 @@
+"""`quantize` and `dequantize`: weight formats into the slots of a model, and out again."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .._slots import Found, find_slots, map_slots, select_slots
+from .._tree import is_abstract, is_leaf, join, lift, nodes, rebuild
+from .._verb import node_verb
+from .._weight import Weight, dense, format_of
+from .config import QuantConfig
+
+REACHED = ("linear", "experts", "head", "embedding", "router")  # by some pattern; "all-linear" is the first two
+NAMED = ("head", "embedding", "router")  # only by a pattern that needs their name
+
+Config = QuantConfig | str | Sequence[QuantConfig | str]
+
+
+@node_verb
+def quantize(model: Any, cfg: Config) -> Any:
+    """`model` with the selected weights in a smaller format.
+
+    `cfg` is a `QuantConfig`, the name of a method (`"8bit"`, `"nf4"`, ...), or a list of them: each slot goes to the first whose
+    pattern selects it. Works on dense, stacked, sharded and abstract models, eagerly and under `jit`.
+
+    Raises `ValueError`, the model untouched, for a pattern that selects nothing or nothing that an earlier config has left,
+    for a weight that is quantized already, for NaN or infinite weights (of concrete models), and for a
+    `group_size` that does not fit.
+
+    ```python
+    import easyfn as ef, jax
+    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    small = ef.quantize(model, [ef.QuantConfig("8bit", pattern="q_proj|k_proj"), ef.QuantConfig("nf4")])
+    assert ef.is_quantized(small) and not ef.is_quantized(model)
+    assert ef.format_of(small.model.layers[0].mlp.up_proj.weight) == "nf4/64"
+    ```
+    """
+    chosen = assign(model, cfg)
+    _check(model, chosen)
+
+    def how(path: str, slot: Any, weight: Any) -> Any:
+        return weight if path not in chosen else _encode(chosen[path], path, weight)
+
+    return map_slots(quantize, model, how)
+
+
+def assign(model: Any, cfg: Config) -> dict[str, QuantConfig]:
+    """Which config each slot's path gets. A config that gets no slot is an error, so that a typo cannot pass for a choice."""
+    configs = [QuantConfig(c) if isinstance(c, str) else c for c in ([cfg] if isinstance(cfg, (str, QuantConfig)) else cfg)]
+    if not configs:
+        raise ValueError("quantize: an empty list of configs")
+    chosen: dict[str, QuantConfig] = {}
+    for config in configs:
+        found = _select(model, config)
+        new = [f.path for f in found if f.path not in chosen]
+        if not new:
+            raise ValueError(
+                f"quantize: {config} is unused: all {len(found)} weights that it selects, {found[0].path} first, are taken by "
+                "configs before it. The first match wins: put the special ones first."
+            )
+        chosen.update(dict.fromkeys(new, config))
+    return chosen
+
+
+def _select(model: Any, config: QuantConfig) -> list[Found]:
+    pattern = config.pattern
+    found = select_slots("quantize", model, pattern, REACHED)
+    if callable(pattern) or pattern == "all-linear":
+        return found
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    kept = [f for f in found if f.slot.role not in NAMED or any(_names(p, f) for p in patterns)]
+    if not kept:
+        raise ValueError(
+            f"quantize: the pattern {pattern!r} reaches only {', '.join(f.path for f in found[:4])}: heads, embeddings and routers "
+            f"lose much to save little, so they must be named. To insist, write pattern={found[0].layer.rsplit('.', 1)[-1]!r}."
+        )
+    return kept
+
+
+def _names(pattern: str, found: Found) -> bool:
+    """Whether a pattern asks for this very layer: it no longer matches when the layer's own name is struck out."""
+    above = found.layer.rpartition(".")[0]
+    field = found.path[len(found.layer) :]
+    anonymous = join(above, "\0") + field
+    return bool(re.search(pattern, found.path)) and not re.search(pattern, anonymous)
+
+
+def _check(model: Any, chosen: dict[str, QuantConfig]) -> None:
+    finite: dict[str, Any] = {}
+    for path, slot, weight in ((f.path, f.slot, f.weight) for f in find_slots(model, REACHED)):
+        if path not in chosen:
+            continue
+        if is_quantized(weight):
+            raise ValueError(f"quantize: {path} is quantized already ({_format(weight)}); call ef.dequantize(model) first")
+        if not is_leaf(weight) or not jnp.issubdtype(weight.dtype, jnp.floating):
+            raise ValueError(
+                f"quantize: {path} ({slot.role}) holds a {type(weight).__name__}, not a plain floating point array. "
+                "Quantize before you add adapters: ef.apply_lora(ef.quantize(model, cfg), ...)."
+            )
+        if not is_abstract(weight) and not isinstance(weight, jax.core.Tracer):
+            finite[path] = _all_finite(weight)
+    if broken := [path for path, ok in finite.items() if not bool(ok)]:
+        raise ValueError(
+            f"quantize: NaN or infinite values in {', '.join(broken[:8])}{', ...' if len(broken) > 8 else ''}; "
+            "a scale made of them would spoil whole rows"
+        )
+
+
+@jax.jit
+def _all_finite(weight: jax.Array) -> jax.Array:
+    return jnp.all(jnp.isfinite(weight))
+
+
+def _format(weight: Any) -> str:
+    return next(name for _, node in nodes(weight) if (name := format_of(node)) is not None)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode_array(config: QuantConfig, weight: Any) -> Weight:
+    return config.encode(weight)
+
+
+def _encode(config: QuantConfig, path: str, weight: Any) -> Weight:
+    try:
+        run: Callable[..., Any] = functools.partial(_encode_array, _method_only(config))
+        return lift(run)(weight)
+    except ValueError as error:
+        raise ValueError(f"quantize: {path}: {error}") from None
+
+
+def _method_only(config: QuantConfig) -> QuantConfig:
+    """The config without its pattern, which may not be hashable and would compile one format many times."""
+    return QuantConfig(config.method, config.group_size, double_quant=config.double_quant)
+
+
+def encoder(model: Any, cfg: Config) -> dict[str, Callable[[Any], Weight]]:
+    """For `ef.load(quantize=cfg)`: a function from the dense array to the weight, for every slot of an abstract model that gets one.
+
+    Stacked or not: a function takes the array of one layer or of many.
+    """
+    return {path: functools.partial(encode_checked, config, path) for path, config in assign(model, cfg).items()}
+
+
+def encode_checked(config: QuantConfig, path: str, array: Any) -> Weight:
+    """One dense array in the format of `config`; NaN or infinite entries are an error that names `path`."""
+    if not is_abstract(array) and not isinstance(array, jax.core.Tracer) and not bool(_all_finite(array)):
+        raise ValueError(f"quantize: NaN or infinite values in {path}")
+    return _encode(config, path, array)
+
+
+def dequantize(model: Any, dtype: Any = None) -> Any:
+    """`model` with every quantized weight as a plain array, in the dtype it had, or in `dtype`. Adapters stay.
+
+    Raises `ValueError` if nothing is quantized.
+
+    ```python
+    import easyfn as ef, jax, jax.numpy as jnp
+    linear = ef.init(ef.nn.Linear(64, 8), key=jax.random.key(0))
+    again = ef.dequantize(ef.quantize(linear, "8bit"))
+    assert jnp.abs(again.weight - linear.weight).max() < 1e-3
+    ```
+    """
+    count = 0
+
+    def plain(weight: Any) -> Any:
+        return dense(weight) if dtype is None else dense(weight).astype(dtype)
+
+    def go(node: Any) -> Any:
+        nonlocal count
+        if format_of(node) is not None:
+            count += 1
+            return lift(plain)(node)
+        return rebuild(node, lambda _, child: go(child))
+
+    new = go(model)
+    if not count:
+        raise ValueError("dequantize: no weight of this model is quantized")
+    return new
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether any weight of a model (or a weight itself) is in a quantized format."""
+    return any(format_of(node) is not None for _, node in nodes(model))
+
+
+
