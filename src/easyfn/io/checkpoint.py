@@ -1,0 +1,128 @@
+"""A checkpoint: where each tensor lies, in one file or many; and the collected errors of a load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .safetensors import BadFile, Info, read_header, read_into
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
+
+
+class LoadError(ValueError):
+    """Everything that is wrong with a checkpoint, at once: `problems` is a list of sentences."""
+
+    def __init__(self, where: Any, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        shown = self.problems[:40]
+        more = [f"... and {len(self.problems) - len(shown)} more"] if len(self.problems) > len(shown) else []
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+        super().__init__(f"{where}: {count}\n" + "\n".join(f"  - {p}" for p in [*shown, *more]))
+
+
+class Source(NamedTuple):
+    """Tensors by name, wherever they are: `read_into(name, out, start)` fills a C-contiguous array of the tensor's own
+    dtype from byte `start` of it; `value(name)`, if it is not `None`, is a JAX array that can be taken as it is."""
+
+    where: str
+    tensors: Mapping[str, Any]  # anything with `dtype` and `shape`
+    read_into: Callable[[str, np.ndarray, int], None]
+    value: Callable[[str], Any]
+    problems: list[str]
+
+
+def open_checkpoint(folder: Path) -> Source:
+    """The tensors of a folder; unreadable shards are among its `problems`."""
+    problems: list[str] = []
+    tensors: dict[str, Info] = {}
+    single = folder / SINGLE
+    if single.exists():
+        files, expected = [single], {}
+    elif (folder / INDEX).exists():
+        expected = read_index(folder / INDEX)
+        files = []
+        for name in sorted(set(expected.values())):
+            file = inside(folder, name)
+            if file.exists():
+                files.append(file)
+            else:
+                held = sum(v == name for v in expected.values())
+                problems.append(f"{INDEX} names {name} ({held} tensors), and there is no such file")
+    else:
+        raise no_safetensors(folder)
+    for file in files:
+        try:
+            found, _ = read_header(file)
+        except (BadFile, OSError) as error:
+            problems.append(str(error))
+            continue
+        for name, info in found.items():
+            if name in tensors:
+                problems.append(f"tensor {name!r} is in {tensors[name].file.name} and in {file.name}")
+            tensors[name] = info
+        lost = [n for n, f in expected.items() if f == file.name and n not in found]
+        problems += [f"{INDEX} says that {file.name} holds {n!r}, and it does not" for n in lost]
+
+    def fill(name: str, out: np.ndarray, start: int) -> None:
+        read_into(tensors[name], out, start=start)
+
+    return Source(str(folder), tensors, fill, lambda name: None, problems)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The `weight_map` of an index: which file holds which tensor."""
+    try:
+        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise LoadError(path, [f"it is no index of safetensors files ({error!r})"]) from None
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise LoadError(path, ["its weight_map is no map of tensor names to file names"])
+    for name in sorted(set(weight_map.values())):
+        inside(path.parent, name)
+    return weight_map
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of a name that an index gives. It must lie in the folder: an index comes from whoever made the checkpoint."""
+    pure = PurePosixPath(name)
+    path = folder / name
+    refused = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name or not pure.parts
+    if not refused:
+        real, home = path.resolve(), folder.resolve()
+        allowed = [home]
+        if home.parent.name == "snapshots":  # the cache of the hub: its snapshots are links to ../../blobs
+            allowed.append(home.parent.parent / "blobs")
+        refused = not any(real.is_relative_to(a) for a in allowed)
+    if refused:
+        raise LoadError(folder / INDEX, [f"it names a file outside its folder: {name!r}; this is refused"])
+    return path
+
+
+def no_safetensors(folder: Path) -> LoadError:
+    """The error for a folder without weights that we read: it names what is there instead, and the way out."""
+    if (folder / "adapter_config.json").exists():
+        message = (
+            "this is a PEFT adapter, not a model: load the base model with ef.load(base) and then "
+            f"ef.load_adapter(model, {str(folder)!r})"
+        )
+    elif pickles := sorted(p.name for pattern in PICKLES for p in folder.glob(pattern)):
+        message = refuse_pickles(pickles)
+    else:
+        there = sorted(p.name for p in folder.iterdir())
+        message = f"there is no {SINGLE} and no {INDEX}; it holds {', '.join(there[:12]) or 'nothing'}"
+    return LoadError(folder, [message])
+
+
+def refuse_pickles(names: Sequence[str]) -> str:
+    return (
+        f"there is no {SINGLE}, only {', '.join(names[:4])}: easyfn does not read such files, because unpickling can run any "
+        "code. Convert them once, with torch: transformers.AutoModel.from_pretrained(path).save_pretrained(new_path) writes "
+        "safetensors; on the hub, look for a safetensors revision (refs/pr/...)"
+    )

@@ -1,0 +1,298 @@
+"""From tensors to a model: which tensor goes where, and every array read once into the memory where it stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._params import abstract_of
+from .._tree import expand, is_leaf, join, leaves, nodes, rebuild, replace
+from ..models.family import Family, abstract_config
+from .checkpoint import LoadError, Source
+from .formats import Packed
+from .names import Tensors, tensors
+from .safetensors import BadFile, aligned
+
+Encoders = Mapping[str, Callable[[Any], Any]]
+WORKERS = 4
+
+
+@dataclasses.dataclass
+class Sources:
+    """What every array of a model is read from: the outcome of comparing a model with a checkpoint."""
+
+    of: dict[str, Tensors]  # by the path in the unstacked model; the names are those of the checkpoint
+    packed: dict[str, Packed]
+    missing: list[str]  # paths without a tensor
+    problems: list[str]
+
+
+def find_name(name: str, held: Mapping[str, Any], prefix: str) -> str | None:
+    """How a checkpoint calls a tensor: as asked, or with or without the prefix of a head model, or in its oldest spelling."""
+    swapped = name.removeprefix(f"{prefix}.") if name.startswith(f"{prefix}.") else f"{prefix}.{name}"
+    for candidate in (name, swapped):
+        if candidate in held:
+            return candidate
+        if "LayerNorm." in candidate:  # TensorFlow's names, still in the oldest checkpoints
+            old = candidate.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            if old in held:
+                return old
+    return None
+
+
+def match(model: Any, config: Any, known: Family, task: str, source: Source, reader: Any) -> Sources:
+    """Compares an abstract, unstacked model with a checkpoint: every difference becomes a problem."""
+    held = source.tensors
+    wanted = {path: found[0] for path, found in tensors(model, known.names(model)).items()}
+    out = Sources({}, {}, [], list(source.problems))
+    used: set[str] = set()
+    if reader is not None:
+        renamed = {p: t._replace(names=tuple(find_name(n, held, known.prefix) or n for n in t.names)) for p, t in wanted.items()}
+        out.packed = reader(model, renamed, held)
+        for path, packed in out.packed.items():
+            used |= set(packed.names)
+            out.problems += [f"{path} needs {name!r}, which is not in the checkpoint" for name in packed.names if name not in held]
+    floating = {path: jnp.issubdtype(leaf.dtype, jnp.floating) for path, leaf in leaves(model).items()}
+    absent: list[tuple[str, list[str]]] = []
+    for path, t in wanted.items():
+        if path in out.packed:
+            continue
+        names = [find_name(n, held, known.prefix) for n in t.names]
+        used |= {n for n in names if n is not None}
+        if lost := [n for n, found in zip(t.names, names, strict=True) if found is None]:
+            absent.append((path, lost))
+            continue
+        t = out.of[path] = t._replace(names=tuple(names))
+        for name, shape in zip(names, t.shapes(), strict=True):
+            info = held[name]
+            if tuple(info.shape) != tuple(shape):
+                out.problems.append(f"{path}: the model has {shape}, tensor {name!r} {tuple(info.shape)}{_why(path, config)}")
+            if jnp.issubdtype(info.dtype, jnp.floating) != floating[path]:
+                out.problems.append(f"{path}: tensor {name!r} holds {info.dtype}, which is not what the model computes with")
+    if not source.problems:
+        _absences(absent, out, wanted)
+        _leftovers(sorted(set(held) - used), used, out, config, known, task, source)
+    return out
+
+
+def _absences(absent: list[tuple[str, list[str]]], out: Sources, wanted: Mapping[str, Tensors]) -> None:
+    """A head that a checkpoint lacks altogether may be drawn at random; a layer that its siblings have may not."""
+    kind = lambda path: re.sub(r"(?<![^.])\d+(?![^.])", "*", path)
+    there = {kind(path) for path in (*out.of, *out.packed)}
+    for path, lost in absent:
+        if len(lost) < len(wanted[path].names) or kind(path) in there or not there:
+            shown = ", ".join(map(repr, lost[:3])) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+            out.problems.append(f"missing tensor {shown} (for {path} of shape {wanted[path].shape})")
+        else:
+            out.missing.append(path)
+
+
+def _leftovers(
+    names: list[str], used: set[str], out: Sources, config: Any, known: Family, task: str, source: Source
+) -> None:
+    """Tensors that nothing asked for: buffers, tied twins, and heads of another task are dropped; the others are problems."""
+    names = [n for n in names if not any(re.search(p, n) for p in known.ignore_tensors)]
+    if not names:
+        return
+    other: set[str] = set()
+    for each in known.tasks:
+        if each != task:
+            model = abstract_config(config, each, None)
+            other |= {n for found in tensors(model, known.names(model)).values() for t in found for n in t.names}
+    for name in names:
+        info = source.tensors[name]
+        mine = (name.removeprefix(f"{known.prefix}."), f"{known.prefix}.{name}")
+        if name in other and not any(n in used for n in mine if n != name):
+            continue
+        twins = [n for n in used if (t := source.tensors.get(n)) and t.shape == info.shape and t.dtype == info.dtype]
+        if len(info.shape) > 1 and any(_equal(source, name, twin) for twin in twins):
+            continue
+        hint = ""
+        if getattr(config, "tie_word_embeddings", False) and len(info.shape) > 1 and twins and not _same_pattern(name, used):
+            hint = "; if it is an untied head, load with config_overrides={'tie_word_embeddings': False}"
+        out.problems.append(f"unexpected tensor {name!r} of shape {tuple(info.shape)}: no part of the model{hint}")
+
+
+def _same_pattern(name: str, used: set[str]) -> bool:
+    star = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+    return any(re.sub(r"(?<![^.])\d+(?![^.])", "*", n) == star for n in used)
+
+
+def _equal(source: Source, a: str, b: str) -> bool:
+    return np.array_equal(_raw(source, a).view(np.uint8), _raw(source, b).view(np.uint8))
+
+
+def _raw(source: Source, name: str) -> np.ndarray:
+    info = source.tensors[name]
+    out = aligned(tuple(info.shape), info.dtype)
+    source.read_into(name, out, 0)
+    return out.reshape(-1)
+
+
+def _why(path: str, config: Any) -> str:
+    return f" (the config has vocab_size={config.vocab_size})" if re.search("embed|wte|lm_head|shared", path) and hasattr(config, "vocab_size") else ""
+
+
+def dtypes(sources: Sources, source: Source, model: Any, dtype: Any) -> dict[str, np.dtype[Any]]:
+    """The dtype of every array: the one asked for (floating point only), or the file's, as far as JAX has it."""
+    out = {}
+    for path, t in sources.of.items():
+        stored = [np.dtype(source.tensors[n].dtype) for n in t.names]
+        kept = stored[0] if len(set(stored)) == 1 else jnp.result_type(*stored)
+        floating = jnp.issubdtype(kept, jnp.floating)
+        out[path] = np.dtype(jax.dtypes.canonicalize_dtype(dtype if dtype is not None and floating else kept))
+    return out
+
+
+def assemble(
+    model: Any,
+    sources: Sources,
+    source: Source,
+    *,
+    dtype: Any = None,
+    encoders: Encoders | None = None,
+    stack: Callable[[Any], Any] | None = None,
+    shardings: Callable[[Any], Any] | None = None,
+    progress: Any = None,
+) -> Any:
+    """The model, filled. Missing paths stay abstract. `stack` and `shardings` are functions of the abstract model."""
+    encoders = encoders or {}
+    wanted = dtypes(sources, source, model, dtype)
+    common = max(set(wanted.values()), key=list(wanted.values()).count) if wanted else jnp.dtype(jnp.float32)
+    packed = {path: _unpack(p, source, dtype) for path, p in sources.packed.items()}
+    arrays = leaves(model)
+    new: dict[str, Any] = {p: jax.ShapeDtypeStruct(t.shape, wanted[p]) for p, t in sources.of.items()}
+    for path in sources.missing:
+        new[path] = jax.ShapeDtypeStruct(arrays[path].shape, common)
+    for path, encode in encoders.items():
+        if path in sources.of:
+            new[path] = jax.eval_shape(encode, new[path])
+    new |= {path: abstract_of(weight) for path, weight in packed.items()}
+    model = replace(model, new)
+    if stack is not None:
+        model = stack(model)
+    places = dict(nodes(shardings(model))) if shardings is not None else {}
+    special = {*packed, *(p for p in encoders if p in sources.of)}
+    skip = set(sources.missing)
+
+    def one(path: str, node: Any) -> Any:
+        singles = expand(path)
+        if singles[0] in special:
+            weights = []
+            for single in singles:
+                if single in packed:
+                    weights.append(packed.pop(single))
+                else:
+                    dense = _dense(sources.of[single].shape, wanted[single], [sources.of[single]], source, None)
+                    weights.append(jax.block_until_ready(encoders[single](dense)))
+            weight = weights[0] if path == singles[0] else jax.tree.map(lambda *parts: jnp.stack(parts), *weights)
+            return jax.tree.map(_put, weight, places[path]) if places else jax.tree.map(_put, weight)
+        return _dense(node.shape, node.dtype, [sources.of[s] for s in singles], source, places.get(path), path != singles[0])
+
+    work = [(p, n) for p, n in units(model, special) if not set(expand(p)) & skip]
+    filled: dict[str, Any] = {}
+    problems: list[str] = []
+
+    def run(item: tuple[str, Any]) -> None:
+        path, node = item
+        try:
+            filled[path] = one(path, node)
+        except (BadFile, OSError) as error:
+            problems.append(f"{path}: {error}")
+        if progress is not None:
+            progress.update(sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(node)))
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for _ in pool.map(run, work):
+            pass
+    if problems:
+        raise LoadError(source.where, problems)
+    return replace(model, filled)
+
+
+def units(model: Any, special: set[str]) -> list[tuple[str, Any]]:
+    """What is read at once: the plain arrays of a model, and the weights at the `special` paths whole."""
+    found: list[tuple[str, Any]] = []
+
+    def go(path: str, node: Any) -> Any:
+        if (path and expand(path)[0] in special) or (is_leaf(node) and hasattr(node, "shape")):
+            found.append((path, node))
+            return node
+        return rebuild(node, lambda name, child: go(join(path, name), child))
+
+    go("", model)
+    return found
+
+
+def _put(array: Any, sharding: Any = None) -> jax.Array:
+    return jax.device_put(array, sharding, may_alias=True)
+
+
+def _unpack(packed: Packed, source: Source, dtype: Any) -> Any:
+    parts = []
+    for name in packed.names:
+        out = aligned(tuple(source.tensors[name].shape), source.tensors[name].dtype)
+        source.read_into(name, out, 0)
+        parts.append(out)
+    return packed.make(parts, dtype)
+
+
+def _dense(
+    shape: tuple[int, ...], dtype: Any, layers: Sequence[Tensors], source: Source, sharding: Any, stacked: bool = False
+) -> jax.Array:
+    """One array of the model: read, or (on a mesh) those rows of it that this process holds."""
+    if not stacked and layers[0].kind == "same":
+        value = source.value(layers[0].names[0])
+        if value is not None:
+            return _put(value.astype(dtype), sharding)
+    if sharding is None:
+        out = aligned(shape, dtype)
+        _fill(out, layers, source, stacked)
+        return _put(out)
+    # The rows that the devices of this process need, read once; all of them in a single process.
+    lead = [s[0].indices(shape[0])[:2] for s in sharding.addressable_devices_indices_map(shape).values()] if shape else []
+    low, high = (min(a for a, _ in lead), max(b for _, b in lead)) if lead else (0, 0)
+    plain = stacked or all(t.kind == "same" for t in layers)
+    if not plain or not shape:
+        low, high = 0, shape[0] if shape else 0
+    out = aligned((high - low, *shape[1:]) if shape else (), dtype)
+    if stacked:
+        _fill(out, layers[low:high], source, True)
+    elif plain and shape:
+        _read(out, source, layers[0].names[0], low)
+    else:
+        _fill(out, layers, source, False)
+
+    def piece(index: tuple[slice, ...]) -> np.ndarray:
+        if not index:
+            return out
+        start, stop, _ = index[0].indices(shape[0])
+        return out[(slice(start - low, stop - low), *index[1:])]
+
+    return jax.make_array_from_callback(shape, sharding, piece, dtype=dtype)
+
+
+def _fill(out: np.ndarray, layers: Sequence[Tensors], source: Source, stacked: bool) -> None:
+    """Reads tensors into our array: a transposed, split or expert tensor is a view of it, so there is no second copy."""
+    for index, t in enumerate(layers):
+        for name, view in zip(t.names, t.split(out[index, ...] if stacked else out), strict=True):
+            _read(view, source, name)
+
+
+def _read(view: np.ndarray, source: Source, name: str, row: int = 0) -> None:
+    info = source.tensors[name]
+    per_row = math.prod(info.shape[1:]) * np.dtype(info.dtype).itemsize
+    if view.dtype == info.dtype and view.flags.c_contiguous:
+        source.read_into(name, view, row * per_row)
+        return
+    raw = aligned(view.shape, info.dtype)
+    source.read_into(name, raw, row * per_row)
+    np.copyto(view, raw, casting="unsafe")

@@ -1,0 +1,135 @@
+"""The hub: checkpoints by the name of their repository, fetched into huggingface_hub's cache; and the way back."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import INDEX, PICKLES, SINGLE, LoadError, inside, read_index, refuse_pickles
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+
+
+def locate(name_or_path: Any, *, weights: bool = True, progress: bool = True, **options: Any) -> Path:
+    """The local folder of a checkpoint: a folder as it is, or a hub repository fetched into the cache.
+
+    `options` are huggingface_hub's: `revision`, `token`, `cache_dir`, `local_files_only`. Only the files that easyfn reads
+    are fetched, all of one commit.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    text = str(name_or_path)
+    if path.exists():
+        raise LoadError(text, ["this is a file: give the folder of the checkpoint, with its config.json"])
+    if text.startswith((".", "/", "~", "\\")) or text.count("/") > 1 or not text:
+        raise FileNotFoundError(f"there is no folder {text!r} (a hub repository would be written as 'user/name')")
+    return _fetch(text, weights, progress, options)
+
+
+def _fetch(repo: str, weights: bool, progress: bool, options: dict[str, Any]) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        folder = Path(hf_hub_download(repo, CONFIG, **options)).parent
+    except LocalEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{repo!r} is no local folder, it is not in the cache of the hub, and the hub could not be asked "
+            f"(offline, or local_files_only=True): {error}"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise FileNotFoundError(
+            f"{repo!r} is neither a local folder nor a repository that the hub shows to you (a private or gated one "
+            f"needs token=): {error}"
+        ) from error
+    except EntryNotFoundError as error:
+        raise LoadError(repo, ["the repository has no config.json: it is not a checkpoint that easyfn can read"]) from error
+    options = {**options, "revision": folder.name}  # the commit: what follows belongs to the same one
+
+    def optional(name: str) -> bool:
+        try:
+            hf_hub_download(repo, name, **options)
+        except EntryNotFoundError:  # and its subclass for a cache that lacks it
+            return False
+        return True
+
+    optional(GENERATION)
+    if not weights or optional(SINGLE):
+        return folder
+    if optional(INDEX):
+        names = sorted(set(read_index(folder / INDEX).values()))
+        for name in names:
+            inside(folder, name)
+        bar = {} if progress else {"tqdm_class": _silent()}
+        snapshot_download(repo, allow_patterns=names, **options, **bar)
+        return folder
+    raise LoadError(repo, [_instead(repo, options)])
+
+
+def _silent() -> Any:
+    from huggingface_hub.utils import tqdm
+
+    class Silent(tqdm):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    return Silent
+
+
+def _instead(repo: str, options: dict[str, Any]) -> str:
+    """What the repository holds in the place of safetensors."""
+    from fnmatch import fnmatch
+
+    from huggingface_hub import HfApi
+
+    message = f"the repository has no {SINGLE} and no {INDEX}"
+    try:
+        names = HfApi(token=options.get("token")).list_repo_files(repo, revision=options["revision"])
+    except Exception:  # offline: the cache does not tell
+        return f"{message} (as far as the cache tells)"
+    pickles = [n for n in names if any(fnmatch(n, pattern) for pattern in PICKLES)]
+    return refuse_pickles(pickles) if pickles else f"{message}; it holds {', '.join(sorted(names)[:12]) or 'nothing'}"
+
+
+def push_to_hub(
+    model: Any,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload a model with easyfn",
+    commit_description: str | None = None,
+    dtype: Any = None,
+    max_shard_size: int | str = "5GB",
+) -> str:
+    """Uploads a model as [`easyfn.save`][] writes it, in one commit; returns the commit's URL.
+
+    The repository is created if there is none (`private` as asked). `revision` is a branch, created if need be; `create_pr`
+    opens a pull request instead of committing. Files of the repository that easyfn does not write are kept; shards of the
+    model that the new one no longer has are deleted in the same commit.
+    """
+    from huggingface_hub import HfApi
+
+    from .save import save
+
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not create_pr:
+        api.create_branch(repo, branch=revision, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="easyfn-push-") as folder:
+        save(model, folder, dtype=dtype, max_shard_size=max_shard_size)
+        commit = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            delete_patterns=["model.safetensors", "model-*-of-*.safetensors", INDEX],
+        )
+    return str(commit)

@@ -1,0 +1,287 @@
+"""`load`: from the files of a checkpoint to a model; and from tensors in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from .._frozen import Frozen
+from ..models.family import Family, abstract_config, family_of, task_of
+from ..models.init import fill
+from . import config as configs
+from .checkpoint import LoadError, Source, open_checkpoint
+from .fill import assemble, match
+from .formats import disk_format
+from .hub import CONFIG, GENERATION, locate
+from .safetensors import Info
+
+
+def read_config(
+    path: Any,
+    *,
+    config_overrides: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: Any = None,
+    local_files_only: bool = False,
+) -> Any:
+    """The config of a checkpoint: of a folder, a hub repository, a `config.json`, or its content as a dict.
+
+    The class is that of the family that its `model_type` names. `config_overrides` replace keys of the file. The content of
+    a `generation_config.json` beside it goes into `config.generation`.
+
+    Raises [`easyfn.UnknownConfigKey`][] for keys that could change the mathematics and are not implemented, and `ValueError`
+    for an unknown architecture.
+
+    ```python
+    import easyfn as ef
+    config = ef.read_config({"model_type": "gpt2", "vocab_size": 64, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4})
+    assert config.n_layer == 2
+    ```
+    """
+    generation: Mapping[str, Any] = {}
+    if isinstance(path, Mapping):
+        data, where = dict(path), "config.json"
+    else:
+        file = Path(path)
+        if not file.is_file():
+            options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+            file = locate(path, weights=False, **options) / CONFIG
+        data, where = _json(file), str(file)
+        if (beside := file.with_name(GENERATION)).exists():
+            generation = _json(beside)
+    data |= config_overrides or {}
+    if not isinstance(data.get("model_type"), str):
+        raise ValueError(f"{where}: it has no model_type, so there is no telling the architecture")
+    known = family_of(data["model_type"])
+    config = configs.read(known.config, data, known.ignore, where)
+    if generation and any(f.name == "generation" for f in dataclasses.fields(config)):
+        config = dataclasses.replace(config, generation=Frozen(generation))
+    return config
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise LoadError(file.parent, [f"there is no {file.name}"]) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LoadError(file, [f"it is no JSON ({error})"]) from None
+    if not isinstance(data, dict):
+        raise LoadError(file, ["it is no JSON object"])
+    return data
+
+
+def abstract(config_or_path: Any, *, dtype: Any = None, task: str | None = None) -> Any:
+    """A model without numbers: every array is a `jax.ShapeDtypeStruct`. Takes a config, or what `read_config` takes.
+
+    Plan, shard, quantize, show and count a model of any size before a byte of it is read.
+
+    ```python
+    import easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=128256, hidden_size=16384, intermediate_size=53248, num_hidden_layers=126,
+                                   num_attention_heads=128, num_key_value_heads=8)
+    model = ef.abstract(config, dtype="bfloat16")
+    ```
+    """
+    config = config_or_path if dataclasses.is_dataclass(config_or_path) else read_config(config_or_path)
+    return abstract_config(config, task, None if dtype is None else _dtype(dtype))
+
+
+def load(
+    name_or_path: Any,
+    *,
+    dtype: Any = None,
+    task: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    rules: Any = None,
+    quantize: Any = None,
+    stack: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: Any = None,
+    local_files_only: bool = False,
+    config_overrides: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    key: jax.Array | None = None,
+) -> Any:
+    """A model from a folder in Hugging Face's layout, or from a hub repository.
+
+    **Arguments**
+
+    - `name_or_path`: a folder with `config.json` and safetensors files, or `"user/name"`.
+    - `dtype`: of the floating point arrays; `None` keeps each tensor's own.
+    - `task`: `causal-lm`, `base`, ...; `None` takes what the checkpoint was saved as. Heads that the task does not have are
+      dropped.
+    - `key`: a PRNG key. A head that the checkpoint lacks is drawn at random with it; without one it is an error.
+    - `mesh`, `rules`: load every array sharded, as [`easyfn.shard`][] would; a process reads only the rows that its devices hold.
+    - `quantize`: a `QuantConfig`: each weight is quantized as soon as it is read, so the dense model is never in memory.
+    - `stack`: runs of alike layers are read straight into stacked arrays (see [`easyfn.stack`][]).
+    - `revision`, `token`, `cache_dir`, `local_files_only`: huggingface_hub's. What is in its cache loads offline.
+    - `config_overrides`: keys of `config.json` to replace.
+    - `progress`: a bar, if standard error is a terminal.
+
+    **Raises** [`easyfn.LoadError`][] with everything that is wrong at once: missing, unexpected and misshapen tensors,
+    unreadable files. [`easyfn.UnknownConfigKey`][] for a config key that is not implemented.
+
+    ```python
+    import tempfile, jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    with tempfile.TemporaryDirectory() as folder:
+        ef.save(ef.init(config, key=jax.random.key(0)), folder)
+        model = ef.load(folder, dtype="bfloat16")
+    assert ef.dtype_of(model) == "bfloat16"
+    ```
+    """
+    options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    folder = locate(name_or_path, progress=progress, **options)
+    config = read_config(folder, config_overrides=config_overrides)
+    source = open_checkpoint(folder)
+    arguments = {"dtype": dtype, "task": task, "mesh": mesh, "rules": rules, "quantize": quantize, "stack": stack, "key": key}
+    return _build(config, source, progress=progress, **arguments)
+
+
+def from_state_dict(config: Any, tensors: Mapping[str, Any], *, task: str | None = None, dtype: Any = None, **more: Any) -> Any:
+    """A model from tensors under Hugging Face's names: numpy, JAX or torch, the names of `save_pretrained`'s files.
+
+    `config` is a config or the content of a `config.json`. JAX arrays are taken as they are, others are copied. `more` are
+    arguments of [`easyfn.load`][] (`key`, `mesh`, `rules`, `quantize`, `stack`); errors are the same.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    same = ef.from_state_dict(config, ef.to_state_dict(model))
+    ```
+    """
+    if isinstance(config, Mapping):
+        config = read_config(config)
+
+    def read_into(name: str, out: np.ndarray, start: int) -> None:
+        raw = np.ascontiguousarray(_numpy(tensors[name])).reshape(-1).view(np.uint8)
+        out.reshape(-1).view(np.uint8)[:] = raw[start : start + out.nbytes]
+
+    def value(name: str) -> Any:
+        return tensors[name] if isinstance(tensors[name], jax.Array) else None
+
+    infos = {n: Info(_dtype(t.dtype), tuple(t.shape), Path(), 0, 0) for n, t in tensors.items()}
+    source = Source("from_state_dict", infos, read_into, value, [])
+    return _build(config, source, task=task, dtype=dtype, progress=False, **more)
+
+
+def _build(
+    config: Any,
+    source: Source,
+    *,
+    dtype: Any = None,
+    task: str | None = None,
+    mesh: Any = None,
+    rules: Any = None,
+    quantize: Any = None,
+    stack: bool = False,
+    key: jax.Array | None = None,
+    progress: bool = False,
+) -> Any:
+    known = family_of(config)
+    task = task_of(known, config, task)
+    dtype = None if dtype is None else _dtype(dtype)
+    model = abstract_config(config, task, None)
+    sources = match(model, config, known, task, source, _reader(config))
+    if sources.missing and key is None:
+        sources.problems.append(_say_missing(sources.missing, config, known, task))
+    if sources.problems:
+        raise LoadError(source.where, sources.problems)
+    encoders = None
+    if quantize is not None:
+        from ..quant import encoder
+
+        encoders = encoder(abstract_config(config, task, dtype), quantize)
+    shardings: Callable[[Any], Any] | None = None
+    if mesh is not None or rules is not None:
+        from ..sharding import named_shardings
+
+        shardings = functools.partial(named_shardings, rules=rules, mesh=mesh)
+    stacker = None
+    if stack:
+        from .._stack import stack as stacker
+    total = sum(math.prod(i.shape) * np.dtype(i.dtype).itemsize for i in source.tensors.values())
+    with _bar(total, progress) as bar:
+        model = assemble(
+            model, sources, source, dtype=dtype, encoders=encoders, stack=stacker, shardings=shardings, progress=bar
+        )
+    if sources.missing:
+        std = getattr(config, "initializer_range", None) or (getattr(config, "extra", None) or {}).get("initializer_range", 0.02)
+        model = fill(model, key, std=float(std), only=_abstract_paths(model))
+        if shardings is not None:
+            model = jax.tree.map(jax.device_put, model, shardings(model))
+    return model
+
+
+def _abstract_paths(model: Any) -> set[str]:
+    from .._tree import leaves
+
+    return {path for path, leaf in leaves(model).items() if isinstance(leaf, jax.ShapeDtypeStruct)}
+
+
+def _reader(config: Any) -> Any:
+    """The reader of a checkpoint that is quantized already, or `None`."""
+    settings = (getattr(config, "extra", None) or {}).get("quantization_config")
+    if not settings:
+        return None
+    method = settings.get("quant_method") or ("bitsandbytes" if settings.get("load_in_4bit") or settings.get("load_in_8bit") else "?")
+    found = disk_format(method)
+    if found.reader is None:
+        raise ValueError(f"easyfn writes checkpoints quantized with {method!r}, but does not read them")
+    return lambda model, sources, held: found.reader(model, settings, sources, held)  # type: ignore[misc]
+
+
+def _say_missing(missing: list[str], config: Any, known: Family, task: str) -> str:
+    shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+    saved = ", ".join((getattr(config, "extra", None) or {}).get("architectures") or ()) or "of no named class"
+    return (
+        f"the checkpoint ({saved}) has nothing for {shown}, which task={task!r} needs. To draw "
+        f"{'them' if len(missing) > 1 else 'it'} at random, pass key=jax.random.key(0); otherwise choose another task of "
+        f"{known.model_type}: {', '.join(known.tasks)}"
+    )
+
+
+def _bar(total: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc="load", unit="B", unit_scale=True, disable=None if progress else True, leave=False)
+
+
+def _dtype(dtype: Any) -> np.dtype[Any]:
+    """The numpy dtype of a name, a JAX or numpy dtype, or a torch dtype."""
+    name = str(dtype).removeprefix("torch.") if type(dtype).__module__ == "torch" else dtype
+    if isinstance(name, str) and hasattr(ml_dtypes, name):
+        return np.dtype(getattr(ml_dtypes, name))
+    return jnp.dtype(name)
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    """A tensor as a numpy array of the same bits; torch's CPU tensors without a copy."""
+    if type(tensor).__module__.partition(".")[0] != "torch":
+        return np.asarray(tensor)
+    dtype = _dtype(tensor.dtype)
+    tensor = tensor.detach().cpu().contiguous()
+    if dtype.kind in "fiubc" and dtype.type.__module__ == "numpy":
+        return tensor.numpy()
+    import torch
+
+    width = {1: torch.uint8, 2: torch.int16}[dtype.itemsize]
+    return tensor.view(width).numpy().view(dtype)
+
+
