@@ -4,9 +4,22 @@ from . import models as models, nn as nn
 from ._dtype import cast as cast, dtype_of as dtype_of, float32 as float32, half as half
 from ._forward import forward as forward, init_cache as init_cache, pure as pure
 from ._frozen import Frozen as Frozen
+from ._generate import (
+    Generation as Generation,
+    can_generate as can_generate,
+    decode_step as decode_step,
+    decoder_prompt as decoder_prompt,
+    generate as generate,
+    prefill as prefill,
+)
+from ._generation_config import GenerationConfig as GenerationConfig
+from ._sample import State as State
+from ._stream import stream as stream
 from ._loss import LossConfig as LossConfig, compute_loss as compute_loss, loss_from_logits as loss_from_logits
 from ._slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
 from ._stack import stack as stack, unstack as unstack
+from ._task import mesh_of as mesh_of, model_type as model_type, supports as supports, task as task
+from ._train import TrainState as TrainState, to_state as to_state, train_step as train_step
 from ._trainable import is_adapter as is_adapter, trainable as trainable
 from ._params import combine as combine, params as params, shapes as shapes, split as split, with_params as with_params
 from ._tree import Stacked as Stacked

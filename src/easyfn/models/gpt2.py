@@ -28,6 +28,7 @@ from ..nn import (
     empty_kv,
     fold,
     layer_cache,
+    max_positions,
     merge_heads,
     split_heads,
 )
@@ -187,6 +188,11 @@ class GPT2(eqx.Module):
         if context.wants("hidden_states"):
             trace["hidden_states"] = (*trace["hidden_states"], x)
         return Output(last_hidden_state=x, cache=cache, **trace)
+
+
+@max_positions.register(GPT2)
+def _(model: GPT2) -> int:
+    return model.config.n_positions
 
 
 def _names(model: Any) -> list[Rule]:

@@ -42,12 +42,20 @@ from .heads import (
     SequenceClassifier as SequenceClassifier,
     head_logits as head_logits,
     input_embeddings as input_embeddings,
+    max_positions as max_positions,
 )
 from .linear import Embedding as Embedding, Linear as Linear, along_last as along_last, declare as declare
 from .mlp import GatedMLP as GatedMLP
+from .moe import Experts as Experts, SparseMoE as SparseMoE, route as route
 from .norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
 from .output import Output as Output
 from .rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
+from .seq2seq import (
+    Seq2Seq as Seq2Seq,
+    Seq2SeqLM as Seq2SeqLM,
+    attend_to_encoder as attend_to_encoder,
+    empty_cross as empty_cross,
+)
 from .ssm import (
     CausalConv1d as CausalConv1d,
     Documents as Documents,

@@ -84,6 +84,15 @@ def input_embeddings(model: Any) -> Any:
     raise input_embeddings.missing(model, "None of its fields looks like a table of token embeddings.")
 
 
+@verb(example="@ef.nn.max_positions.register({type})\ndef _(model): return model.position_embeddings.weight.shape[0]")
+def max_positions(model: Any) -> int | None:
+    """How many positions a model has learned; `None` if it can go on (rotary and relative positions, state spaces).
+
+    By default what the model it wraps answers.
+    """
+    return max_positions(model.model) if hasattr(model, "model") else None
+
+
 class SequenceClassifier(eqx.Module):
     """A decoder that classifies by the hidden state of each row's last token, as `LlamaForSequenceClassification`."""
 
