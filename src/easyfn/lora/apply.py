@@ -1,0 +1,332 @@
+"""Adapters on a model: put them on, take them apart, fold them in, take them off."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from .._slots import Found, find_slots, map_slots, select_slots
+from .._trainable import is_adapter
+from .._tree import Pattern, expand, is_abstract, lift, matches, near, nodes, nothing_matched
+from .._verb import node_verb
+from .._weight import Slot, Weight, dense, requantize, shape_of
+from .inits import start
+from .weight import LoRA, row_norms
+
+ROLES = ("linear", "head", "router", "embedding", "experts")
+Adapter = dict[str, Any]  # path of a weight slot -> its adapter, with a hole (`None`) for the base
+
+
+@node_verb
+def apply_lora(
+    model: Any,
+    pattern: Pattern = "all-linear",
+    *,
+    rank: int = 8,
+    alpha: int | float = 16,
+    key: jax.Array,
+    dropout: int | float = 0.0,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, int | float] | None = None,
+    rslora: bool = False,
+    dora: bool = False,
+    init: str = "default",
+    layers: int | Sequence[int] | None = None,
+    exclude: Pattern | None = None,
+    dtype: Any = None,
+) -> Any:
+    """`model` with a [`LoRA`][easyfn.LoRA] in every weight slot that the pattern selects.
+
+    A fresh adapter changes nothing: `b` is zero. Works on quantized, stacked, sharded and abstract models; from then on
+    `ef.trainable(model)` is the adapters and nothing else.
+
+    **Arguments**
+
+    - `pattern`: `"all-linear"` is every linear layer but the output head, as in PEFT (no embedding, router, classification head
+      or expert: name those). Otherwise a regular expression searched in the path of the slot, a list of such, or a predicate.
+    - `rank`, `alpha`: the change is `alpha / rank * b @ a`. `rank_pattern` and `alpha_pattern` map patterns to other values;
+      the first that fits a slot holds. `rslora`: `alpha / sqrt(rank)` (arXiv 2312.03732).
+    - `key`: every slot draws from its own key, made of this one and its path.
+    - `dropout`: of what enters the adapter; on in `ef.forward(..., key=...)`.
+    - `dora`: with a trained magnitude per row (arXiv 2402.09353).
+    - `init`: `"default"` (PEFT's: `a` uniform, `b` zero), `"gaussian"`, or one that starts from the weight and changes the base so that
+      the sum stays: `"pissa"` (arXiv 2404.02948), `"pissa_niter_4"` (its fast form), `"olora"` (arXiv 2406.01775).
+    - `layers`: only these numbers, `3` or `[0, 1]`: the first number in the path. `exclude`: a pattern of slots to leave alone.
+    - `dtype`: of the adapter; by default float32, as PEFT keeps it. It computes in the dtype of its input.
+
+    **Raises** `ValueError` if the pattern selects nothing, a rank or alpha pattern is not used, or a slot has an adapter already.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    tuned = ef.apply_lora(model, "q_proj|v_proj", rank=4, key=jax.random.key(1))
+    base, adapter = ef.split_lora(tuned)
+    assert len(adapter) == 4 and ef.has_lora(tuned) and not ef.has_lora(base)
+    ```
+    """
+    if rank < 1:
+        raise ValueError(f"apply_lora: rank must be at least 1, not {rank}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"apply_lora: dropout must be in [0, 1), not {dropout}")
+    chosen = _choose(model, pattern, layers, exclude)
+    ranks, alphas = dict(rank_pattern or {}), dict(alpha_pattern or {})
+    used: set[str] = set()
+
+    def pick(patterns: Mapping[str, Any], default: Any, f: Found) -> Any:
+        for p, value in patterns.items():
+            if matches(p, f.path, f.weight):
+                used.add(p)
+                return value
+        return default
+
+    new: dict[str, LoRA] = {}
+    for f in chosen:
+        if is_adapter(f.weight):
+            raise ValueError(
+                f"apply_lora: {f.path} has an adapter already. Fold it in first (ef.merge_lora), or take it off (ef.remove_lora)."
+            )
+        r = pick(ranks, rank, f)
+        scale = pick(alphas, alpha, f) / (r**0.5 if rslora else r)
+        new[f.path] = _adapter(f, r, float(scale), key, init, dropout, dora, jnp.dtype(dtype or jnp.float32))
+    if unused := [p for p in (*ranks, *alphas) if p not in used]:
+        raise ValueError(
+            f"apply_lora: the pattern {unused[0]!r} fits none of the {len(chosen)} selected slots. "
+            f"{near(unused[0], [f.path for f in chosen])}"
+        )
+    return map_slots(apply_lora, model, lambda path, slot, weight: new.get(path, weight))
+
+
+def _choose(model: Any, pattern: Pattern, layers: int | Sequence[int] | None, exclude: Pattern | None) -> list[Found]:
+    if isinstance(pattern, str) and pattern == "all-linear":
+        chosen = find_slots(model, ("linear",))
+        if not chosen:
+            raise nothing_matched("apply_lora", pattern, [f.path for f in find_slots(model, ROLES)])
+    else:
+        chosen = select_slots("apply_lora", model, pattern, ROLES)
+    if layers is not None:
+        wanted = {layers} if isinstance(layers, int) else set(layers)
+        chosen = [f for f in chosen if matches(lambda path, _: _layer(path) in wanted, f.path, f.weight)]
+        if not chosen:
+            raise ValueError(f"apply_lora: no slot of {pattern!r} is in the layers {sorted(wanted)}")
+    if exclude is not None:
+        chosen = [f for f in chosen if not matches(exclude, f.path, f.weight)]
+        if not chosen:
+            raise ValueError(f"apply_lora: exclude={exclude!r} leaves nothing of what {pattern!r} selects")
+    return chosen
+
+
+def _layer(path: str) -> int | None:
+    found = re.search(r"(?<![^.])(\d+)(?![^.])", path)
+    return int(found[1]) if found else None
+
+
+def _adapter(
+    f: Found, rank: int, scale: float, key: jax.Array, init: str, dropout: float, dora: bool, dtype: Any
+) -> LoRA:
+    """The fresh adapter of one slot; in a stacked run every layer draws what it would draw alone."""
+    seeds = jnp.asarray([zlib.crc32(p.encode()) for p in expand(f.path)], jnp.uint32)
+    stacked = expand(f.path) != [f.path]
+
+    def make(weight: Weight, seeds: jax.Array) -> LoRA:
+        def one(weight: Weight, seed: jax.Array) -> LoRA:
+            own = jax.random.fold_in(key, seed)
+            a, b, base = start(init, weight, f.slot.role, rank, scale, own)
+            made = LoRA(base, a.astype(dtype), b.astype(dtype), scale=scale, dropout=dropout)
+            return dataclasses.replace(made, magnitude=row_norms(made).astype(dtype)) if dora else made
+
+        return jax.vmap(one)(weight, seeds) if stacked else one(weight, seeds[0])
+
+    made = lift(make)(f.weight, seeds)
+    if init in ("default", "gaussian"):
+        made = dataclasses.replace(made, base=f.weight)  # the same object: nothing is copied
+    return place(made)
+
+
+def place(w: LoRA) -> LoRA:
+    """The adapter split as its base is: `a` along the inputs, `b` along the outputs. Nothing where the base has no mesh."""
+    leaf = next((x for x in jtu.tree_leaves(w.base) if getattr(x, "ndim", 0) == len(shape_of(w))), None)
+    if leaf is None or isinstance(leaf, jax.core.Tracer):
+        return w
+    sharding = getattr(leaf, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return w
+    spec = (*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec)))
+    *lead, out, into = spec
+
+    def put(x: Any, parts: tuple[Any, ...]) -> Any:
+        if x is None:
+            return None
+        sizes = [_size(sharding.mesh, p) for p in parts]
+        fits = [p if n % size == 0 else None for p, n, size in zip(parts, x.shape, sizes, strict=True)]
+        where = jax.sharding.NamedSharding(sharding.mesh, jax.P(*fits))
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        return jax.device_put(x, where)
+
+    column = (*lead, out, None)
+    return dataclasses.replace(w, a=put(w.a, (*lead, None, into)), b=put(w.b, column), magnitude=put(w.magnitude, column))
+
+
+def _size(mesh: Any, part: Any) -> int:
+    names = () if part is None else (part,) if isinstance(part, str) else part
+    size = 1
+    for name in names:
+        size *= mesh.shape[name]
+    return size
+
+
+def has_lora(model: Any) -> bool:
+    """Whether any weight of the model has an adapter."""
+    return any(is_adapter(node) for _, node in nodes(model))
+
+
+def _walk(model: Any, change: Callable[[str, Any], Any]) -> Any:
+    """`model` with `change(path, adapter)` in the place of every adapter in a weight slot."""
+
+    def how(path: str, slot: Slot, weight: Any) -> Any:
+        return change(path, weight) if is_adapter(weight) else weight
+
+    return map_slots(apply_lora, model, how)
+
+
+def _no_adapter(verb: str) -> ValueError:
+    return ValueError(f"{verb}: the model has no adapter. Put one on with ef.apply_lora or ef.load_adapter.")
+
+
+def split_lora(model: Any) -> tuple[Any, Adapter]:
+    """`(base, adapter)`: the model as it was before, and the adapters alone, by the path of their slot.
+
+    The adapter is a pytree of its arrays and nothing else, so `jax.grad`, optax, checkpointing and averaging work on it:
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.apply_lora(ef.init(config, key=jax.random.key(0)), key=jax.random.key(1))
+    base, adapter = ef.split_lora(model)
+
+    def loss(adapter, ids):
+        return ef.forward(ef.join_lora(base, adapter), ids).logits.var()
+
+    grads = jax.grad(loss)(adapter, jax.numpy.array([[1, 2, 3]]))
+    assert jax.tree.structure(grads) == jax.tree.structure(adapter)
+    ```
+
+    Raises `ValueError` if there is none.
+    """
+    adapter: Adapter = {}
+
+    def change(path: str, w: Any) -> Any:
+        adapter[path] = dataclasses.replace(w, base=None, key=None)
+        return w.base
+
+    base = _walk(model, change)
+    if not adapter:
+        raise _no_adapter("split_lora")
+    return base, adapter
+
+
+def join_lora(base: Any, adapter: Mapping[str, Any]) -> Any:
+    """The model of a base and an adapter: the inverse of [`easyfn.split_lora`][].
+
+    An adapter made on the listed layers fits a stacked base too, and the other way round. Raises `KeyError` for a slot that the base
+    does not have and `ValueError` for a shape that does not fit or a slot that has an adapter already.
+    """
+    found = {f.path: f for f in find_slots(base, ROLES)}
+    fitted = _fit(dict(adapter), list(found))
+    new = {}
+    for path, part in fitted.items():
+        if path not in found:
+            raise KeyError(f"join_lora: the base has no weight at {path!r}. {near(path, found)}")
+        weight = found[path].weight
+        if is_adapter(weight):
+            raise ValueError(f"join_lora: {path} has an adapter already. Split or merge it first.")
+        *lead, out, into = shape_of(weight)
+        rank = part.a.shape[-2]
+        if tuple(part.a.shape) != (*lead, rank, into) or tuple(part.b.shape) != (*lead, out, rank):
+            raise ValueError(
+                f"join_lora: {path} has shape {tuple(shape_of(weight))}, which a {tuple(part.a.shape)} and "
+                f"b {tuple(part.b.shape)} do not fit"
+            )
+        new[path] = dataclasses.replace(part, base=weight)
+    return map_slots(apply_lora, base, lambda path, slot, weight: new.get(path, weight))
+
+
+def _fit(adapter: Adapter, paths: list[str]) -> Adapter:
+    """The adapter with its layers stacked or listed as the paths of the base are."""
+    if all(path in paths for path in adapter):
+        return adapter
+    single: Adapter = {}
+    for path, part in adapter.items():
+        names = expand(path)
+        for i, name in enumerate(names):
+            single[name] = part if names == [path] else jax.tree.map(lambda x, i=i: x[i], part)
+    fitted: Adapter = {}
+    for path in paths:
+        names = expand(path)
+        parts = [single.pop(name) for name in names if name in single]
+        if parts and len(parts) < len(names):
+            raise ValueError(
+                f"join_lora: the adapter has {len(parts)} of the {len(names)} layers of the stacked run {path!r}. "
+                "Call ef.unstack(base) first."
+            )
+        if parts:
+            alike = len({(jtu.tree_structure(p), p.a.shape) for p in parts}) == 1
+            if not alike:
+                raise ValueError(f"join_lora: the layers of the stacked run {path!r} differ in rank or scale; ef.unstack first")
+            fitted[path] = parts[0] if names == [path] else jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
+    return {**fitted, **single}
+
+
+def remove_lora(model: Any) -> Any:
+    """The model without its adapters, bit for bit as it was before. Raises `ValueError` if there is none."""
+    return split_lora(model)[0]
+
+
+def merge_lora(model: Any, *, dequantize: bool = False, report: bool = False) -> Any:
+    """The model with every adapter folded into its weight, for good.
+
+    A plain weight keeps its dtype; the sum is made in float32. A quantized weight is rounded again by its own format, which loses
+    a little of the change; with `dequantize=True` it becomes a plain array. With `report=True` returns `(model, errors)`: per slot
+    the norm of what rounding lost over the norm of the change. Raises `ValueError` if there is no adapter.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    merged = ef.merge_lora(ef.apply_lora(model, key=jax.random.key(1)))
+    assert jax.tree.structure(merged) == jax.tree.structure(model)
+    ```
+    """
+    errors: dict[str, float] = {}
+    count = 0
+
+    def fold(w: Any) -> tuple[Weight, jax.Array]:
+        exact = dense(dataclasses.replace(w, base=dense(w.base).astype(jnp.float32)))
+        merged = exact.astype(dense(w.base).dtype) if dequantize else requantize(w.base, exact)
+        lost = jnp.linalg.norm(dense(merged).astype(jnp.float32) - exact)
+        return merged, lost / jnp.maximum(jnp.linalg.norm(exact - dense(w.base).astype(jnp.float32)), 1e-30)
+
+    def change(path: str, w: Any) -> Any:
+        nonlocal count
+        count += 1
+        stacked = expand(path) != [path]
+        merged, error = lift(jax.vmap(fold) if stacked else fold)(w)
+        if report:
+            errors[path] = float("nan") if is_abstract(error) else float(jnp.max(error))
+        return merged
+
+    merged = _walk(model, change)
+    if not count:
+        raise _no_adapter("merge_lora")
+    return (merged, errors) if report else merged
