@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ._grouped import grouped_dot
 from ._verb import verb
 
 Weight = Any  # an array, or a pytree registered with `dot`, `take` and `dense`
@@ -23,8 +24,8 @@ class Slot(NamedTuple):
     """One fact about one field of a layer: what it is for, and the logical names of its axes.
 
     `role` is one of `linear`, `head`, `router`, `embedding`, `experts`, `conv` (matrices, reached by verbs)
-    or `bias`, `norm`, `other` (plain arrays). `init` is `normal`, `zeros`, `ones` or a function
-    `(key, shape, dtype) -> array`.
+    or `bias`, `norm`, `other` (plain arrays). `init` is `normal`, `zeros`, `ones`, a standard
+    deviation, or a function `(key, shape, dtype) -> array`.
     """
 
     role: str
@@ -162,11 +163,9 @@ def ragged_dot(w: Weight, x: jax.Array, group_sizes: jax.Array) -> jax.Array:
     """Rows grouped by expert times the weight of their expert, float32 accumulation.
 
     `w`: `(experts, out, in)`; `x`: `(rows, in)`, sorted by expert; `group_sizes`: `(experts,)`. Returns `(rows, out)`.
+    A format whose arrays all have the experts in front needs no rule of its own: each expert's slice goes through `dot`.
     """
-    if not hasattr(w, "ndim"):
-        return ragged_dot(dense(w), x, group_sizes)
-    y = lax.ragged_dot(x, jnp.swapaxes(w, 1, 2), group_sizes, preferred_element_type=jnp.float32)
-    return y.astype(x.dtype)
+    return grouped_dot(dot, w, x, group_sizes)
 
 
 @verb(example="@ef.requantize.register({type})\ndef _(w, new): return quantize_as(w, new)   # `new` in the format of `w`")

@@ -19,7 +19,10 @@ from .rope import rope_table
 
 
 class Block(eqx.Module):
-    """Pre-norm: `x + attention(norm(x))`, then `x + mlp(norm(x))`. `mlp` may return `(y, router_logits)`."""
+    """Pre-norm: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+
+    `mlp` is called with `(x, context)` and returns `y`, or `(y, router_logits)` where it is a mixture of experts.
+    """
 
     self_attn: Attention
     mlp: Any
@@ -29,7 +32,7 @@ class Block(eqx.Module):
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, dict[str, Any]]:
         h, cache, attentions = self.self_attn(self.input_layernorm(x), context, cache)
         x = x + h
-        h = self.mlp(self.post_attention_layernorm(x))
+        h = self.mlp(self.post_attention_layernorm(x), context)
         h, router_logits = h if isinstance(h, tuple) else (h, None)
         return x + h, cache, {"attentions": attentions, "router_logits": router_logits}
 

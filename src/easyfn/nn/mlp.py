@@ -6,11 +6,15 @@ import equinox as eqx
 import jax
 
 from .activation import activation
+from .context import Context
 from .linear import Linear
 
 
 class GatedMLP(eqx.Module):
-    """`down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202)."""
+    """`down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202).
+
+    Takes the context that `Block` gives to what may stand in its place, and needs none.
+    """
 
     gate_proj: Linear
     up_proj: Linear
@@ -24,5 +28,5 @@ class GatedMLP(eqx.Module):
         self.down_proj = Linear(intermediate_size, hidden_size, bias, axes=("embed", "mlp"))
         self.act = act
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, context: Context | None = None) -> jax.Array:
         return self.down_proj(activation(self.act)(self.gate_proj(x)) * self.up_proj(x))

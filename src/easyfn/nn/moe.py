@@ -1,0 +1,102 @@
+"""Mixtures of experts: a router that chooses a few experts per token, and the experts' stacked weights."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._weight import Slot, Weight, ragged_dot, shape_of, slots
+from .activation import activation
+from .context import Context
+from .linear import Linear, declare
+
+
+def route(logits: jax.Array, k: int, *, normalize: bool = True) -> tuple[jax.Array, jax.Array]:
+    """The `k` likeliest experts of each token, softmax over all of them in float32.
+
+    `logits`: `(tokens, experts)`. Returns weights `(tokens, k)` in float32, which add up to 1 if `normalize`, and the chosen
+    experts `(tokens, k)`.
+    """
+    weights, chosen = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), k)
+    if normalize:
+        weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    return weights, chosen
+
+
+class Experts(eqx.Module):
+    """Gated feed-forward layers, stacked: `gate_up_proj` is `(experts, 2 * mlp, embed)`, `down_proj` `(experts, embed, mlp)`.
+
+    Tokens are sorted by expert, so that each expert multiplies its own tokens only: see `ragged_dot`.
+    """
+
+    gate_up_proj: Weight
+    down_proj: Weight
+    act: str = eqx.field(static=True)
+
+    def __init__(self, num_experts: int, hidden_size: int, intermediate_size: int, act: str = "silu") -> None:
+        activation(act)
+        self.gate_up_proj = declare(num_experts, 2 * intermediate_size, hidden_size)
+        self.down_proj = declare(num_experts, hidden_size, intermediate_size)
+        self.act = act
+
+    def __call__(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
+        """`x`: `(tokens, embed)`; `chosen`, `weights`: `(tokens, k)`. Returns the weighted sum of the chosen experts' answers."""
+        tokens, k = chosen.shape
+        order = jnp.argsort(chosen.reshape(-1), stable=True)
+        sizes = jnp.bincount(chosen.reshape(-1), length=shape_of(self.down_proj)[0])
+        gate, up = jnp.split(ragged_dot(self.gate_up_proj, jnp.take(x, order // k, axis=0), sizes), 2, axis=-1)
+        y = ragged_dot(self.down_proj, activation(self.act)(gate) * up, sizes)
+        y = jnp.take(y, jnp.argsort(order), axis=0).reshape(tokens, k, -1)
+        return jnp.sum(y.astype(jnp.float32) * weights[:, :, None], axis=1).astype(x.dtype)
+
+
+@slots.register(Experts)
+def _(experts: Experts) -> dict[str, Slot]:
+    return {
+        "gate_up_proj": Slot("experts", ("experts", "mlp", "embed")),
+        "down_proj": Slot("experts", ("experts", "embed", "mlp")),
+    }
+
+
+class SparseMoE(eqx.Module):
+    """Each token through the `k` experts that its router `gate` finds likeliest (Shazeer et al. 2017, arXiv 1701.06538).
+
+    Returns the output and, if the context wants them, the router's logits `(batch * seq, experts)`, padding included. In
+    training (`context.key`) the input is multiplied with noise from `1 - jitter` to `1 + jitter`.
+    """
+
+    gate: Linear
+    experts: Experts
+    k: int = eqx.field(static=True)
+    normalize: bool = eqx.field(static=True)
+    jitter: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        num_experts: int,
+        k: int,
+        act: str = "silu",
+        *,
+        normalize: bool = True,
+        jitter: float = 0.0,
+    ) -> None:
+        if not 0 < k <= num_experts:
+            raise ValueError(f"each token goes to {k} experts, and there are {num_experts}")
+        self.gate = Linear(hidden_size, num_experts, axes=(None, "embed"), role="router")
+        self.experts = Experts(num_experts, hidden_size, intermediate_size, act)
+        self.k = k
+        self.normalize = normalize
+        self.jitter = jitter
+
+    def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
+        rows = x.reshape(-1, x.shape[-1])
+        if self.jitter and context.key is not None:
+            key = jax.random.fold_in(context.key, 17)
+            rows = rows * jax.random.uniform(key, rows.shape, rows.dtype, 1.0 - self.jitter, 1.0 + self.jitter)
+        logits = self.gate(rows)
+        weights, chosen = route(logits, self.k, normalize=self.normalize)
+        y = self.experts(rows, chosen, weights).reshape(x.shape)
+        return y, logits if context.wants("router_logits") else None
