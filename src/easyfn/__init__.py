@@ -16,6 +16,7 @@ from ._generation_config import GenerationConfig as GenerationConfig
 from ._sample import State as State
 from ._stream import stream as stream
 from ._loss import LossConfig as LossConfig, compute_loss as compute_loss, loss_from_logits as loss_from_logits
+from ._seq2seq import encode as encode
 from ._slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
 from ._stack import stack as stack, unstack as unstack
 from ._task import mesh_of as mesh_of, model_type as model_type, supports as supports, task as task

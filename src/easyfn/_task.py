@@ -1,0 +1,124 @@
+"""Small facts of a model: its task, its type, what it supports, where it lives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from ._forward import accepted, init_cache
+from ._tree import leaves, near, nodes
+from ._verb import NodeVerb, NotSupported, Verb, verb
+from ._weight import slots
+from .nn.heads import CausalLM, SequenceClassifier, input_embeddings
+
+
+@verb(example='@ef.task.register({type})\ndef _(model): return "causal-lm"')
+def task(model: Any) -> str:
+    """What a model is for: `causal-lm`, `sequence-classification`, `base`, ..., the words of `ef.load(task=...)`.
+
+    Heads are registered. Any other model has the only task of its family, or else is `base`.
+
+    ```python
+    import easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4)
+    assert ef.task(ef.init(config, key=__import__("jax").random.key(0))) == "causal-lm"
+    ```
+    """
+    from .models.family import family_of
+
+    try:
+        tasks = list(family_of(model).tasks)
+    except ValueError:
+        return "base"
+    return tasks[0] if len(tasks) == 1 else "base"
+
+
+@task.register(CausalLM)
+def _(model: CausalLM) -> str:
+    return "causal-lm"
+
+
+@task.register(SequenceClassifier)
+def _(model: SequenceClassifier) -> str:
+    return "sequence-classification"
+
+
+def model_type(model: Any) -> str:
+    """The `model_type` of a model's config: `llama`, `gpt2`, ..., or the name of its class if it has no such config."""
+    return getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__
+
+
+def supports(model: Any, what: Callable[..., Any] | str) -> bool:
+    """Whether a verb (`ef.generate`) or its name (`"generate"`) works on a model.
+
+    Yes where the model's type is registered with the verb; for a node verb where a layer is, or has weights. Otherwise
+    the verb's default is asked, on shapes only.
+
+    ```python
+    import easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4)
+    model = ef.init(config, key=__import__("jax").random.key(0))
+    assert ef.supports(model, "generate") and not ef.supports(model.model, "compute_loss")
+    ```
+    """
+    import easyfn
+
+    name = what if isinstance(what, str) else getattr(what, "__name__", repr(what))
+    function = getattr(easyfn, name, None) or getattr(easyfn.nn, name, None) if isinstance(what, str) else what
+    if function is None:
+        raise ValueError(f"supports: easyfn has no verb {name!r}. {near(name, dir(easyfn))}")
+    if isinstance(function, NodeVerb):
+        return any(function.knows(type(node)) or slots(node) for _, node in nodes(model))
+    if isinstance(function, Verb) and function.knows(type(model)):
+        return True
+    try:
+        _QUESTIONS.get(name, lambda model: None)(model)
+    except (NotSupported, ValueError, TypeError):
+        return False
+    return True
+
+
+def _ask_for_tokens(model: Any) -> None:
+    if task(model) not in ("causal-lm", "seq2seq-lm"):
+        raise NotSupported("it predicts no tokens")
+
+
+def _ask_for_cache(model: Any) -> None:
+    jax.eval_shape(lambda: init_cache(model, 1, 8))
+
+
+def _ask_to_generate(model: Any) -> None:
+    _ask_for_tokens(model)
+    _ask_for_cache(model)
+
+
+_QUESTIONS: dict[str, Callable[[Any], Any]] = {
+    "compute_loss": _ask_for_tokens,
+    "train_step": _ask_for_tokens,
+    "init_cache": _ask_for_cache,
+    "generate": _ask_to_generate,
+    "stream": _ask_to_generate,
+    "input_embeddings": input_embeddings,
+    "forward": lambda model: accepted(model),
+}
+
+
+def mesh_of(model: Any) -> Mesh | None:
+    """The mesh that a model's arrays (or its abstract leaves) are placed on, `None` if they are on single devices.
+
+    Raises `ValueError` if they are on more than one mesh.
+    """
+    found: dict[Mesh, str] = {}
+    for path, leaf in leaves(model).items():
+        sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            found.setdefault(sharding.mesh, path)
+    if len(found) > 1:
+        listed = "; ".join(f"{path}: {dict(mesh.shape)}" for mesh, path in found.items())
+        raise ValueError(f"mesh_of: the model lies on {len(found)} meshes ({listed}); ef.gather it, or shard all of it")
+    return next(iter(found), None)
