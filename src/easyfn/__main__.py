@@ -1,0 +1,5 @@
+"""`python -m easyfn`."""
+
+from .cli import main
+
+main()
