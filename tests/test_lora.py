@@ -14,7 +14,7 @@ import easyfn as ef
 from easyfn.nn import Embedding, Linear
 
 CONFIG = ef.models.LlamaConfig(
-    vocab_size=61,
+    vocab_size=62,
     hidden_size=32,
     intermediate_size=64,
     num_hidden_layers=3,
@@ -23,7 +23,7 @@ CONFIG = ef.models.LlamaConfig(
     head_dim=16,
     attention_bias=True,
 )
-IDS = np.random.RandomState(0).randint(0, 61, (2, 7))
+IDS = np.random.RandomState(0).randint(0, 62, (2, 7))
 
 
 @pytest.fixture(scope="module")
@@ -239,26 +239,22 @@ def test_abstract_models_take_adapters(model, key, init):
 
 def test_sharded_models_keep_their_places(model, key):
     mesh = ef.make_mesh(fsdp=2, tp=2, dp=2)
-    rules = ef.default_rules() if callable(getattr(ef, "default_rules", None)) else None
-    sharded = ef.shard(model, rules, mesh)
+    sharded = ef.shard(model, None, mesh)
     tuned = ef.apply_lora(sharded, key=key)
     up = tuned.model.layers[0].mlp.up_proj.weight
     spec = up.base.sharding.spec
     assert up.a.sharding.mesh == mesh and up.b.sharding.spec[0] == spec[0]
     want = ef.apply_lora(model, key=key)
     np.testing.assert_allclose(run(tuned), run(want), atol=1e-5)
-    np.testing.assert_allclose(run(ef.shard(noisy(want), rules, mesh)), run(noisy(want)), atol=1e-5)
+    np.testing.assert_allclose(run(ef.shard(noisy(want), None, mesh)), run(noisy(want)), atol=1e-5)
     np.testing.assert_allclose(run(ef.merge_lora(noisy(tuned))), run(noisy(want)), atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["nf4", "8bit"])
 def test_quantized_models(model, key, method):
-    quantize = getattr(ef, "quantize", None)
-    if quantize is None:
-        pytest.skip("quantize is not there yet")
-    small = quantize(model, ef.QuantConfig(method, group_size=32) if method == "nf4" else method)
+    small = ef.quantize(model, ef.QuantConfig(method, group_size=32) if method == "nf4" else method)
     tuned = ef.apply_lora(small, key=key, rank=4)
-    np.testing.assert_array_equal(run(tuned), run(small))
+    np.testing.assert_allclose(run(tuned), run(small), atol=1e-6)  # XLA fuses the two programs differently
     assert same(ef.remove_lora(tuned), small)
     tuned = noisy(tuned, size=0.2)
     np.testing.assert_allclose(run(ef.stack(tuned)), run(tuned), atol=1e-4)

@@ -39,7 +39,12 @@ from ._weight import (
     slots as slots,
     take as take,
 )
+from .io.checkpoint import LoadError as LoadError
 from .io.config import UnknownConfigKey as UnknownConfigKey
+from .io.hub import push_to_hub as push_to_hub
+from .io.load import abstract as abstract, from_state_dict as from_state_dict, load as load, read_config as read_config
+from .io.save import save as save, to_state_dict as to_state_dict
+from .io.torch import from_torch as from_torch, to_torch as to_torch, torch_class as torch_class
 from .lora import (
     LoRA as LoRA,
     apply_lora as apply_lora,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ._slots import find_slots
+from ._tree import expand, replace
 from ._verb import verb
+from ._weight import randomized
 from .nn.cache import Cache, layer_cache
 from .nn.context import Context, Runtime
 from .nn.output import Output
@@ -79,13 +83,27 @@ def forward(
         outputs=frozenset(name for name, want in zip(_OUTPUTS, wanted, strict=True) if want),
     )
     arguments = {"input_ids": ids, "inputs_embeds": embeds, **inputs}
+    if key is not None:
+        model = with_keys(model, key)
     out = call(model, context, None if cache is None else cache.layers, arguments)
     return out if cache is None else out.replace(cache=advance(cache, context, out.cache))
 
 
+def with_keys(model: Any, key: jax.Array) -> Any:
+    """`model` with a key for every weight that draws random numbers: one per layer, also in a stacked run."""
+    new = {}
+    for f in find_slots(model):
+        if not randomized.knows(type(f.weight)):
+            continue
+        single = expand(f.path)
+        keys = jnp.stack([jax.random.fold_in(key, zlib.crc32(p.encode())) for p in single])
+        new[f.path] = randomized(f.weight, keys[0] if single == [f.path] else keys)
+    return replace(model, new) if new else model
+
+
 def call(model: Any, context: Context, layers: Any, inputs: dict[str, Any]) -> Output:
     """Calls a model with the inputs that are given; an input that it does not know is refused by name."""
-    given = {name: value for name, value in inputs.items() if value is not None}
+    given = {name: jnp.asarray(v) if isinstance(v, np.ndarray) else v for name, v in inputs.items() if v is not None}
     unknown = set(given) - accepted(model)
     if unknown:
         known = ", ".join(sorted(accepted(model)))
@@ -102,10 +120,10 @@ def accepted(model: Any) -> set[str]:
     return names
 
 
-def check_ids(model: Any, ids: Any, embeds: Any) -> tuple[Any, Any]:
+def check_ids(model: Any, ids: Any, embeds: Any, *, prefix: str = "") -> tuple[Any, Any]:
     """Exactly one of ids and embeddings, of the right rank, and (when concrete) inside the vocabulary."""
     if (ids is None) == (embeds is None):
-        raise ValueError("forward takes input_ids or inputs_embeds: give exactly one of them")
+        raise ValueError(f"forward takes {prefix}input_ids or {prefix}inputs_embeds: give exactly one of them")
     if ids is None:
         if embeds.ndim != 3:
             raise ValueError(f"inputs_embeds must have shape (batch, seq, embed), not {embeds.shape}")

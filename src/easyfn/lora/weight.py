@@ -163,7 +163,7 @@ def _(w: LoRA, axes: tuple[str | None, ...]) -> Any:
 
 
 @cast.register(LoRA)
-def _(w: LoRA, dtype: Any) -> LoRA:
+def _(w: LoRA, dtype: Any, pattern: Any = None) -> LoRA:
     magnitude = None if w.magnitude is None else to_dtype(w.magnitude, dtype)
     parts = {"a": to_dtype(w.a, dtype), "b": to_dtype(w.b, dtype), "magnitude": magnitude}
     return dataclasses.replace(w, base=cast(w.base, dtype), **parts)

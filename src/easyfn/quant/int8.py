@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._weight import axes_of, dense, format_of, shape_of
+from .._weight import axes_of, dense, format_of, requantize, shape_of
 from .config import QuantConfig, method
 from .product import by_blocks, inner, register_format, replace
 
@@ -55,6 +55,11 @@ def _(w: Int8) -> tuple[int, ...]:
 @format_of.register(Int8)
 def _(w: Int8) -> str:
     return "int8"
+
+
+@requantize.register(Int8)
+def _(w: Int8, new: jax.Array) -> Int8:
+    return replace(int8(new), dtype=w.dtype)
 
 
 @axes_of.register(Int8)

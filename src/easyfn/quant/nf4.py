@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._weight import axes_of, dense, format_of, shape_of
+from .._weight import axes_of, dense, format_of, requantize, shape_of
 from .config import QuantConfig, method
 from .product import by_blocks, inner, register_format, replace
 
@@ -185,6 +185,11 @@ def _(w: NF4) -> tuple[int, ...]:
 @format_of.register(NF4)
 def _(w: NF4) -> str:
     return f"{w.levels}/{w.block}" + ("+dq" if w.nested is not None else "")
+
+
+@requantize.register(NF4)
+def _(w: NF4, new: jax.Array) -> NF4:
+    return replace(nf4(new, w.block, w.nested is not None, w.levels), dtype=w.dtype)
 
 
 @axes_of.register(NF4)
