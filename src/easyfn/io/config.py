@@ -80,8 +80,10 @@ def write(config: Any) -> dict[str, Any]:
     """The JSON of a config: its fields and what it carries in `extra`, with its `model_type`."""
     data: dict[str, Any] = thaw(getattr(config, "extra", Frozen()))
     for field in dataclasses.fields(config):
-        if field.name not in ("extra", "generation"):
-            data[field.name] = thaw(getattr(config, field.name))
+        value = getattr(config, field.name)
+        # What is None by default is left out: transformers' classes treat some keys that are null and those that are not there differently.
+        if field.name not in ("extra", "generation") and not (value is None and field.default is None):
+            data[field.name] = thaw(value)
     data["model_type"] = config.model_type
     denormalize = getattr(type(config), "denormalize", None)
     return data if denormalize is None else denormalize(data)

@@ -34,11 +34,12 @@ def read_config(
     token: str | bool | None = None,
     cache_dir: Any = None,
     local_files_only: bool = False,
+    generation: Mapping[str, Any] | None = None,
 ) -> Any:
     """The config of a checkpoint: of a folder, a hub repository, a `config.json`, or its content as a dict.
 
     The class is that of the family that its `model_type` names. `config_overrides` replace keys of the file. The content of
-    a `generation_config.json` beside it goes into `config.generation`.
+    a `generation_config.json` beside it (or `generation`) goes into `config.generation`.
 
     Raises [`easyfn.UnknownConfigKey`][] for keys that could change the mathematics and are not implemented, and `ValueError`
     for an unknown architecture.
@@ -49,7 +50,6 @@ def read_config(
     assert config.n_layer == 2
     ```
     """
-    generation: Mapping[str, Any] = {}
     if isinstance(path, Mapping):
         data, where = dict(path), "config.json"
     else:
@@ -58,7 +58,7 @@ def read_config(
             options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
             file = locate(path, weights=False, **options) / CONFIG
         data, where = _json(file), str(file)
-        if (beside := file.with_name(GENERATION)).exists():
+        if generation is None and (beside := file.with_name(GENERATION)).exists():
             generation = _json(beside)
     data |= config_overrides or {}
     if not isinstance(data.get("model_type"), str):

@@ -1,0 +1,376 @@
+"""`save`: a model as a folder that transformers reads, written beside and put in place at once."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._frozen import thaw
+from .._slots import find_slots
+from .._task import task
+from .._trainable import is_adapter
+from .._tree import expand, is_abstract, is_leaf, nodes
+from .._weight import shape_of
+from ..models.family import Family, build, family_of
+from . import config as configs
+from .checkpoint import INDEX, SINGLE
+from .fill import units
+from .formats import DiskFormat, writer_of
+from .hub import CONFIG, GENERATION
+from .names import Rule, Tensors, tensors, tensors_for
+from .safetensors import order, write
+
+_OURS = re.compile(r"model\.safetensors|model-\d+-of-\d+\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json")
+
+
+class Entry(NamedTuple):
+    """One tensor of the file to be: `read()` brings its bytes, as late as possible."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], np.ndarray]
+
+
+def save(
+    model: Any, directory: Any, *, dtype: Any = None, max_shard_size: int | str = "5GB", step: int | None = None
+) -> Path:
+    """Writes a model in Hugging Face's layout: what `transformers` reads, key for key and byte for byte.
+
+    **Arguments**
+
+    - `directory`: made if need be. Files in it that a model does not consist of (a tokenizer, a README) are kept.
+    - `dtype`: of the floating point tensors; `None` keeps each array's own.
+    - `max_shard_size`: bytes per file, as a number or `"5GB"`, `"500MB"`; a larger model becomes several files and an index.
+    - `step`: write into `directory/checkpoint-{step}` instead, the name that transformers' Trainer uses.
+
+    **Returns** the folder written.
+
+    The files are written and synced in a hidden folder beside, which then takes the place of the old one: a crash leaves
+    the old model or the new one. (Where the system cannot exchange two folders at once, and if `directory` is a mount
+    point or the working directory, the files are moved one by one, the config last.) Stacked and sharded models are
+    written tensor by tensor, without a second copy of the whole; tied weights once; quantized weights as their registered
+    disk format has them (`easyfn.io.formats`).
+
+    **Raises** `ValueError` for an abstract model, and for one with LoRA adapters: fold them in with `ef.merge_lora`, or
+    write them with `ef.save_adapter`.
+
+    ```python
+    import tempfile, jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    with tempfile.TemporaryDirectory() as folder:
+        path = ef.save(ef.init(config, key=jax.random.key(0)), folder, step=100)
+        assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors"]
+    ```
+    """
+    limit = _bytes(max_shard_size)
+    if is_abstract(model):
+        raise ValueError("save: the model is abstract: it has shapes and no numbers. Fill it with ef.init or ef.load")
+    known = family_of(model)
+    found = entries(model, dtype)
+    shards = _shards(found, limit)
+    target = Path(directory).expanduser() if step is None else Path(directory).expanduser() / f"checkpoint-{step}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target = target.resolve()
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"save: {target} is a file; give a folder")
+    beside = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    beside.mkdir()
+    try:
+        for name, shard in shards.items():
+            plan = {e.name: (e.shape, e.dtype) for e in shard}
+            by_name = {e.name: e for e in shard}
+            ordered = order(plan)
+            write(beside / name, {n: plan[n] for n in ordered}, (by_name[n].read() for n in ordered), {"format": "pt"})
+        if len(shards) > 1:
+            size = sum(_nbytes(e) for e in found)
+            weight_map = {e.name: name for name, shard in shards.items() for e in shard}
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+            _write_json(beside / INDEX, index)
+        if generation := thaw(getattr(model.config, "generation", {})):
+            _write_json(beside / GENERATION, generation)
+        _write_json(beside / CONFIG, config_json(model, known, found))
+        _replace(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target
+
+
+def config_json(model: Any, known: Family | None = None, found: Sequence[Entry] | None = None) -> dict[str, Any]:
+    """The `config.json` of a model: its config, the transformers class that it is, the dtype of its tensors."""
+    known = known or family_of(model)
+    data = {k: v for k, v in configs.write(model.config).items() if not k.startswith("_") and k != "torch_dtype"}
+    if (architecture := architecture_of(model, known)) is not None:
+        data["architectures"] = [architecture]
+    counts: Counter[str] = Counter()
+    for entry in entries(model) if found is None else found:
+        if jnp.issubdtype(entry.dtype, jnp.floating):
+            counts[str(entry.dtype)] += math.prod(entry.shape)
+    if counts:
+        data["dtype"] = counts.most_common(1)[0][0]
+    labels = data.get("id2label")
+    if data.get("num_labels") == (2 if labels is None else len(labels)):
+        data.pop("num_labels")  # what transformers derives by itself
+    elif "num_labels" in data:
+        data.pop("id2label", None), data.pop("label2id", None)
+    data.pop("quantization_config", None)
+    if (disk := _format(model)) is not None and disk.settings is not None:
+        data["quantization_config"] = {**disk.settings(model), "quant_method": disk.method}
+    return data
+
+
+def architecture_of(model: Any, known: Family) -> str | None:
+    """The name of the transformers class of a model: of its task, and the one it was loaded as if that fits."""
+    before = [a for a in (getattr(model.config, "extra", None) or {}).get("architectures") or () if a in known.architectures]
+    names = {name for source, _, _ in _weights(model, _Layer) for name in source.names}
+    built: dict[str, bool] = {}
+    for architecture in (*before, *known.architectures):
+        kind = known.architectures[architecture]
+        if kind not in built:
+            other = build(model.config, kind)
+            found = tensors(other, known.names(other)).values()
+            built[kind] = type(other) is type(model) and {n for each in found for t in each for n in t.names} == names
+        if built[kind]:
+            return architecture
+    kind = task(model)
+    return next((name for name, t in known.architectures.items() if t == kind), None)
+
+
+def to_state_dict(model: Any) -> dict[str, Any]:
+    """The tensors of a model under Hugging Face's names, as `save` writes them: JAX arrays (of a quantized weight, its parts).
+
+    The inverse of [`easyfn.from_state_dict`][]. Works under `jit` and on abstract models. Tied weights are there once.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    tensors = ef.to_state_dict(ef.abstract(config))
+    assert tensors["model.layers.1.self_attn.k_proj.weight"].shape == (16, 32)
+    ```
+    """
+
+    def everything(model: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for source, weight, disk in _weights(model, lambda leaf, index: leaf[index]):
+            found.update(dict(zip(source.names, source.split(weight), strict=True)) if disk is None else disk.writer(source, weight))  # type: ignore[misc]
+        return found
+
+    return jax.eval_shape(everything, model) if is_abstract(model) else everything(model)
+
+
+def entries(model: Any, dtype: Any = None) -> list[Entry]:
+    """Every tensor of the file, in the order of the model; nothing is read yet."""
+    from .load import _dtype
+
+    dtype = None if dtype is None else _dtype(dtype)
+    found: list[Entry] = []
+    latest: list[Any] = [None, None]
+    for source, weight, disk in _weights(model, _Layer):
+        pieces = _Pieces(source, weight, disk, latest)
+        if disk is None:
+            floating = jnp.issubdtype(weight.dtype, jnp.floating)
+            kind = dtype if dtype is not None and floating else np.dtype(weight.dtype)
+            for name, shape in zip(source.names, source.shapes(), strict=True):
+                found.append(Entry(name, tuple(shape), kind, partial(_read, pieces, name, kind)))
+        else:
+            for name, value in pieces.all().items():
+                found.append(Entry(name, value.shape, value.dtype, partial(_read, pieces, name, value.dtype)))
+    names = Counter(e.name for e in found)
+    if twice := [n for n, count in names.items() if count > 1]:
+        raise ValueError(f"save: two arrays of the model have the name {twice[0]!r} in the file; look at the family's names=")
+    return found
+
+
+def _read(pieces: _Pieces, name: str, dtype: np.dtype[Any]) -> np.ndarray:
+    return pieces.all()[name].astype(dtype, copy=False)
+
+
+class _Layer(NamedTuple):
+    """One layer of a stacked array, not yet taken out."""
+
+    leaf: Any
+    index: int
+
+    @property
+    def dtype(self) -> Any:
+        return self.leaf.dtype
+
+
+class _Pieces:
+    """The tensors of one array of the model. The latest ones are kept, so that an array comes to the host once."""
+
+    def __init__(self, source: Tensors, weight: Any, disk: DiskFormat | None, latest: list[Any]) -> None:
+        self.source, self.weight, self.disk, self.latest = source, weight, disk, latest
+
+    def all(self) -> dict[str, np.ndarray]:
+        if self.latest[0] is not self:
+            self.latest[:] = [None, None]  # free the last ones first
+            host = jax.tree.map(_host, self.weight, is_leaf=lambda x: isinstance(x, _Layer))
+            if self.disk is None:
+                found = dict(zip(self.source.names, self.source.split(host), strict=True))
+            else:
+                found = self.disk.writer(self.source, host)  # type: ignore[misc]
+            self.latest[:] = [self, {name: np.asarray(value) for name, value in found.items()}]
+        return self.latest[1]
+
+
+def _host(leaf: Any) -> np.ndarray:
+    """An array in the host's memory: on CPU its own bytes. JAX keeps what it copies with the array, so a passing one is asked."""
+    if isinstance(leaf, _Layer):
+        array = leaf.leaf
+        on_host = not isinstance(array, jax.Array) or array.sharding.device_set and len(array.sharding.device_set) == 1
+        return _host(array)[leaf.index, ...] if on_host else _host(array[leaf.index])
+    if not isinstance(leaf, jax.Array):
+        return np.asarray(leaf)
+    if not leaf.is_fully_addressable:
+        raise ValueError("save: the model is sharded over several processes: ef.gather it first")
+    passing = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, [s.data for s in leaf.addressable_shards])
+    return np.asarray(passing)
+
+
+def _format(model: Any) -> DiskFormat | None:
+    """How the quantized weights of a model are written: one format per checkpoint."""
+    found = {disk.method: disk for _, _, disk in _weights(model, _Layer) if disk is not None}
+    if len(found) > 1:
+        raise ValueError(f"save: the model mixes weights that are written as {' and '.join(found)}; a checkpoint has one format")
+    return next(iter(found.values()), None)
+
+
+def _weights(model: Any, layer: Callable[[Any, int], Any]) -> Iterator[tuple[Tensors, Any, DiskFormat | None]]:
+    """Every array of a model by layer, with its names in the file; weights in a format of their own come whole."""
+    adapters = [path for path, node in nodes(model) if is_adapter(node)]
+    if adapters:
+        raise ValueError(
+            f"save: the model has LoRA adapters ({adapters[0]}{', ...' if len(adapters) > 1 else ''}), which a checkpoint cannot "
+            "hold. Fold them in first, ef.save(ef.merge_lora(model), directory), or write them alone, "
+            "ef.save_adapter(model, directory)."
+        )
+    rules: Sequence[Rule] = family_of(model).names(model)
+    special = {expand(f.path)[0]: f for f in find_slots(model) if not is_leaf(f.weight)}
+    for path, node in units(model, set(special)):
+        singles = expand(path)
+        disk = None
+        if singles[0] in special and (disk := writer_of(node)) is None:
+            raise ValueError(
+                f"save: {path} is a {type(node).__name__}, for which no disk format is registered. "
+                "Write the dense model, ef.save(ef.dequantize(model), directory), or easyfn.io.formats.register a writer."
+            )
+        stacked = singles[0] != path
+        for index, single in enumerate(singles):
+            one = jax.tree.map(lambda leaf, i=index: layer(leaf, i), node) if stacked else node
+            shape = tuple(shape_of(node))[1:] if stacked else tuple(shape_of(node))
+            yield tensors_for(single, shape, rules), one, disk
+
+
+def _bytes(size: int | str) -> int:
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B\s*", str(size), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"max_shard_size is a number of bytes or like '5GB' or '500MiB', not {size!r}")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+
+
+def _nbytes(entry: Entry) -> int:
+    return math.prod(entry.shape) * entry.dtype.itemsize
+
+
+def _shards(found: Sequence[Entry], limit: int) -> dict[str, list[Entry]]:
+    """Files of at most `limit` bytes, in the order of the model; a tensor is never cut."""
+    groups: list[list[Entry]] = [[]]
+    size = 0
+    for entry in found:
+        if groups[-1] and size + _nbytes(entry) > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(entry)
+        size += _nbytes(entry)
+    if len(groups) == 1:
+        return {SINGLE: groups[0]}
+    return {f"model-{n + 1:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups)}
+
+
+def _write_json(path: Path, data: Any) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(data, file, indent=2, sort_keys=True, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Puts the folder `new` in the place of `old`, and keeps the files of `old` that belong to no model."""
+    if not old.exists():
+        _sync(new)
+        os.rename(new, old)
+        _sync(old.parent)
+        return
+    stale = [p for p in old.iterdir() if _OURS.fullmatch(p.name)]
+    if not Path.cwd().is_relative_to(old) and not os.path.ismount(old):
+        for path in old.iterdir():
+            if path not in stale:
+                _link(path, new / path.name)
+        shutil.copymode(old, new)
+        _sync(new)
+        if _exchange(new, old):
+            _sync(old.parent)
+            return
+        for path in new.iterdir():
+            if not _OURS.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    written = sorted(new.iterdir(), key=lambda p: (p.name == CONFIG, p.name == INDEX, p.name))
+    for path in written:
+        os.replace(path, old / path.name)
+    for path in stale:
+        if path.name not in {p.name for p in written}:
+            path.unlink()
+    _sync(old)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    """The same file under a second name, or a copy where there are no hard links."""
+    if os.path.isdir(source) and not os.path.islink(source):
+        shutil.copytree(source, target, symlinks=True, copy_function=_link)
+        return
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchanges two folders in one step, where the system can (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(a), here, os.fsencode(b), ctypes.c_uint(both)) == 0
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
