@@ -63,6 +63,7 @@ def _draw(how: Any, key: jax.Array, shape: tuple[int, ...], dtype: Any, std: flo
         return jnp.zeros(shape, dtype)
     if how == "ones":
         return jnp.ones(shape, dtype)
-    if how == "normal":
-        return (jax.random.normal(key, shape, jnp.float32) * std).astype(dtype)
+    if how == "normal" or isinstance(how, float):
+        scale = std if how == "normal" else how
+        return (jax.random.normal(key, shape, jnp.float32) * scale).astype(dtype)
     return how(key, shape, dtype)

@@ -75,8 +75,9 @@ def _scan(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: int
 
 
 @layer_cache.register(tuple)
-def _(layers: tuple[Any, ...], batch_size: int, max_length: int, dtype: Any) -> tuple[Any, ...]:
-    return tuple(layer_cache(layer, batch_size, max_length, dtype) for layer in layers)
+def _(layers: tuple[Any, ...], batch_size: int, max_length: int, dtype: Any) -> tuple[Any, ...] | None:
+    caches = tuple(layer_cache(layer, batch_size, max_length, dtype) for layer in layers)
+    return caches if jax.tree.leaves(caches) else None
 
 
 @layer_cache.register(Stacked)

@@ -27,20 +27,30 @@ class Linear(eqx.Module):
     """`x @ weight.T + bias`: `x` of shape `(..., in_features)`, `weight` of shape `(out_features, in_features)`.
 
     `axes` are the logical names of the weight's two axes, `role` says what it is for (`linear`, `head`, `router`).
+    `std` is the standard deviation of its initial weights, where it is not the model's.
     """
 
     weight: Weight
     bias: jax.Array | None
     axes: Axes = eqx.field(static=True)
     role: str = eqx.field(static=True)
+    std: float | None = eqx.field(static=True)
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = False, *, axes: Axes = (None, None), role: str = "linear"
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        *,
+        axes: Axes = (None, None),
+        role: str = "linear",
+        std: float | None = None,
     ) -> None:
         self.weight = declare(out_features, in_features)
         self.bias = declare(out_features) if bias else None
         self.axes = axes
         self.role = role
+        self.std = std
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = dot(self.weight, x)
@@ -49,7 +59,7 @@ class Linear(eqx.Module):
 
 @slots.register(Linear)
 def _(linear: Linear) -> dict[str, Slot]:
-    return {"weight": Slot(linear.role, linear.axes), "bias": Slot("bias", linear.axes[:1], "zeros")}
+    return {"weight": Slot(linear.role, linear.axes, _init(linear.std)), "bias": Slot("bias", linear.axes[:1], "zeros")}
 
 
 class Embedding(eqx.Module):
@@ -57,10 +67,14 @@ class Embedding(eqx.Module):
 
     weight: Weight
     axes: Axes = eqx.field(static=True)
+    std: float | None = eqx.field(static=True)
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, axes: Axes = ("vocab", "embed")) -> None:
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, axes: Axes = ("vocab", "embed"), std: float | None = None
+    ) -> None:
         self.weight = declare(num_embeddings, embedding_dim)
         self.axes = axes
+        self.std = std
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         return take(self.weight, ids)
@@ -68,4 +82,8 @@ class Embedding(eqx.Module):
 
 @slots.register(Embedding)
 def _(embedding: Embedding) -> dict[str, Slot]:
-    return {"weight": Slot("embedding", embedding.axes)}
+    return {"weight": Slot("embedding", embedding.axes, _init(embedding.std))}
+
+
+def _init(std: float | None) -> str | float:
+    return "normal" if std is None else std

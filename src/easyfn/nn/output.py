@@ -15,7 +15,8 @@ class Output(eqx.Module):
     """The results of [`easyfn.forward`][], under transformers' names. What was not asked for is `None`.
 
     `hidden_states` has one entry more than the model has layers: the input of every layer, then the output of the
-    model's final norm. `attentions` and `router_logits` have one entry per layer that produces them.
+    model's final norm. `attentions` and `router_logits` have one entry per layer that produces them. Of an
+    encoder-decoder, `last_hidden_state`, `hidden_states` and `attentions` are the decoder's.
     """
 
     last_hidden_state: Array | None = None  # [batch, seq, embed]

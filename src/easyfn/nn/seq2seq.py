@@ -1,0 +1,122 @@
+"""Encoder-decoders: cross attention to what an encoder said, and the head that writes text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .._weight import dot
+from .cache import CrossKV, layer_cache
+from .context import Context, Mask
+from .heads import head_logits, input_embeddings
+from .linear import Embedding, Linear, along_last
+from .output import Output
+
+
+def attend_to_encoder(
+    cache: CrossKV | None, context: Context, project: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+) -> tuple[CrossKV | None, jax.Array, jax.Array, Mask]:
+    """Keys, values `(batch, kv_heads, source, dim)` and mask of cross attention; the cache with them in it.
+
+    `project` makes keys and values of the encoder's hidden states. With `context.encoder` they are made (and kept, if there
+    is a cache); without, the kept ones are used, so that a decode step reads the encoder's output only once projected.
+    A query sees the encoder's tokens of its own segment: padding is segment 0.
+    """
+    if context.encoder is not None:
+        hidden, segments = context.encoder
+        k, v = project(hidden)
+        if cache is not None:
+            cache = CrossKV(k.astype(cache.k.dtype), v.astype(cache.v.dtype), segments)
+    elif cache is None or cache.k.shape[-2] == 0:
+        raise ValueError(
+            "cross attention has nothing to attend to: give input_ids or encoder_outputs (with an empty cache too)"
+        )
+    else:
+        k, v, segments = cache.k, cache.v, cache.segment_ids
+    return cache, k, v, Mask(context.slots, context.segment_ids, jnp.arange(k.shape[2]), segments, causal=False)
+
+
+def empty_cross(batch: int, heads: int, head_dim: int, dtype: Any) -> CrossKV:
+    """The cache of a cross attention layer before it met an encoder: zero tokens. The first pass makes it as long as the
+    encoder's output is."""
+    zeros = jnp.zeros((batch, heads, 0, head_dim), dtype)
+    return CrossKV(zeros, zeros, jnp.zeros((batch, 0), jnp.int32))
+
+
+class Seq2Seq(eqx.Module):
+    """An encoder and a decoder over one table of token embeddings (`shared`).
+
+    Called as any base model it is the decoder: it reads the encoder's output from `context.encoder`, a pair
+    `(hidden states, segment ids)`, or from its cache. [`easyfn.encode`][] runs the encoder; [`easyfn.forward`][] both.
+    """
+
+    shared: Embedding
+    encoder: Any
+    decoder: Any
+    config: Any = eqx.field(static=True)
+
+    def __init__(self, config: Any, shared: Embedding, encoder: Any, decoder: Any) -> None:
+        self.shared = shared
+        self.encoder = encoder
+        self.decoder = decoder
+        self.config = config
+
+    def __call__(
+        self,
+        context: Context,
+        cache: Any = None,
+        *,
+        input_ids: jax.Array | None = None,
+        inputs_embeds: jax.Array | None = None,
+    ) -> Output:
+        x = self.shared(input_ids) if inputs_embeds is None else inputs_embeds
+        return self.decoder(context, cache, inputs_embeds=x)
+
+
+@layer_cache.register(Seq2Seq)
+def _(model: Seq2Seq, batch_size: int, max_length: int, dtype: Any) -> Any:
+    return layer_cache(model.decoder, batch_size, max_length, dtype)
+
+
+class Seq2SeqLM(eqx.Module):
+    """An encoder-decoder with a vocabulary head on its decoder. `lm_head` is `None` when it is tied to the embeddings.
+
+    `scale` multiplies the hidden states before the head.
+    """
+
+    model: Any
+    lm_head: Linear | None
+    config: Any = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+
+    def __init__(self, model: Any, *, tied: bool, bias: bool = False, scale: float = 1.0) -> None:
+        config = model.config
+        self.model = model
+        self.lm_head = (
+            None if tied else Linear(config.hidden_size, config.vocab_size, bias, axes=("vocab", "embed"), role="head")
+        )
+        self.config = config
+        self.scale = scale
+
+    def __call__(
+        self, context: Context, cache: Any = None, *, logits_to_keep: int | None = None, **inputs: Any
+    ) -> Output:
+        out = self.model(context, cache, **inputs)
+        hidden = out.last_hidden_state
+        if logits_to_keep:
+            hidden = hidden[:, -logits_to_keep:]
+        return out.replace(logits=head_logits(self, hidden))
+
+
+@head_logits.register(Seq2SeqLM)
+def _(model: Seq2SeqLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
+    hidden = hidden * jnp.asarray(model.scale, hidden.dtype)
+    if model.lm_head is None:
+        return dot(input_embeddings(model).weight, hidden, dtype=dtype)
+    logits = dot(model.lm_head.weight, hidden, dtype=dtype)
+    bias = model.lm_head.bias
+    return logits if bias is None else logits + along_last(bias.astype(logits.dtype), logits)
