@@ -1,0 +1,5 @@
+"""The laws that every model keeps, for our families and for yours: `Case`, `laws` and a pytest plugin. See docs/laws.md."""
+
+from . import laws as laws
+from .case import Case as Case
+from .opaque import Opaque as Opaque

@@ -1,0 +1,143 @@
+"""Laws of the transforms: each is pure, they compose, and none asks what a weight is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import easyfn as ef
+
+from ..case import Case, run, same, same_trees
+from ..opaque import Opaque
+from .law import law
+
+# The largest relative error (Frobenius) that a method may leave in a matrix of normal numbers.
+ERRORS = {"8bit": 0.012, "nf4": 0.12, "fp4": 0.16}
+
+
+@law()
+def weights_only_through_verbs(case: Case) -> None:
+    """Every matrix may be a pytree that answers nothing but `dot`, `take` and `ragged_dot`."""
+    roles = ("linear", "head", "router", "embedding", "experts")
+    slots = {found.path: found.weight for found in ef.find_slots(case.model, roles)}
+    assert slots, "the model has no weight slots: register its layers with ef.slots"
+    got = case.answers(_replaced(case.model, {path: Opaque(weight) for path, weight in slots.items()}))
+    same(case, got, case.answers(case.model), "opaque weights against arrays")
+
+
+def _replaced(model: object, new: dict[str, object]) -> object:
+    """The model with other weights in its slots."""
+    paths = {id(f.weight): f.path for f in ef.find_slots(model)}
+    is_slot = lambda node: id(node) in paths
+    leaves, treedef = jax.tree.flatten(model, is_leaf=is_slot)
+    return treedef.unflatten([new.get(paths.get(id(leaf), ""), leaf) for leaf in leaves])
+
+
+@law()
+def stack_is_list(case: Case) -> None:
+    """Layers stacked for a scan answer as layers in a list."""
+    same(case, case.answers(case.stacked()), case.answers(case.model), "stacked against listed layers")
+
+
+@law()
+def unstack_inverts_stack(case: Case) -> None:
+    """`unstack(stack(model))` is the model, bit by bit."""
+    back = ef.unstack(case.stacked())
+    assert jax.tree.structure(back) == jax.tree.structure(case.model), "the structure came back changed"
+    same_trees(back, case.model, "stacked and unstacked")
+
+
+@law()
+def bfloat16_is_close(case: Case) -> None:
+    """In bfloat16 the model computes in bfloat16, and the answers stay near."""
+    low = ef.cast(case.model, jnp.bfloat16)
+    assert ef.dtype_of(low) == jnp.bfloat16 and ef.dtype_of(case.model) == jnp.float32, "cast changed another model"
+    answers = run(low, case.given())[0]
+    wide = {name: value.dtype for name, value in answers.items() if value.dtype != jnp.bfloat16}
+    assert not wide, f"a bfloat16 model answers in {wide}"
+    same(case, answers, case.answers(case.model), "bfloat16 against float32", tolerance=0.1)
+
+
+@law()
+def quantize_is_close(case: Case) -> None:
+    """A quantized weight is near the weight, and the model computes with just that weight."""
+    for method in case.quantization:
+        quantized = case.quantized(method)
+        dense = ef.dequantize(quantized)
+        assert ef.is_quantized(quantized) and not ef.is_quantized(dense), f"{method}: is_quantized is wrong"
+        before, after, changed = ef.params(case.model), ef.params(dense), 0
+        for path, value in before.items():
+            off = np.linalg.norm(np.asarray(after[path] - value, np.float32)) / np.linalg.norm(np.asarray(value) + 1e-12)
+            assert off <= ERRORS.get(method, 0.2), f"{method}: {path} is off by {off:.3g}"
+            changed += off > 0
+        assert changed, f"{method} changed no weight"
+        same(case, case.answers(quantized), case.answers(dense), f"{method} against its dense weights", tolerance=1e-3)
+
+
+@law()
+def quantize_twice_is_refused(case: Case) -> None:
+    """Quantizing a quantized model is an error, not a second loss."""
+    quantized = case.quantized(case.quantization[0])
+    for method in case.quantization:
+        try:
+            ef.quantize(quantized, ef.QuantConfig(method))
+        except (ValueError, TypeError):
+            continue
+        raise AssertionError(f"a model in {case.quantization[0]} was quantized to {method} once more")
+
+
+@law()
+def quantize_commutes_with_stack(case: Case) -> None:
+    """Quantize then stack, or stack then quantize: the same model."""
+    for method in case.quantization:
+        one, other = ef.stack(case.quantized(method)), ef.quantize(case.stacked(), ef.QuantConfig(method))
+        assert jax.tree.structure(one) == jax.tree.structure(other), f"{method}: the structures differ"
+        same_trees(one, other, f"{method} and stack in either order")
+
+
+@law()
+def fresh_lora_changes_nothing(case: Case) -> None:
+    """A new adapter answers zero, and leaves the weights under it as they were."""
+    fresh = ef.apply_lora(case.model, case.lora, rank=4, key=case.key)
+    assert ef.has_lora(fresh) and not ef.has_lora(case.model), "has_lora is wrong"
+    same(case, case.answers(fresh), case.answers(case.model), "a fresh adapter against none")
+    same_trees(ef.remove_lora(fresh), case.model, "an adapter put on and taken off")
+
+
+@law()
+def merged_lora_is_lora(case: Case) -> None:
+    """Folding adapters into their weights changes the form of the model, and no answer."""
+    adapted = case.adapted()
+    merged = ef.merge_lora(adapted)
+    assert not ef.has_lora(merged) and jax.tree.structure(merged) == jax.tree.structure(case.model)
+    got, want, base = (case.answers(model) for model in (merged, adapted, case.model))
+    assert any(np.any(want[name] != base[name]) for name in want), "the adapters change nothing"
+    same(case, got, want, "merged against unmerged adapters", tolerance=1e-4)
+    same_trees(ef.join_lora(*ef.split_lora(adapted)), adapted, "split and joined adapters")
+
+
+@law()
+def lora_rests_on_quantized(case: Case) -> None:
+    """An adapter on a quantized weight is the quantized model plus the adapter: QLoRA is nesting."""
+    quantized = case.quantized(case.quantization[-1])
+    fresh = ef.apply_lora(quantized, case.lora, rank=4, key=case.key)
+    same(case, case.answers(fresh), case.answers(quantized), "a fresh adapter on a quantized model", tolerance=1e-4)
+    trains = ef.params(ef.split(fresh, ef.trainable(fresh))[0])
+    assert trains and len(trains) == len(ef.params(ef.split_lora(fresh)[1])), "not just the adapters train"
+
+
+@law()
+def shard_changes_nothing(case: Case) -> None:
+    """Over eight devices the model is the same function, really split, and comes back whole."""
+    if (count := jax.device_count()) < 8:
+        raise AssertionError(f"{count} devices: start pytest with -p easyfn.testing.plugin, which makes eight of a CPU")
+    rules = case.rules or dataclasses.replace(ef.default_rules(case.model), indivisible="replicate")
+    mesh = ef.make_mesh(**case.mesh)
+    split, report = ef.shard(case.model, rules, mesh, report=True)
+    spread = [p for p, v in ef.params(split).items() if v.addressable_shards[0].data.size < v.size]
+    assert spread, f"every array is on every device whole. {report}"
+    same(case, case.answers(split), case.answers(case.model), "eight devices against one", tolerance=1e-4)
+    same_trees(ef.gather(split), case.model, "sharded and gathered")
