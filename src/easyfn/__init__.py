@@ -19,6 +19,7 @@ from ._loss import LossConfig as LossConfig, compute_loss as compute_loss, loss_
 from ._seq2seq import encode as encode
 from ._slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
 from ._stack import stack as stack, unstack as unstack
+from ._state import load_state as load_state, save_state as save_state
 from ._task import mesh_of as mesh_of, model_type as model_type, supports as supports, task as task
 from ._train import TrainState as TrainState, to_state as to_state, train_step as train_step
 from ._trainable import is_adapter as is_adapter, trainable as trainable
@@ -43,6 +44,11 @@ from .io.checkpoint import LoadError as LoadError
 from .io.config import UnknownConfigKey as UnknownConfigKey
 from .io.hub import push_to_hub as push_to_hub
 from .io.load import abstract as abstract, from_state_dict as from_state_dict, load as load, read_config as read_config
+from .io.peft import (
+    load_adapter as load_adapter,
+    read_adapter_config as read_adapter_config,
+    save_adapter as save_adapter,
+)
 from .io.save import save as save, to_state_dict as to_state_dict
 from .io.torch import from_torch as from_torch, to_torch as to_torch, torch_class as torch_class
 from .lora import (

@@ -1,0 +1,199 @@
+"""Training: the same trajectory as torch, any optimizer, exactly the trainable leaves, resumed exactly."""
+
+import functools
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from cases import CASES
+
+import easyfn as ef
+
+NAME = "llama"
+
+
+def batches(count=5):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        ids = rng.integers(0, 97, (4, 9))
+        mask = np.ones((4, 9), int)
+        mask[1, 6:] = 0
+        labels = np.where((rng.random((4, 9)) < 0.3) | (mask == 0), -100, ids)
+        yield {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def fresh():
+    return jax.tree.map(jnp.array, CASES[NAME].model())  # a copy: steps donate their input
+
+
+step = jax.jit(ef.train_step, donate_argnums=0)
+
+
+def test_five_steps_of_adamw_are_torchs():
+    net = CASES[NAME].make().requires_grad_(True)
+    theirs = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01, eps=1e-6)
+    state = ef.to_state(fresh(), optax.adamw(1e-3, weight_decay=0.01, eps=1e-6))
+    for batch in batches():
+        out = net(**{k: torch.tensor(v) for k, v in batch.items()})
+        theirs.zero_grad()
+        out.loss.backward()
+        theirs.step()
+        state, metrics = step(state, batch)
+        np.testing.assert_allclose(metrics["loss"], out.loss.item(), rtol=1e-4)
+    assert int(state.step) == 5
+    final = dict(net.named_parameters())
+    for path, leaf in ef.params(state.model).items():
+        np.testing.assert_allclose(leaf, final[path].detach().numpy(), atol=1e-4, err_msg=path)
+
+
+def test_your_own_loop():
+    optimizer = optax.adam(1e-2)
+    params, frozen = eqx.partition(fresh(), ef.trainable(fresh()))
+    opt_state = optimizer.init(params)
+
+    @jax.jit
+    def update(params, opt_state, batch):
+        loss = lambda p: ef.compute_loss(eqx.combine(p, frozen), batch)
+        (value, _), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    batch = next(batches())
+    losses = []
+    for _ in range(5):
+        params, opt_state, value = update(params, opt_state, batch)
+        losses.append(float(value))
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_only_what_is_chosen_trains_and_has_optimizer_state():
+    model = fresh()
+    state = ef.to_state(model, optax.adamw(1e-2), trainable=r"layers\.1\..*proj")
+    chosen = set(ef.params(state.params))
+    assert chosen and all("layers.1." in path and "proj" in path for path in chosen)
+    moments = ef.params(state.opt_state[0].mu)
+    assert set(moments) == chosen
+    before = {path: np.array(leaf) for path, leaf in ef.params(model).items()}
+    state, _ = step(state, next(batches()))
+    after = ef.params(state.model)
+    changed = {path for path in after if not np.array_equal(before[path], after[path])}
+    assert changed == chosen
+    with pytest.raises(ValueError, match="matches nothing"):
+        ef.to_state(fresh(), optax.sgd(1.0), trainable="no_such_layer")
+
+
+def test_integers_are_refused_and_left_alone():
+    class Counted(eqx.Module):
+        model: eqx.Module
+        seen: jax.Array
+
+    counted = Counted(fresh(), jnp.arange(3))
+    with pytest.raises(ValueError, match=r"seen is an array of int32"):
+        ef.to_state(counted, optax.sgd(0.1), trainable=jax.tree.map(lambda _: True, counted))
+    state = ef.to_state(counted, optax.sgd(0.1))
+    loss = lambda m, batch, key=None: ef.compute_loss(m.model, batch, key=key)
+    state, metrics = jax.jit(functools.partial(ef.train_step, loss=loss))(state, next(batches()))
+    np.testing.assert_array_equal(state.model.seen, np.arange(3))
+    assert metrics["grad_norm"] > 0
+
+
+OPTIMIZERS = {
+    "multi_transform": lambda: optax.multi_transform(
+        {"matrix": optax.adafactor(1e-2), "vector": optax.sgd(1e-2)},
+        lambda p: jax.tree.map(lambda x: "matrix" if x.ndim > 1 else "vector", p),
+    ),
+    "masked": lambda: optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.masked(optax.add_decayed_weights(0.1), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
+        optax.sgd(optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 10)),
+    ),
+    "plateau": lambda: optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau()),
+    "hyperparams": lambda: optax.inject_hyperparams(optax.lion)(learning_rate=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optimizer(name):
+    import optax.contrib  # noqa: F401
+
+    state = ef.to_state(fresh(), OPTIMIZERS[name]())
+    batch, losses = next(batches()), []
+    for _ in range(4):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+
+
+def test_accumulated_step_is_the_whole_step():
+    batch = next(batches())
+    small = jax.jit(functools.partial(ef.train_step, accumulate=2))
+    one, a = jax.jit(ef.train_step)(ef.to_state(fresh(), optimizer := optax.sgd(0.1)), batch)
+    two, b = small(ef.to_state(fresh(), optimizer), batch)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), one.params, two.params)
+    with pytest.raises(ValueError, match="accumulate=3"):
+        ef.train_step(ef.to_state(fresh(), optimizer), batch, accumulate=3)
+
+
+def test_mixed_precision_keeps_float32_masters():
+    state = ef.to_state(fresh(), optax.adam(1e-3))
+    half = jax.jit(functools.partial(ef.train_step, compute_dtype=jnp.bfloat16))
+    after, metrics = half(state, next(batches()))
+    assert ef.dtype_of(after.params) == jnp.float32
+    np.testing.assert_allclose(metrics["loss"], step(state, next(batches()))[1]["loss"], rtol=2e-2)
+
+
+def test_donation_reuses_every_byte_of_the_state():
+    state = jax.eval_shape(lambda: ef.to_state(CASES[NAME].model(), optax.adam(1e-3)))
+    memory = jax.jit(ef.train_step, donate_argnums=0).lower(state, next(batches())).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= 3 * ef.num_bytes(CASES[NAME].model())
+
+
+def test_abstract_state():
+    model = jax.eval_shape(lambda: CASES[NAME].model())
+    state = ef.to_state(model, optax.adam(1e-3))
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
+
+
+def test_resume_is_exact(tmp_path):
+    optimizer = optax.adamw(optax.linear_schedule(1e-2, 1e-3, 5))
+    state = ef.to_state(fresh(), optimizer)
+    run = list(batches())
+    for batch in run[:2]:
+        state, _ = step(state, batch)
+    assert ef.save_state(state, tmp_path).name == "2"
+    for batch in run[2:]:
+        state, _ = step(state, batch)
+    blank = jax.eval_shape(lambda: ef.to_state(fresh(), optimizer))
+    for like in (ef.to_state(fresh(), optimizer), blank):
+        resumed = ef.load_state(like, tmp_path)
+        assert int(resumed.step) == 2
+    for batch in run[2:]:
+        resumed, _ = step(resumed, batch)
+    jax.tree.map(np.testing.assert_array_equal, state, resumed)
+    ef.save_state(state, tmp_path, keep=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["5"]
+    with pytest.raises(FileExistsError):
+        ef.save_state(state, tmp_path)
+    with pytest.raises(FileNotFoundError, match="no step 2"):
+        ef.load_state(blank, tmp_path, step=2)
+    with pytest.raises(ValueError, match=r"unexpected: opt_state\.0\.nu"):
+        ef.load_state(ef.to_state(fresh(), optax.sgd(0.1)), tmp_path)
+
+
+def test_without_orbax_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(ImportError, match=r"easyfn\[train\]"):
+        ef.save_state({"a": jnp.ones(1)}, tmp_path, step=1)
+
+
+def test_reduction_none_is_refused():
+    with pytest.raises(ValueError, match="one number"):
+        ef.train_step(ef.to_state(fresh(), optax.sgd(0.1)), next(batches()), loss=ef.LossConfig(reduction="none"))
