@@ -15,7 +15,12 @@ import numpy as np
 
 import easyfn as ef
 
-ROWS, LENGTH, HALF, SLOTS = 2, 8, 4, 16  # every law uses these shapes and halves of them, so that compilations are shared
+ROWS, LENGTH, HALF, SLOTS = (
+    2,
+    8,
+    4,
+    16,
+)  # every law uses these shapes and halves of them, so that compilations are shared
 ANSWERS = ("logits", "last_hidden_state", "start_logits", "end_logits", "pooler_output", "embeddings")
 PER_TOKEN = ("last_hidden_state", "start_logits", "end_logits")
 

@@ -132,7 +132,9 @@ def generate_is_step_by_step(case: Case) -> None:
     for length in range(HALF, made.shape[1]):
         row = np.pad(made, ((0, 0), (0, LENGTH - made.shape[1])))
         best = case.answers(case.model, input_ids=jnp.asarray(row))["logits"][:, length - 1].argmax(-1)
-        assert np.all(stop | (best == made[:, length])), f"token {length}: generated {made[:, length]}, likeliest {best}"
+        assert np.all(stop | (best == made[:, length])), (
+            f"token {length}: generated {made[:, length]}, likeliest {best}"
+        )
         stop |= np.isin(made[:, length], _eos(case))
 
 

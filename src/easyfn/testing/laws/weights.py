@@ -70,7 +70,9 @@ def quantize_is_close(case: Case) -> None:
         assert ef.is_quantized(quantized) and not ef.is_quantized(dense), f"{method}: is_quantized is wrong"
         before, after, changed = ef.params(case.model), ef.params(dense), 0
         for path, value in before.items():
-            off = np.linalg.norm(np.asarray(after[path] - value, np.float32)) / np.linalg.norm(np.asarray(value) + 1e-12)
+            off = np.linalg.norm(np.asarray(after[path] - value, np.float32)) / np.linalg.norm(
+                np.asarray(value) + 1e-12
+            )
             assert off <= ERRORS.get(method, 0.2), f"{method}: {path} is off by {off:.3g}"
             changed += off > 0
         assert changed, f"{method} changed no weight"
