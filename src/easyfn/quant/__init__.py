@@ -1,5 +1,6 @@
 """Weight formats: one file each, a small pytree in the weight slot and its rules for the verbs."""
 
+from . import bitsandbytes as bitsandbytes
 from .config import METHODS as METHODS, QuantConfig as QuantConfig, method as method
 from .int8 import Int8 as Int8, int8 as int8
 from .nf4 import NF4 as NF4, nf4 as nf4

@@ -226,4 +226,11 @@ def _product(w: NF4, rows: jax.Array) -> jax.Array:
     return _halves(replace(w, scales=scales_of(w), nested=None, offset=None), rows)
 
 
-register_format(NF4, _product, _back)
+def _table_rows(w: NF4, ids: jax.Array) -> Any:
+    if not aligned(w):
+        return jnp.take(dense(w), ids, axis=0, mode="clip")
+    rows = [jnp.take(part, ids, axis=0, mode="clip") for part in (w.codes, scales_of(w))]
+    return replace(w, codes=rows[0], scales=rows[1], nested=None, offset=None)
+
+
+register_format(NF4, _product, _back, rows=_table_rows)

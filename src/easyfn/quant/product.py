@@ -25,12 +25,15 @@ def against_dense(w: Any, g: jax.Array) -> jax.Array:
     return _matmul(g, dense(replace(w, dtype=g.dtype.name)), 0)
 
 
-def register_format(cls: type, product: Product, back: Product = against_dense) -> None:
+def register_format(
+    cls: type, product: Product, back: Product = against_dense, *, rows: Callable[[Any, jax.Array], Any] | None = None
+) -> None:
     """Teaches the verbs a weight format of which `dense` and `shape_of` are known.
 
     `product(w, rows)` is the float32 product of `rows`, `(m, in)` in any float dtype, with a 2-D weight; `back(w, g)` is the
-    product with its transpose, for the gradient of the input, given a block of the weight's rows at a time. The format has
-    a field `codes` and a static field `dtype`, that of the dense array it stands for.
+    product with its transpose, for the gradient of the input, given a block of the weight's rows at a time. `rows(w, ids)`
+    gives rows of a table, still packed, `(len(ids), in)`; by default those of every array. The format has a field
+    `codes` and a static field `dtype`, that of the dense array it stands for.
     """
 
     @dot.register(cls)
@@ -39,10 +42,10 @@ def register_format(cls: type, product: Product, back: Product = against_dense) 
         if len(shape) != 2 or x.shape[-1] != shape[1]:
             raise ValueError(f"dot: a weight (out, in) of shape {shape} does not fit inputs of shape {x.shape}")
         out = dtype or jnp.result_type(w.dtype, x.dtype)
-        rows = x.reshape(-1, x.shape[-1])
-        if not jnp.issubdtype(rows.dtype, jnp.floating):
-            rows = rows.astype(w.dtype)
-        y = _frozen(product, back, rows.dtype.name, w, rows)
+        flat = x.reshape(-1, x.shape[-1])
+        if not jnp.issubdtype(flat.dtype, jnp.floating):
+            flat = flat.astype(w.dtype)
+        y = _frozen(product, back, flat.dtype.name, w, flat)
         return y.astype(out).reshape(*x.shape[:-1], shape[0])
 
     @cast.register(cls)
@@ -55,13 +58,14 @@ def register_format(cls: type, product: Product, back: Product = against_dense) 
 
     @take.register(cls)
     def _(w: Any, ids: jax.Array) -> Any:
-        parts = jax.tree.map(lambda part: jnp.take(part, ids, axis=0, mode="clip"), w)
         if len(w.codes.shape) > 2:
-            return parts  # whole experts, still packed
-        # A table gives rows: seen as a matrix of all the ids asked for.
-        flat = jax.tree.map(lambda part: part.reshape(-1, part.shape[-1]), parts)
-        rows = dense(flat)
-        return rows.reshape(*ids.shape, rows.shape[-1])
+            return _take(w, ids)  # whole experts, still packed
+        found = dense((rows or _take)(w, ids.reshape(-1)))
+        return found.reshape(*ids.shape, found.shape[-1])
+
+
+def _take(w: Any, ids: jax.Array) -> Any:
+    return jax.tree.map(lambda part: jnp.take(part, ids, axis=0, mode="clip"), w)
 
 
 def replace(w: Any, **fields: Any) -> Any:
@@ -97,6 +101,7 @@ def _forward(product: Product, back: Product, dtype: str, w: Any, rows: jax.Arra
 
 def _backward(product: Product, back: Product, dtype: str, w: Any, g: jax.Array) -> Any:
     g = g.astype(dtype)  # as the backward pass of a plain 16-bit product
+    w = after(g, w)
     blocks = row_blocks(w)
     if blocks == 1:
         dx = back(w, g)
@@ -111,10 +116,18 @@ _frozen.defvjp(_forward, _backward)
 
 
 
+def after(x: jax.Array, w: Any) -> Any:
+    """`w`, whose codes cannot be unpacked before `x` is known.
+
+    Unpacking depends on nothing, so XLA would hoist it out of loops and keep the dense copies of all layers at once
+    (an optimization barrier does not hold it). Zero times a float is not folded, for it may be NaN, which converts to 0.
+    """
+    zero = (x[(0,) * x.ndim] * 0).astype(jnp.float32).astype(w.codes.dtype)
+    return replace(w, codes=w.codes + zero)
+
+
 def row_blocks(w: Any) -> int:
     """Into how many blocks of rows a product is cut, so that what a block unpacks stays in the cache.
-
-    Also the reason that no dense copy of a model is ever alive: XLA would gladly unpack all layers at once.
     """
     out, width = shape_of(w)
     if out * width <= 2 * BLOCK or any(part.shape[0] != out for part in jax.tree.leaves(w)):
@@ -131,18 +144,15 @@ def by_blocks(part: Product) -> Product:
     """A product that runs over blocks of the weight's rows on CPU, and in one piece elsewhere."""
 
     def whole(w: Any, rows: jax.Array) -> jax.Array:
-        return part(w, rows)
+        return part(after(rows, w), rows)
 
     def pieces(w: Any, rows: jax.Array) -> jax.Array:
-        blocks = row_blocks(w)
-        if blocks == 1:
-            return part(w, rows)
-        y = lax.map(lambda piece: part(piece, rows), split_rows(w, blocks))
+        y = lax.map(lambda piece: part(piece, rows), split_rows(after(rows, w), row_blocks(w)))
         return jnp.moveaxis(y, 0, 1).reshape(rows.shape[0], -1)
 
     def product(w: Any, rows: jax.Array) -> jax.Array:
         if row_blocks(w) == 1:
-            return part(w, rows)
+            return whole(w, rows)
         return lax.platform_dependent(w, rows, cpu=pieces, default=whole)
 
     return product

@@ -88,7 +88,7 @@ def _names(pattern: str, found: Found) -> bool:
     """Whether a pattern asks for this very layer: it no longer matches when the layer's own name is struck out."""
     above = found.layer.rpartition(".")[0]
     field = found.path[len(found.layer) :]
-    anonymous = join(above, "\0") + field
+    anonymous = join(above, "q7x") + field
     return bool(re.search(pattern, found.path)) and not re.search(pattern, anonymous)
 
 

@@ -1,0 +1,204 @@
+"""bitsandbytes' layout on disk, read and written: 4-bit (nf4, fp4, nested or not) and 8-bit, as transformers saves them.
+
+Of a weight `P.weight` of shape `(out, in)`, 4-bit: `P.weight` uint8 `(out * in / 2, 1)`, `P.weight.absmax`, `P.weight.quant_map`,
+`P.weight.quant_state.bitsandbytes__nf4` (JSON as bytes), and for nested scales `P.weight.nested_absmax`,
+`P.weight.nested_quant_map`. 8-bit: `P.weight` int8 `(out, in)`, `P.SCB`, `P.weight_format`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._slots import find_slots
+from .._tree import at, expand, nodes
+from .._weight import format_of
+from ..io.formats import Packed, register
+from ..io.names import Tensors
+from .int8 import Int8
+from .nf4 import LEVELS, NESTED, NF4, aligned, dynamic_map, scales_of
+from .product import replace
+
+STATE = "quant_state.bitsandbytes__"
+
+
+def read(model: Any, settings: Mapping[str, Any], sources: Mapping[str, Tensors], header: Mapping[str, Any]) -> dict[str, Packed]:
+    """The slots that a checkpoint of bitsandbytes holds quantized (see `easyfn.io.formats.Reader`)."""
+    found: dict[str, Packed] = {}
+    for path, source in sources.items():
+        kinds = {_stored(name, header) for name in source.names}
+        if kinds == {None}:
+            continue
+        if None in kinds:
+            raise ValueError(f"{path}: some of {', '.join(source.names[:4])}, ... are quantized and some are not")
+        every = [_tensors(name, _stored(name, header), header) for name in source.names]
+        names = tuple(name for one in every for name in one)
+        make = functools.partial(_make, path, source, [len(one) for one in every], at(model, path).dtype)
+        found[path] = Packed(names, make)
+    return found
+
+
+def _stored(name: str, header: Mapping[str, Any]) -> str | None:
+    for levels in LEVELS:
+        if f"{name}.{STATE}{levels}" in header:
+            return levels
+    return "int8" if _scb(name) in header else None
+
+
+def _scb(name: str) -> str:
+    return f"{name.rpartition('.')[0]}.SCB"
+
+
+def _tensors(name: str, kind: str | None, header: Mapping[str, Any]) -> list[str]:
+    if kind == "int8":
+        extra = f"{name}_format"
+        return [name, _scb(name), *([extra] if extra in header else [])]
+    parts = [name, f"{name}.{STATE}{kind}", f"{name}.absmax", f"{name}.quant_map"]
+    nested = [f"{name}.nested_absmax", f"{name}.nested_quant_map"]
+    return parts + (nested if nested[0] in header else [])
+
+
+def _make(path: str, source: Tensors, counts: list[int], declared: Any, parts: list[np.ndarray], dtype: Any) -> Any:
+    """The weight of a slot from the tensors of one matrix, or of several: the experts, or the parts of a fused one."""
+    weights, rest = [], list(parts)
+    for count in counts:
+        mine, rest = rest[:count], rest[count:]
+        weights.append(_int8(path, mine, dtype or declared) if mine[0].dtype == np.int8 else _four_bit(path, mine, dtype))
+    if source.kind in ("same", "transposed"):  # what is (in, out) in a plain file is (out, in) once it is quantized
+        weight = weights[0]
+    elif source.kind == "experts":
+        per = len(weights) // source.shape[0]
+        groups = [weights[e * per : (e + 1) * per] for e in range(source.shape[0])]
+        weight = jax.tree.map(lambda *leaves: np.stack(leaves), *[_rows(path, g) for g in groups])
+    else:
+        weight = _rows(path, weights)
+    return weight
+
+
+def _rows(path: str, weights: list[Any]) -> Any:
+    """One matrix from several with the same columns."""
+    if len(weights) == 1:
+        return weights[0]
+    if any(isinstance(w, NF4) and not aligned(w) for w in weights):
+        raise ValueError(f"{path}: it joins matrices whose 4-bit blocks cross rows, which no one set of blocks can hold")
+    plain = [
+        replace(w, scales=np.asarray(scales_of(w)), nested=None, offset=None) if isinstance(w, NF4) else w for w in weights
+    ]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *plain)
+
+
+def _int8(path: str, parts: list[np.ndarray], dtype: Any) -> Int8:
+    codes, scb, *order = parts
+    if order and int(order[0].reshape(-1)[0]) != 0:
+        raise ValueError(f"{path}: its int8 weight is tiled for an old GPU (weight_format {int(order[0].reshape(-1)[0])}); only row order is read")
+    return Int8(codes, scb.astype(np.float32).reshape(-1, 1), jnp.dtype(dtype).name)
+
+
+def _four_bit(path: str, parts: list[np.ndarray], dtype: Any) -> NF4:
+    packed, state_bytes, absmax, table, *nested = parts
+    state = json.loads(bytes(state_bytes.view(np.uint8).reshape(-1)).decode())
+    levels, block, (out, width) = state["quant_type"], state["blocksize"], state["shape"]
+    if not np.allclose(table, LEVELS[levels], atol=1e-6):
+        raise ValueError(f"{path}: its {levels} table is not bitsandbytes' own; such a checkpoint is not read")
+    if width % 2:
+        raise ValueError(f"{path}: rows of {width} entries share bytes, which easyfn cannot hold")
+    shape = (out, width // block) if width % block == 0 else (1, -(-out * width // block))
+    codes = np.ascontiguousarray(packed).reshape(-1).view(np.uint8).reshape(out, width // 2)
+    name = jnp.dtype(dtype or state["dtype"]).name
+    fixed = {"block": block, "levels": levels, "dtype": name}
+    if not nested:
+        return NF4(codes, absmax.astype(np.float32).reshape(shape), **fixed)
+    scale, code = nested
+    offset = np.full((1, 1), state["nested_offset"], np.float32)
+    if state["nested_blocksize"] == NESTED and np.allclose(code, dynamic_map(), atol=1e-6):
+        return NF4(codes, absmax.reshape(shape), scale.reshape(1, -1), offset, **fixed)
+    # Another table for the scales: they become plain ones.
+    each = np.repeat(scale, state["nested_blocksize"])[: absmax.size]
+    return NF4(codes, (code[absmax.reshape(-1)] * each + offset[0]).astype(np.float32).reshape(shape), **fixed)
+
+
+def write(source: Tensors, weight: Any) -> dict[str, Any]:
+    """The tensors that hold a weight, or one layer of a stacked one (see `easyfn.io.formats.Writer`)."""
+    weight = jax.tree.map(np.asarray, weight)
+    if source.kind in ("same", "transposed"):
+        pieces = [weight]
+    elif source.kind == "experts":
+        count = source.shape[0]
+        per = len(source.names) // count
+        pieces = [p for e in range(count) for p in _cut(source, jax.tree.map(lambda leaf: leaf[e], weight), per, source.axis - 1)]
+    else:
+        pieces = _cut(source, weight, len(source.names), source.axis)
+    out: dict[str, Any] = {}
+    for name, piece in zip(source.names, pieces, strict=True):
+        out |= _int8_tensors(name, piece) if isinstance(piece, Int8) else _four_bit_tensors(name, piece)
+    return out
+
+
+def _cut(source: Tensors, weight: Any, count: int, axis: int) -> list[Any]:
+    if count == 1:
+        return [weight]
+    if axis != 0 or (isinstance(weight, NF4) and not aligned(weight)):
+        raise ValueError(f"{source.path}: the file holds it in {count} pieces, and its blocks of 4 bits cross them; use ef.dequantize")
+    if isinstance(weight, NF4) and weight.nested is not None:
+        weight = replace(weight, scales=np.asarray(scales_of(weight)), nested=None, offset=None)
+    pieces: list[Any] = [jax.tree.map(lambda leaf: leaf[i * (leaf.shape[0] // count) :][: leaf.shape[0] // count], weight) for i in range(count)]
+    return pieces
+
+
+def _int8_tensors(name: str, w: Int8) -> dict[str, Any]:
+    return {name: w.codes, _scb(name): w.scales.reshape(-1), f"{name}_format": np.zeros((), np.uint8)}
+
+
+def _four_bit_tensors(name: str, w: NF4) -> dict[str, Any]:
+    state: dict[str, Any] = {"quant_type": w.levels, "blocksize": w.block, "dtype": w.dtype}
+    state["shape"] = [w.codes.shape[0], 2 * w.codes.shape[1]]
+    out = {name: w.codes.reshape(-1, 1), f"{name}.absmax": w.scales.reshape(-1), f"{name}.quant_map": LEVELS[w.levels].copy()}
+    if w.nested is not None:
+        state |= {"nested_blocksize": NESTED, "nested_dtype": "float32", "nested_offset": float(w.offset.reshape(()))}  # type: ignore[union-attr]
+        out |= {f"{name}.nested_absmax": w.nested.reshape(-1), f"{name}.nested_quant_map": dynamic_map().copy()}
+    out[f"{name}.{STATE}{w.levels}"] = np.frombuffer(json.dumps(state).encode(), np.uint8).copy()
+    return out
+
+
+def settings(model: Any) -> dict[str, Any]:
+    """The `quantization_config` of a model, as transformers writes it.
+
+    Raises `ValueError` where transformers could not read the model: 8 and 4 bits in one, or a quantized embedding.
+    """
+    packed, plain = [], []
+    for found in find_slots(model, ("linear", "experts", "head", "router", "embedding")):
+        weights = [node for _, node in nodes(found.weight) if format_of(node) is not None]
+        if weights and found.slot.role == "embedding":
+            raise ValueError(
+                f"save: {found.path} is {format_of(weights[0])}, and bitsandbytes has no embeddings on disk. Leave it out of the "
+                "pattern, or save ef.dequantize(model)."
+            )
+        if weights:
+            packed.append(weights[0])
+        elif found.slot.role != "embedding":
+            plain.append(found.layer)
+    if len({type(w) for w in packed}) > 1:
+        names = sorted({str(format_of(w)) for w in packed})
+        raise ValueError(f"save: the model mixes {', '.join(names)}; transformers reads 4 or 8 bits, not both in one model")
+    # The same layers, from whichever prefix transformers looks: it also compares ends of names.
+    skip = ["lm_head", *(p.removeprefix("model.") for layer in plain for p in expand(layer))]
+    common = {"quant_method": "bitsandbytes", "llm_int8_skip_modules": list(dict.fromkeys(skip))}
+    if isinstance(packed[0], Int8):
+        return common | {"load_in_8bit": True, "load_in_4bit": False, "llm_int8_threshold": 0.0}
+    return common | {
+        "load_in_8bit": False,
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": packed[0].levels,
+        "bnb_4bit_use_double_quant": packed[0].nested is not None,
+        "bnb_4bit_compute_dtype": packed[0].dtype,
+        "bnb_4bit_quant_storage": "uint8",
+    }
+
+
+register("bitsandbytes", reader=read, writer=write, types=(Int8, NF4), settings=settings)
