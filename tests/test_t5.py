@@ -180,3 +180,35 @@ def test_errors():
         ef.forward(model, ids, segment_ids=np.array([[1, 2]]), decoder_input_ids=ids)
     with pytest.raises(ValueError, match="1 rows and the decoder's input 2"):
         ef.forward(model, ids, decoder_input_ids=np.concatenate([ids, ids]))
+
+
+def generate_torch(case, ids, mask, settings):
+    """Without a cache: transformers' has no place for a decoder deeper than its encoder."""
+    with torch.no_grad():
+        inputs = {"attention_mask": torch.tensor(mask), "use_cache": False, **settings}
+        return case.torch().generate(torch.tensor(ids), **inputs).numpy()
+
+
+@pytest.mark.parametrize("name", ["t5", "t5-v1.1"])
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.7}])
+def test_generate(name, options):
+    ids, mask = tokens(4, 9)
+    case = CASES[name]
+    for eos in (None, "first"):
+        settings = {"max_new_tokens": 12, "eos_token_id": 96, **options}
+        if eos == "first":  # a token that is sure to come, so that rows end at different lengths
+            settings["eos_token_id"] = int(theirs[0, 3])
+        theirs = generate_torch(case, ids, mask, settings)
+        ours = ef.generate(case.model(), ids, attention_mask=mask, **settings)
+        np.testing.assert_array_equal(ours.sequences, theirs)
+
+
+def test_generate_with_a_decoder_prompt():
+    ids, mask = tokens(2, 9)
+    prompt = np.array([[0, 5, 6], [0, 7, 8]])
+    case = CASES["t5"]
+    settings = {"max_new_tokens": 5, "eos_token_id": 96, "decoder_input_ids": prompt}
+    theirs = generate_torch(case, ids, mask, {**settings, "decoder_input_ids": torch.tensor(prompt)})
+    ours = ef.generate(ef.stack(case.model()), ids, attention_mask=mask, **settings)
+    np.testing.assert_array_equal(ours.sequences, theirs)
+    assert ef.task(case.model()) == "seq2seq-lm" and ef.can_generate(case.model())

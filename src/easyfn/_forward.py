@@ -111,6 +111,7 @@ def call(model: Any, context: Context, layers: Any, inputs: dict[str, Any]) -> O
     return model(context, layers, **given)
 
 
+@verb
 def accepted(model: Any) -> set[str]:
     """The names of the inputs that a model takes, those of the model it wraps included."""
     parameters = inspect.signature(type(model).__call__).parameters.values()

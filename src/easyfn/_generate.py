@@ -174,6 +174,8 @@ def start(
     given = prompt
     if prompt is ids:
         prompt, prompt_mask = ids, mask = align(ids, mask)
+    else:  # an encoder-decoder: ids are its source
+        inputs = {**inputs, "decoder_input_ids": prompt}
     if prompt_mask is None:
         prompt_mask = jnp.ones(prompt.shape, bool)
     logits, cache = prefill(

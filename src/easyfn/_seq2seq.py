@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._forward import advance, call, check_ids, forward, make_context
+from ._forward import accepted, advance, call, check_ids, forward, make_context
+from ._generate import can_generate, decode_step, decoder_prompt
 from ._loss import (
     LossConfig,
     Metrics,
@@ -20,6 +21,7 @@ from ._loss import (
     split_labels,
     vocabulary_loss,
 )
+from ._task import task
 from ._verb import verb
 from .nn.cache import Cache
 from .nn.context import Runtime
@@ -181,6 +183,13 @@ def seq2seq_forward(
     )
 
 
+@accepted.register(Seq2Seq, Seq2SeqLM)
+def _(model: Any) -> set[str]:
+    own = """input_ids inputs_embeds encoder_outputs decoder_input_ids decoder_attention_mask decoder_position_ids
+    decoder_segment_ids decoder_inputs_embeds""".split()
+    return {*own, "logits_to_keep"} if isinstance(model, Seq2SeqLM) else set(own)
+
+
 def _as_output(encoded: Any) -> Output:
     if isinstance(encoded, Output):
         return encoded
@@ -200,6 +209,30 @@ def _source_segments(hidden: jax.Array, attention_mask: Any, segment_ids: Any) -
         raise ValueError(f"{name} has shape {tuple(value.shape)} and the encoder's output {tuple(shape)}")
     found = segments_of(inputs, shape)
     return jnp.ones(shape, jnp.int32) if found is None else found.astype(jnp.int32)
+
+
+@task.register(Seq2SeqLM)
+def _(model: Seq2SeqLM) -> str:
+    return "seq2seq-lm"
+
+
+@can_generate.register(Seq2SeqLM)
+def _(model: Seq2SeqLM) -> bool:
+    return True
+
+
+@decoder_prompt.register(Seq2SeqLM)
+def _(model: Seq2SeqLM, ids: Any, attention_mask: Any, start: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+    if inputs.get("decoder_input_ids") is not None:
+        return as_array(inputs["decoder_input_ids"]), inputs.get("decoder_attention_mask")
+    start = decoder_start(model.config) if start is None else start
+    return jnp.full((ids.shape[0], 1), start, jnp.int32), None
+
+
+@decode_step.register(Seq2SeqLM)
+def _(model: Seq2SeqLM, token: Any, cache: Any, **inputs: Any) -> tuple[jax.Array, Any]:
+    out = forward(model, decoder_input_ids=token[:, None], cache=cache, **inputs)
+    return out.logits[:, -1], out.cache
 
 
 def decoder_start(config: Any) -> int:

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 
 from .._frozen import Frozen
+from .._weight import shape_of
 from ..io.config import labels
 from ..io.names import Rule, rename, transposed
 from ..nn import (
@@ -113,7 +114,7 @@ class FusedAttention(eqx.Module):
 
 @layer_cache.register(FusedAttention)
 def _(layer: FusedAttention, batch_size: int, max_length: int, dtype: Any) -> KV | Ring:
-    head_dim = layer.c_proj.weight.shape[0] // layer.heads
+    head_dim = shape_of(layer.c_proj.weight)[-2] // layer.heads  # -2: the layer may be a stack
     return empty_kv(batch_size, layer.heads, head_dim, max_length, None, dtype)
 
 

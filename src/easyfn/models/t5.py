@@ -126,6 +126,7 @@ class T5Attention(eqx.Module):
     v: Linear
     o: Linear
     heads: int = eqx.field(static=True)
+    head_dim: int = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
 
     def __init__(self, config: T5Config) -> None:
@@ -137,6 +138,7 @@ class T5Attention(eqx.Module):
         self.v = Linear(c.d_model, inner, axes=into, std=factor * c.d_model**-0.5)
         self.o = Linear(inner, c.d_model, axes=out, std=factor * inner**-0.5)
         self.heads = c.num_heads
+        self.head_dim = c.d_kv
         self.dropout = c.dropout_rate
 
     def keys(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -256,8 +258,7 @@ class T5Block(eqx.Module):
 def _(block: T5Block, batch_size: int, max_length: int, dtype: Any) -> tuple[KV | Ring, CrossKV] | None:
     if len(block.layer) == 2:
         return None  # a block of the encoder
-    attention = block.layer[0].SelfAttention
-    heads, dim = attention.heads, attention.o.weight.shape[1] // attention.heads
+    heads, dim = block.layer[0].SelfAttention.heads, block.layer[0].SelfAttention.head_dim
     own = empty_kv(batch_size, heads, dim, max_length, None, dtype)
     return own, empty_cross(batch_size, heads, dim, dtype)
 
