@@ -111,7 +111,8 @@ def tensors_of(module: Any) -> dict[str, np.ndarray]:
     """The tensors that `module.save_pretrained` would write: tied ones once, under the names of the files."""
     state = module.state_dict()
     tied = getattr(module, "all_tied_weights_keys", None) or {}
-    state = {name: tensor for name, tensor in state.items() if name not in tied}
+    shared = lambda name: name in tied and tied[name] in state and state[name].data_ptr() == state[tied[name]].data_ptr()
+    state = {name: tensor for name, tensor in state.items() if not shared(name)}
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:

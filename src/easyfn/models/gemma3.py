@@ -37,7 +37,7 @@ class Gemma3Config:
         sliding_attention={"rope_type": "default", "rope_theta": 10000.0},
         full_attention={"rope_type": "default", "rope_theta": 1000000.0},
     )
-    query_pre_attn_scalar: float = 256
+    query_pre_attn_scalar: float | int = 256
     sliding_window: int | None = 4096
     layer_types: tuple[str, ...] | None = None
     attention_bias: bool = False
