@@ -1,6 +1,7 @@
 """easyfn: any Hugging Face checkpoint as an immutable Equinox pytree, and everything you do to it a free function."""
 
 from . import models as models, nn as nn
+from . import _encoders as _encoders
 from ._dtype import cast as cast, dtype_of as dtype_of, float32 as float32, half as half
 from ._forward import forward as forward, init_cache as init_cache, pure as pure
 from ._frozen import Frozen as Frozen
@@ -17,6 +18,9 @@ from ._sample import State as State
 from ._stream import stream as stream
 from ._loss import LossConfig as LossConfig, compute_loss as compute_loss, loss_from_logits as loss_from_logits
 from ._seq2seq import encode as encode
+from ._card import model_card as model_card
+from ._flops import flops as flops, flops_per_token as flops_per_token, sample_inputs as sample_inputs
+from ._show import describe as describe, num_bytes as num_bytes, num_params as num_params, show as show
 from ._slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
 from ._stack import stack as stack, unstack as unstack
 from ._state import load_state as load_state, save_state as save_state

@@ -14,10 +14,10 @@ import jax.tree_util as jtu
 
 from .._slots import Found, find_slots, map_slots, select_slots
 from .._trainable import is_adapter
-from .._tree import Pattern, expand, is_abstract, lift, matches, near, nodes, nothing_matched
+from .._tree import Pattern, expand, is_abstract, lift, matches, near, nodes
 from .._verb import node_verb
 from .._weight import Slot, Weight, dense, requantize, shape_of
-from .inits import start
+from .inits import CHANGES_BASE, start
 from .weight import LoRA, row_norms
 
 ROLES = ("linear", "head", "router", "embedding", "experts")
@@ -49,8 +49,8 @@ def apply_lora(
 
     **Arguments**
 
-    - `pattern`: `"all-linear"` is every linear layer but the output head, as in PEFT (no embedding, router, classification head
-      or expert: name those). Otherwise a regular expression searched in the path of the slot, a list of such, or a predicate.
+    - `pattern`: `"all-linear"` is every linear layer and expert but no head, as in PEFT, and no embedding and no router: name
+      those. Otherwise a regular expression searched in the path of the slot, a list of such, or a predicate.
     - `rank`, `alpha`: the change is `alpha / rank * b @ a`. `rank_pattern` and `alpha_pattern` map patterns to other values;
       the first that fits a slot holds. `rslora`: `alpha / sqrt(rank)` (arXiv 2312.03732).
     - `key`: every slot draws from its own key, made of this one and its path.
@@ -106,12 +106,7 @@ def apply_lora(
 
 
 def _choose(model: Any, pattern: Pattern, layers: int | Sequence[int] | None, exclude: Pattern | None) -> list[Found]:
-    if isinstance(pattern, str) and pattern == "all-linear":
-        chosen = find_slots(model, ("linear",))
-        if not chosen:
-            raise nothing_matched("apply_lora", pattern, [f.path for f in find_slots(model, ROLES)])
-    else:
-        chosen = select_slots("apply_lora", model, pattern, ROLES)
+    chosen = select_slots("apply_lora", model, pattern, ROLES)
     if layers is not None:
         wanted = {layers} if isinstance(layers, int) else set(layers)
         chosen = [f for f in chosen if matches(lambda path, _: _layer(path) in wanted, f.path, f.weight)]
@@ -140,13 +135,14 @@ def _adapter(
         def one(weight: Weight, seed: jax.Array) -> LoRA:
             own = jax.random.fold_in(key, seed)
             a, b, base = start(init, weight, f.slot.role, rank, scale, own)
-            made = LoRA(base, a.astype(dtype), b.astype(dtype), scale=scale, dropout=dropout)
+            began = init if init.startswith(CHANGES_BASE) else None
+            made = LoRA(base, a.astype(dtype), b.astype(dtype), scale=scale, dropout=dropout, start=began)
             return dataclasses.replace(made, magnitude=row_norms(made).astype(dtype)) if dora else made
 
         return jax.vmap(one)(weight, seeds) if stacked else one(weight, seeds[0])
 
     made = lift(make)(f.weight, seeds)
-    if init in ("default", "gaussian"):
+    if made.start is None:
         made = dataclasses.replace(made, base=f.weight)  # the same object: nothing is copied
     return place(made)
 
@@ -288,8 +284,17 @@ def _fit(adapter: Adapter, paths: list[str]) -> Adapter:
 
 
 def remove_lora(model: Any) -> Any:
-    """The model without its adapters, bit for bit as it was before. Raises `ValueError` if there is none."""
-    return split_lora(model)[0]
+    """The model without its adapters, bit for bit as it was before.
+
+    Raises `ValueError` if there is none, and for adapters that began by changing the base (`init="pissa"`, `"olora"`).
+    """
+    base, adapter = split_lora(model)
+    if changed := [path for path, w in adapter.items() if getattr(w, "start", None)]:
+        raise ValueError(
+            f"remove_lora: {changed[0]} started with init={adapter[changed[0]].start!r}, which moved a part of the weight into "
+            "the adapter: without it the base is not what it was. Keep the model from before, or fold in with ef.merge_lora."
+        )
+    return base
 
 
 def merge_lora(model: Any, *, dequantize: bool = False, report: bool = False) -> Any:

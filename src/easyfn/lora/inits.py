@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from .._weight import Weight, dense, requantize, shape_of
 from .weight import bound
 
+CHANGES_BASE = ("pissa", "olora")  # and pissa_niter_<n>: the base is no longer the weight that it was
 INITS = ("default", "gaussian", "pissa", "pissa_niter_<n>", "olora", "orthogonal")
 
 

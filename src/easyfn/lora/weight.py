@@ -43,6 +43,7 @@ class LoRA(eqx.Module):
     key: Any = None
     scale: float = eqx.field(static=True, default=1.0)
     dropout: float = eqx.field(static=True, default=0.0)
+    start: str | None = eqx.field(static=True, default=None)  # set if the adapter began by changing the base (PiSSA)
 
     @property
     def rank(self) -> int:
@@ -159,6 +160,7 @@ def _(w: LoRA, axes: tuple[str | None, ...]) -> Any:
         None if w.key is None else tuple(lead),
         scale=w.scale,
         dropout=w.dropout,
+        start=w.start,
     )
 
 
