@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 import torch
-from cases import CASES
 
 import easyfn as ef
+from cases import CASES
 
 NAME = "llama"
 

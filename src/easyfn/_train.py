@@ -13,7 +13,7 @@ import optax
 from ._dtype import cast
 from ._loss import LossConfig, Metrics, compute_loss
 from ._trainable import trainable as trainable_of
-from ._tree import Pattern, is_abstract, is_leaf, join, leaves, matches, nothing_matched, rebuild
+from ._tree import Pattern, children, is_abstract, is_leaf, join, leaves, matches, nothing_matched, rebuild
 from .nn.context import Runtime
 
 
@@ -27,7 +27,7 @@ class TrainState(eqx.Module):
     params: Any
     frozen: Any
     opt_state: Any
-    step: jax.Array  # int32, steps done
+    step: Any  # int32 scalar, steps done
     optimizer: optax.GradientTransformation = eqx.field(static=True)
 
     @property
@@ -74,19 +74,22 @@ def _which(model: Any, trainable: Any) -> Any:
     able: list[str] = []
     hits: list[str] = []
 
-    def go(path: str, node: Any) -> Any:
-        if cast.knows(type(node)):  # a quantized weight: its numbers are codes and scales, not parameters
-            return jax.tree.map(lambda _: False, node)
-        if not is_leaf(node):
-            return rebuild(node, lambda name, child: go(join(path, name), child))
-        if not hasattr(node, "dtype") or not jnp.issubdtype(node.dtype, jnp.floating):
-            return False
-        able.append(path)
-        if hit := matches(pattern, path, node):
-            hits.append(path)
-        return hit
+    def go(path: str, node: Any, may: Any) -> Any:
+        if is_leaf(node):
+            if may is not True or not hasattr(node, "dtype") or not jnp.issubdtype(node.dtype, jnp.floating):
+                return False
+            able.append(path)
+            if hit := matches(pattern, path, node):
+                hits.append(path)
+            return hit
+        if trainable_of.knows(
+            type(node)
+        ):  # a format says which of its parts are parameters, and which codes and scales
+            may = trainable_of.which(type(node))(node)
+        inner = dict(children(may)[0]) if may is not True else {}
+        return rebuild(node, lambda name, child: go(join(path, name), child, may is True or inner.get(name)))
 
-    tree = go("", model)
+    tree = go("", model, True)
     if not hits:
         raise nothing_matched("to_state", pattern, able)
     return tree
@@ -147,8 +150,14 @@ def train_step(
     more = {"value": value, "grad": gradients, "value_fn": lambda params: objective(params, batch, key)[0]}
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, **more)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": value, **metrics, "grad_norm": optax.global_norm(gradients)}
+    metrics = {"loss": value, **metrics, "grad_norm": _norm(gradients)}
     return TrainState(params, state.frozen, opt_state, state.step + 1, state.optimizer), metrics
+
+
+def _norm(tree: Any) -> jax.Array:
+    """The norm of all entries of a tree, summed in float32."""
+    squares = (jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree))
+    return jnp.sqrt(sum(squares, jnp.zeros(())))
 
 
 def _accumulated(
