@@ -51,3 +51,156 @@ def test_parity(name):
         np.testing.assert_allclose(np.asarray(a)[seen], b.numpy()[seen], atol=2e-5, rtol=1e-4)
     for a, b in zip(ours.attentions, theirs.attentions, strict=True):
         np.testing.assert_allclose(a.swapaxes(1, 2)[seen], b.numpy().swapaxes(1, 2)[seen], atol=1e-5)
+
+
+LOSSES = {
+    "bert": "tokens",
+    "bert-token-classification": "tokens",
+    "bert-pretraining": "tokens and rows",
+    "bert-next-sentence": "rows",
+    "bert-sequence-classification": "rows",
+    "bert-question-answering": "places",
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss(name):
+    ids, mask = tokens(4, 10)
+    mask[0] = 1  # transformers' pooler reads place 0
+    rng = np.random.RandomState(3)
+    classes = {"bert": 97, "bert-pretraining": 97, "bert-token-classification": 5, "bert-sequence-classification": 3}
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if "tokens" in LOSSES[name]:
+        labels = rng.randint(0, classes[name], ids.shape)
+        batch["labels"] = np.where((rng.rand(*ids.shape) < 0.5) & (mask > 0), labels, -100)
+    elif LOSSES[name] == "rows":
+        batch["labels"] = rng.randint(0, classes.get(name, 2), (4,))
+    else:
+        mask[:] = 1  # transformers' padding competes with the answer
+        batch |= {"start_positions": np.array([3, 0, 10, 25]), "end_positions": np.array([5, 2, 9, -1])}
+    if name == "bert-pretraining":
+        batch["next_sentence_label"] = np.array([0, 1, 1, 0])
+    case = CASES[name]
+    with torch.no_grad():
+        theirs = case.torch()(**{k: torch.tensor(v) for k, v in batch.items()}).loss
+    ours, metrics = ef.compute_loss(case.model(), batch)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert np.isfinite(float(metrics["accuracy"])) and metrics["loss"] == ours
+
+
+def test_answers_are_no_padding():
+    model = CASES["bert-question-answering"].model()
+    ids = np.random.RandomState(0).randint(3, 97, (1, 6))
+    places = {"start_positions": np.array([2]), "end_positions": np.array([4])}
+    alone, _ = ef.compute_loss(model, {"input_ids": ids, **places})
+    pad = ((0, 0), (0, 3))
+    padded, _ = ef.compute_loss(
+        model, {"input_ids": np.pad(ids, pad), "attention_mask": np.pad(np.ones_like(ids), pad), **places}
+    )
+    np.testing.assert_allclose(padded, alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["regression", "one", "several"])
+def test_three_losses_of_a_classifier(kind):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    labels = {
+        "regression": np.array([0.3, -1.0, 2.0], np.float32),
+        "one": np.array([1, 0, 2]),
+        "several": np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0]], np.float32),
+    }[kind]
+    config = BertConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
+        num_labels=1 if kind == "regression" else 3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    hf = BertForSequenceClassification(config).eval()
+    model = port(hf, "sequence-classification")
+    ids, _ = tokens(pad=False)
+    theirs = hf(torch.tensor(ids), labels=torch.tensor(labels)).loss.item()
+    ours, _ = ef.compute_loss(model, {"input_ids": ids, "labels": labels})
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_padding_is_invisible():
+    ids = np.random.RandomState(0).randint(3, 97, (1, 6))
+    for name in ("bert", "bert-sequence-classification"):
+        model = CASES[name].model()
+        alone = ef.forward(model, ids).logits
+        for left in (True, False):
+            pad = ((0, 0), (5, 0) if left else (0, 5))
+            mask = np.pad(np.ones_like(ids), pad)
+            padded = ef.forward(model, np.pad(ids, pad, constant_values=9), attention_mask=mask).logits
+            if name == "bert":
+                padded = padded[:, 5:] if left else padded[:, :6]
+            np.testing.assert_allclose(padded, alone, atol=2e-5)
+
+
+def test_stacked_and_dropout():
+    model = CASES["bert"].model()
+    ids, mask = tokens()
+    stacked = ef.stack(model)
+    assert any(".0:3:1." in path for path in ef.params(stacked))
+    plain = ef.forward(model, ids, attention_mask=mask).logits
+    np.testing.assert_allclose(ef.forward(stacked, ids, attention_mask=mask).logits, plain, atol=2e-5)
+    for one in (model, stacked):
+        a, b, c = (ef.forward(one, ids, attention_mask=mask, key=jax.random.key(k)).logits for k in (0, 1, 0))
+        assert not np.allclose(a, plain) and not np.allclose(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
+def test_positions_beyond_the_table():
+    model = CASES["bert"].model()
+    ids = np.full((1, 41), 5)
+    with pytest.raises(ValueError, match="position 40 is beyond the 40 learned positions"):
+        ef.forward(model, ids)
+    compiled = jax.jit(lambda ids: ef.forward(model, ids).logits)(ids)
+    assert np.isnan(np.asarray(compiled)).any()  # never a plausible wrong answer
+
+
+def test_config():
+    from easyfn.io.config import read, write
+    from easyfn.models.family import family_of
+
+    known = family_of("bert")
+    hub = {  # bert-base-uncased's config.json
+        "architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1, "gradient_checkpointing": False,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02,
+        "intermediate_size": 3072, "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "model_type": "bert",
+        "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 0, "position_embedding_type": "absolute",
+        "transformers_version": "4.6.0.dev0", "type_vocab_size": 2, "use_cache": True, "vocab_size": 30522,
+    }  # fmt: skip
+    config = read(known.config, hub, known.ignore)
+    assert {k: v for k, v in write(config).items() if k in hub} == hub
+    with pytest.raises(ef.UnknownConfigKey, match="position_embedding_type='relative_key'"):
+        read(known.config, {**hub, "position_embedding_type": "relative_key"}, known.ignore)
+    with pytest.raises(ef.UnknownConfigKey, match="is_decoder"):
+        read(known.config, {**hub, "is_decoder": True}, known.ignore)
+    assert ef.num_params(ef.abstract(config)) == 109_514_298  # with the tied decoder counted once
+
+
+def test_pooling():
+    from easyfn.nn import POOLINGS, SentenceEmbedding
+
+    base = CASES["bert-base"].model()
+    ids, mask = tokens()
+    hidden = np.asarray(ef.forward(base, ids, attention_mask=mask).last_hidden_state)
+    rows = [hidden[i][mask[i] > 0] for i in range(3)]
+    count = [np.arange(1, len(r) + 1)[:, None] for r in rows]
+    expected = {
+        "mean": [r.mean(0) for r in rows],
+        "cls": [r[0] for r in rows],
+        "max": [r.max(0) for r in rows],
+        "mean_sqrt_len_tokens": [r.sum(0) / len(r) ** 0.5 for r in rows],
+        "weightedmean": [(r * c).sum(0) / c.sum() for r, c in zip(rows, count, strict=True)],
+        "lasttoken": [r[-1] for r in rows],
+    }
+    assert set(expected) == set(POOLINGS)
+    for mode, vectors in expected.items():
+        ours = ef.forward(SentenceEmbedding(base, pooling=mode), ids, attention_mask=mask).embeddings
+        np.testing.assert_allclose(ours, np.stack(vectors), atol=1e-5)
+    both = ef.forward(SentenceEmbedding(base, pooling=("cls", "mean"), normalize=True), ids, attention_mask=mask).embeddings
+    assert both.shape == (3, 96)
+    np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1, rtol=1e-5)
+    with pytest.raises(ValueError, match="unknown pooling 'average'"):
+        SentenceEmbedding(base, pooling="average")

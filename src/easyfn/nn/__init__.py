@@ -33,6 +33,7 @@ from .encoder_heads import (
     QuestionAnswering as QuestionAnswering,
     SentenceEmbedding as SentenceEmbedding,
     TokenClassifier as TokenClassifier,
+    POOLINGS as POOLINGS,
     pool as pool,
     sentence_embedding as sentence_embedding,
 )
