@@ -24,7 +24,12 @@ def test_third_party(law):
 
 def test_the_third_party_uses_public_names_only():
     tree = ast.parse((Path(__file__).parent / "thirdparty.py").read_text())
-    imported = [n for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) for n in ast.unparse(node).split()]
+    imported = [
+        n
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for n in ast.unparse(node).split()
+    ]
     assert [n for n in imported if n.startswith("easyfn")] == ["easyfn"]
     private = [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr.startswith("_")]
     assert not private
