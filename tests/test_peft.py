@@ -101,3 +101,221 @@ def test_we_read_pefts(name, tmp_path):
     model = ef.load_adapter(case.model(), tmp_path)
     agree(case, model, module)
     agree(case, ef.merge_lora(model), module)
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # they are used all the same
+@pytest.mark.parametrize("targets", [["gate_up_proj", "down_proj"], ["mlp.experts.down_proj"], ["experts.gate_up_proj"]], ids=str)
+def test_we_read_pefts_experts(targets, tmp_path):
+    case = CASES["mixtral"]
+    module = from_peft(case, tmp_path, target_modules=["q_proj"], target_parameters=targets, rank_pattern={".*down_proj": 2})
+    agree(case, ef.load_adapter(case.model(), tmp_path), module)
+
+
+def test_experts_of_old_files(tmp_path, key):
+    """Transformers 4 had a module per expert, and PEFT's older files their adapters."""
+    case = CASES["mixtral"]
+    model = trained(ef.apply_lora(case.model(), "experts", rank=2, alpha=4, key=key))
+    _, adapter = ef.split_lora(model)
+    half = adapter["model.layers.0.mlp.experts.down_proj"]
+    tensors = {}
+    for e in range(half.a.shape[0]):
+        name = f"base_model.model.model.layers.0.block_sparse_moe.experts.{e}.w2"
+        tensors |= {f"{name}.lora_A.weight": np.asarray(half.a[e]), f"{name}.lora_B.weight": np.asarray(half.b[e])}
+    write(tmp_path, tensors, r=2, lora_alpha=4, target_modules=["w2"])
+    _, read = ef.split_lora(ef.load_adapter(case.model(), tmp_path))
+    assert list(read) == ["model.layers.0.mlp.experts.down_proj"]
+    np.testing.assert_array_equal(read["model.layers.0.mlp.experts.down_proj"].a, half.a)
+    np.testing.assert_array_equal(read["model.layers.0.mlp.experts.down_proj"].b, half.b)
+
+
+def write(folder, tensors, **config):
+    from safetensors.numpy import save_file
+
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
+
+
+OPTIONS = {
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "patterns": {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 5}, "alpha_pattern": {"v_proj": 9}},
+    "regex": {"target_modules": r".*\.[12]\..*(q|up)_proj"},
+    "layers": {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [0, 2]},
+    "head": {"target_modules": ["lm_head", "k_proj"]},
+    "embedding": {"target_modules": ["embed_tokens", "o_proj"]},
+    "dropout": {"lora_dropout": 0.3},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "gaussian": {"init_lora_weights": "gaussian"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_peft(option, tmp_path):
+    """PEFT's file to ours, and ours back to PEFT: the logits stay."""
+    case = CASES["llama"]
+    module = from_peft(case, tmp_path / "one", **OPTIONS[option])
+    if "init_lora_weights" in OPTIONS[option]:  # they start beside the base: move them
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if "lora_" in name:
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
+        module.save_pretrained(tmp_path / "one")
+    model = ef.load_adapter(case.model(), tmp_path / "one")
+    assert np.abs(ours(case, model) - ours(case, case.model())).max() > 1e-3
+    agree(case, model, module)
+    agree(case, model, into_peft(case, model, tmp_path / "two"))
+    agree(case, ef.merge_lora(model), module)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_dora_and_fan_in_fan_out(name, tmp_path, key):
+    case = CASES[name]
+    model = trained(ef.apply_lora(case.model(), rank=3, dora=True, key=key))
+    agree(case, model, into_peft(case, model, tmp_path))
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["fan_in_fan_out"] is (name == "gpt2") and written["use_dora"] is True
+
+
+def test_stacked_models_write_and_read_single_layers(tmp_path, key):
+    case = CASES["llama"]
+    listed = trained(ef.apply_lora(case.model(), "q_proj|mlp", rank=3, key=key))
+    stacked = ef.stack(listed)
+    ef.save_adapter(listed, tmp_path / "listed")
+    ef.save_adapter(stacked, tmp_path / "stacked")
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "listed" / file).read_bytes() == (tmp_path / "stacked" / file).read_bytes()
+    again = ef.load_adapter(ef.stack(case.model()), tmp_path / "listed")
+    assert jax.tree.structure(again) == jax.tree.structure(stacked)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(stacked), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_file_is_pefts_file(tmp_path, key):
+    """The keys and shapes that PEFT writes for the same adapter, the same settings, the shortest list of targets."""
+    from safetensors import safe_open
+
+    case = CASES["llama"]
+    from_peft(case, tmp_path / "theirs", target_modules=["q_proj", "down_proj"])
+    ef.save_adapter(
+        ef.apply_lora(case.model(), "q_proj|down_proj", rank=4, alpha=6, key=key),
+        tmp_path / "ours",
+        config={"base_model_name_or_path": "someone/llama", "r": 99, "a_key_of_tomorrow": [1]},
+    )
+
+    def content(folder):
+        with safe_open(tmp_path / folder / "adapter_model.safetensors", "numpy") as file:
+            return {k: file.get_slice(k).get_shape() for k in file.keys()}, file.metadata()  # noqa: SIM118
+
+    assert content("ours") == content("theirs")
+    a, b = (json.loads((tmp_path / f / "adapter_config.json").read_text()) for f in ("ours", "theirs"))
+    same = ("r", "lora_alpha", "peft_type", "fan_in_fan_out", "bias", "use_rslora", "use_dora", "rank_pattern")
+    assert {k: a[k] for k in same} == {k: b[k] for k in same}
+    assert sorted(a["target_modules"]) == sorted(b["target_modules"]) == ["down_proj", "q_proj"]
+    assert a["base_model_name_or_path"] == "someone/llama" and a["a_key_of_tomorrow"] == [1]
+    assert not list((tmp_path / "ours").glob(".*"))
+
+
+def test_targets_are_whole_paths_where_a_name_would_say_too_much(tmp_path, key):
+    case = CASES["llama"]
+    ef.save_adapter(ef.apply_lora(case.model(), r"layers\.1\..*q_proj|v_proj", key=key), tmp_path)
+    written = ef.read_adapter_config(tmp_path)
+    assert written["target_modules"] == ["model.layers.1.self_attn.q_proj", "v_proj"]
+
+
+def test_a_quantized_base_takes_pefts_adapter(tmp_path):
+    case = CASES["llama"]
+    from_peft(case, tmp_path)
+    small = ef.quantize(case.model(), "8bit")
+    tuned = ef.load_adapter(small, tmp_path)
+    assert ef.is_quantized(tuned)
+    want = ours(case, ef.load_adapter(ef.dequantize(small), tmp_path))
+    np.testing.assert_allclose(ours(case, tuned), want, atol=1e-3)
+
+
+def test_bfloat16_adapters_keep_their_dtype(tmp_path, key):
+    case = CASES["llama"]
+    model = ef.apply_lora(case.model(), "q_proj", key=key, dtype=jnp.bfloat16)
+    ef.save_adapter(model, tmp_path)
+    _, adapter = ef.split_lora(ef.load_adapter(case.model(), tmp_path))
+    assert {w.a.dtype for w in adapter.values()} == {jnp.dtype(jnp.bfloat16)}
+    _, adapter = ef.split_lora(ef.load_adapter(case.model(), tmp_path, dtype=jnp.float32))
+    assert {w.a.dtype for w in adapter.values()} == {jnp.dtype(jnp.float32)}
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"use_qalora": True}, "use_qalora=True changes the result"),
+        ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens"),
+        ({"a_key_of_tomorrow": True}, "a_key_of_tomorrow=True is unknown"),
+        ({"init_lora_weights": "pissa_niter_16"}, "changed the base"),
+        ({"r": 5}, "rank 4.*says 5"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_settings_that_change_the_result_are_refused_by_name(change, message, tmp_path):
+    case = CASES["llama"]
+    _saved(tmp_path, case)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ef.LoadError, match=message):
+        ef.load_adapter(case.model(), tmp_path)
+
+
+def _saved(folder, case):
+    ef.save_adapter(ef.apply_lora(case.model(), "q_proj", rank=4, key=jax.random.key(0)), folder)
+
+
+def test_all_errors_come_together(tmp_path):
+    case = CASES["llama"]
+    name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+    tensors = {
+        name.format(0, "A"): np.zeros((8, 5), np.float32),
+        name.format(0, "B"): np.zeros((96, 8), np.float32),
+        name.format(1, "A"): np.zeros((8, 48), np.float32),
+        name.format(7, "A"): np.zeros((8, 48), np.float32),
+    }
+    write(tmp_path, tensors, r=8, lora_alpha=8, target_modules=["q_proj"])
+    with pytest.raises(ef.LoadError) as error:
+        ef.load_adapter(case.model(), tmp_path)
+    text = str(error.value)
+    assert "(8, 5)" in text and "only a of the adapter" in text and "layers.7" in text
+
+
+def test_missing_and_foreign_files(tmp_path, key):
+    case = CASES["llama"]
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        ef.load_adapter(case.model(), tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="someone/adapter"):
+        ef.load_adapter(case.model(), "someone/adapter", local_files_only=True, cache_dir=tmp_path)
+    with pytest.raises(ef.LoadError, match=r"no adapter_config\.json"):
+        ef.load_adapter(case.model(), tmp_path)
+    _saved(tmp_path, case)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(ef.LoadError, match="pickle"):
+        ef.load_adapter(case.model(), tmp_path)
+    with pytest.raises(ValueError, match="no adapter"):
+        ef.save_adapter(case.model(), tmp_path)
+    mixed = ef.apply_lora(ef.apply_lora(case.model(), "q_proj", key=key), "k_proj", dora=True, key=key)
+    with pytest.raises(ValueError, match="one use_dora"):
+        ef.save_adapter(mixed, tmp_path)
+    random = ef.apply_lora(case.model(), "q_proj", init="pissa_niter_2", key=key)
+    with pytest.raises(ValueError, match="at random"):
+        ef.save_adapter(random, tmp_path)
+    with pytest.raises(ValueError, match="moved a part"):
+        ef.remove_lora(random)
+
+
+def test_an_adapter_of_the_base_model_fits_its_heads(tmp_path, key):
+    """`model.layers...` and `layers...` are one weight: an adapter moves between tasks."""
+    case = CASES["llama"]
+    tuned = trained(ef.apply_lora(case.model(), "q_proj", key=key))
+    ef.save_adapter(tuned, tmp_path)
+    base = ef.load_adapter(case.model().model, tmp_path)
+    np.testing.assert_array_equal(base.layers[1].self_attn.q_proj.weight.a, tuned.model.layers[1].self_attn.q_proj.weight.a)

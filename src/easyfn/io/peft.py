@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._slots import find_slots
+from .._slots import Found, find_slots
 from .._trainable import is_adapter
-from .._tree import expand, near
+from .._tree import expand, is_abstract, is_leaf, near
 from .._weight import shape_of
 from ..lora import LoRA, join_lora
 from ..lora.inits import CHANGES_BASE, start
@@ -299,17 +299,15 @@ def load_adapter(
         raise LoadError(folder, [f"{WEIGHTS} holds more than one adapter"])
     errors: list[str] = []
     adapter: dict[str, LoRA] = {}
-    changed: dict[str, Any] = {}
     for f in find_slots(model):
         if f.slot.role in ("bias", "norm", "other"):
             continue
         for single in expand(f.path):
             shape = tuple(shape_of(f.weight))
             shape = shape if expand(f.path) == [f.path] else shape[1:]
-            made = _read_one(model, single, f.slot.role, shape, config, left, errors, dtype)
+            made = _read_one(model, single, f, shape, config, left, errors, dtype)
             if made is not None:
                 adapter[single] = made
-                changed[single] = (f, shape)
     errors += _unused(folder, left, model)
     if not errors and not adapter:
         errors.append(f"{WEIGHTS} holds no LoRA tensors that fit the model")
@@ -371,7 +369,7 @@ def _plain(name: str) -> str:
 def _read_one(
     model: Any,
     path: str,
-    role: str,
+    f: Found,
     shape: tuple[int, ...],
     config: dict[str, Any],
     left: dict[str, Info],
@@ -388,7 +386,7 @@ def _read_one(
         a, b = _combine(source, [p["a"] for p in read_parts], [p["b"] for p in read_parts])
         rank = read_parts[0]["a"].shape[0]
         return _made(path, several[0], rank, a, b, None, scale, config, shape, errors, dtype)
-    if role == "experts":
+    if f.slot.role == "experts":
         container, _, parameter = file_name(path, rules).rpartition(".")
         return _read_experts(path, container, parameter, shape, left, scale, config, errors, dtype, known.prefix)
     found = _modules(source.names[:1], left, known.prefix)
@@ -398,6 +396,8 @@ def _read_one(
         return None
     module = found[0]
     got = _pair(module, left)
+    if (info := left.pop(f"{module}.base_layer.weight", None)) is not None:  # beside an adapter on a table or a head
+        errors += _differs(module, info, f.weight)
     if set(got) not in ({"a", "b"}, {"a", "b", "magnitude"}):
         errors.append(f"{module}: the file has only {', '.join(sorted(got))} of the adapter")
         return None
@@ -405,6 +405,19 @@ def _read_one(
     return _made(
         path, module, got["a"].shape[0], got["a"], got["b"], magnitude, scale, config, shape, errors, dtype
     )
+
+
+def _differs(module: str, info: Info, weight: Any) -> list[str]:
+    """PEFT writes the frozen weight itself beside an adapter on a vocabulary: it must be ours, or PEFT would use another one."""
+    if tuple(info.shape) != tuple(shape_of(weight)):
+        return [
+            f"{module}: the adapter was made for a base weight {info.shape}, the model has {tuple(shape_of(weight))}; "
+            "ef.resize_embeddings the model first"
+        ]
+    concrete = is_leaf(weight) and not is_abstract(weight)
+    if concrete and not np.allclose(read(info).astype(np.float32), np.asarray(weight, np.float32), atol=1e-2):
+        return [f"{module}: the file brings a base weight of its own, which is not the model's"]
+    return []
 
 
 def _modules(names: Sequence[str], left: dict[str, Info], prefix: str) -> list[str]:
@@ -430,7 +443,6 @@ def _pair(module: str, left: dict[str, Info]) -> dict[str, np.ndarray]:
     for name, field in _TABLE.items():
         if field != "magnitude" and (info := left.pop(f"{module}.{name}", None)) is not None:
             got[field] = read(info).T
-            left.pop(f"{module}.base_layer.weight", None)  # PEFT writes the table itself beside its adapter
     return got
 
 
@@ -456,12 +468,12 @@ def _combine(source: Tensors, a: list[np.ndarray], b: list[np.ndarray]) -> tuple
 def _read_experts(path, container, parameter, shape, left, scale, config, errors, dtype, prefix) -> LoRA | None:
     """PEFT's `target_parameters`: one wrapper per parameter, the first of them inside."""
     for module in (container, f"{prefix}.{container}", container.removeprefix(f"{prefix}.")):
-        inner = f"{module}.base_layer.lora_A.weight" in left or f"{module}.base_layer.lora_A.weight" in left
-        wanted = config.get("target_parameters") or []
-        here = [n for n in ("gate_up_proj", "down_proj", parameter) if any(w == n or w.endswith(f".{n}") for w in wanted)]
-        if parameter not in here:
+        wanted = [w.rpartition(".")[2] for w in config.get("target_parameters") or ()]
+        if parameter not in wanted:
             return None
-        where = f"{module}.base_layer" if inner and parameter == "gate_up_proj" else module
+        # The first of the module's parameters is wrapped first, so it is inside if there is a second.
+        inside = parameter == "gate_up_proj" and "down_proj" in wanted
+        where = f"{module}.base_layer" if inside else module
         if f"{where}.lora_A.weight" not in left:
             continue
         got = _pair(where, left)
