@@ -48,7 +48,8 @@ def _stored(name: str, header: Mapping[str, Any]) -> str | None:
     for levels in LEVELS:
         if f"{name}.{STATE}{levels}" in header:
             return levels
-    return "int8" if _scb(name) in header else None
+    # A bias lies beside the same SCB as its weight: the dtype tells them apart.
+    return "int8" if _scb(name) in header and name in header and header[name].dtype == np.int8 else None
 
 
 def _scb(name: str) -> str:
@@ -125,7 +126,6 @@ def _four_bit(path: str, parts: list[np.ndarray], dtype: Any) -> NF4:
 
 def write(source: Tensors, weight: Any) -> dict[str, Any]:
     """The tensors that hold a weight, or one layer of a stacked one (see `easyfn.io.formats.Writer`)."""
-    weight = jax.tree.map(np.asarray, weight)
     if source.kind in ("same", "transposed"):
         pieces = [weight]
     elif source.kind == "experts":
@@ -146,7 +146,7 @@ def _cut(source: Tensors, weight: Any, count: int, axis: int) -> list[Any]:
     if axis != 0 or (isinstance(weight, NF4) and not aligned(weight)):
         raise ValueError(f"{source.path}: the file holds it in {count} pieces, and its blocks of 4 bits cross them; use ef.dequantize")
     if isinstance(weight, NF4) and weight.nested is not None:
-        weight = replace(weight, scales=np.asarray(scales_of(weight)), nested=None, offset=None)
+        weight = replace(weight, scales=scales_of(weight), nested=None, offset=None)
     pieces: list[Any] = [jax.tree.map(lambda leaf: leaf[i * (leaf.shape[0] // count) :][: leaf.shape[0] // count], weight) for i in range(count)]
     return pieces
 

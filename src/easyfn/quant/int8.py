@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .._weight import axes_of, dense, format_of, requantize, shape_of
@@ -21,18 +22,18 @@ class Int8(eqx.Module):
 
     ```python
     import jax.numpy as jnp, easyfn as ef
-    w = ef.quant.int8(jnp.array([[1.0, -0.5], [0.0, 4.0]]))
+    w = ef.quant.to_int8(jnp.array([[1.0, -0.5], [0.0, 4.0]]))
     assert w.codes.tolist() == [[127, -64], [0, 127]]
     assert ef.dot(w, jnp.ones((3, 2))).shape == (3, 2)
     ```
     """
 
-    codes: jax.Array
-    scales: jax.Array
+    codes: jax.Array | np.ndarray
+    scales: jax.Array | np.ndarray
     dtype: str = eqx.field(static=True, default="float32")
 
 
-def int8(w: Any) -> Int8:
+def to_int8(w: Any) -> Int8:
     """Rounds each row to 255 levels, exactly as `bitsandbytes.functional.int8_vectorwise_quant`."""
     # A row of zeros has scale 0 there as well; its codes are 0.
     scales = jnp.max(jnp.abs(w), axis=-1, keepdims=True).astype(jnp.float32)
@@ -44,7 +45,7 @@ def int8(w: Any) -> Int8:
 @method("8bit")
 def _(w: Any, cfg: QuantConfig) -> Int8:
     cfg.refuse("group_size", "double_quant")
-    return int8(w)
+    return to_int8(w)
 
 
 @shape_of.register(Int8)
