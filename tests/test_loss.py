@@ -15,6 +15,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from transformers.trainer_pt_utils import LabelSmoother
 
 import easyfn as ef
+from cases import CASES, names
 from easyfn._loss import cross_entropy, load_balancing_loss, vocabulary_loss
 
 CONFIG = ef.models.LlamaConfig(
@@ -202,6 +203,22 @@ def test_router_loss_is_transformers():
         )
         ours = load_balancing_loss(tuple(map(jnp.asarray, logits)), 2, None if given is None else jnp.asarray(given))
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", names(moe=True, variant=False))
+def test_aux_loss_of_a_model_is_transformers(name):
+    case, rng = CASES[name], np.random.default_rng(8)
+    ids, mask = rng.integers(1, 97, (2, LENGTH)), np.ones((2, LENGTH), int)
+    mask[1, 7:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": np.where(mask == 0, -100, ids)}
+    theirs = case.torch()(**{k: torch.tensor(v) for k, v in batch.items()}, output_router_logits=True)
+    model = case.model()
+    loss, metrics = loss_of(model, batch, ef.LossConfig(aux_loss_weight=model.config.router_aux_loss_coef))
+    np.testing.assert_allclose(metrics["aux_loss"], theirs.aux_loss.item(), rtol=1e-4)
+    np.testing.assert_allclose(loss, theirs.loss.item(), rtol=1e-4)
+    assert "aux_loss" not in loss_of(model, batch)[1]  # transformers' default: off
+    asked = jax.jit(lambda m, b: ef.compute_loss(m, {**b, "output_router_logits": True}))(model, batch)
+    np.testing.assert_allclose(asked[0], loss, rtol=1e-6)
 
 
 def test_aux_weight_without_a_router_is_refused(model, batch):

@@ -20,7 +20,7 @@ NAME = "llama"
 def batches(count=5):
     rng = np.random.default_rng(0)
     for _ in range(count):
-        ids = rng.integers(0, 97, (4, 9))
+        ids = rng.integers(1, 97, (4, 9))  # torch gives the row of the padding token no gradient
         mask = np.ones((4, 9), int)
         mask[1, 6:] = 0
         labels = np.where((rng.random((4, 9)) < 0.3) | (mask == 0), -100, ids)
@@ -184,7 +184,7 @@ def test_resume_is_exact(tmp_path):
         ef.save_state(state, tmp_path)
     with pytest.raises(FileNotFoundError, match="no step 2"):
         ef.load_state(blank, tmp_path, step=2)
-    with pytest.raises(ValueError, match=r"unexpected: opt_state\.0\.nu"):
+    with pytest.raises(ValueError, match=r"unexpected: opt_state\.0\.mu"):
         ef.load_state(ef.to_state(fresh(), optax.sgd(0.1)), tmp_path)
 
 

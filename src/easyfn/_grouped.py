@@ -42,7 +42,8 @@ def grouped_dot(dot: Callable[[Any, jax.Array], jax.Array], w: Any, x: jax.Array
         # A block may reach into the next group; that group's own blocks come later and write over it.
         return lax.dynamic_update_slice_in_dim(y, rows.astype(y.dtype), start, 0)
 
-    y = lax.fori_loop(0, count, step, jnp.zeros((x.shape[0] + size, out.shape[1]), x.dtype))
+    with jax.named_scope(f"turns={x.shape[0]}/{size}"):  # how often the loop runs when blocks are full: read by `flops`
+        y = lax.fori_loop(0, count, step, jnp.zeros((x.shape[0] + size, out.shape[1]), x.dtype))
     return y[: x.shape[0]]
 
 
@@ -79,7 +80,8 @@ def _backward(dot: Any, saved: Any, g: jax.Array) -> tuple[Any, jax.Array, Any]:
 
     # Sums over blocks in float32: a group has many in a long sequence.
     zeros = [jnp.zeros(leaf.shape, jnp.float32) for leaf, float_ in zip(leaves, inexact, strict=True) if float_]
-    dx, dw = lax.fori_loop(0, count, step, (jnp.zeros_like(padded_x), zeros))
+    with jax.named_scope(f"turns={x.shape[0]}/{size}"):
+        dx, dw = lax.fori_loop(0, count, step, (jnp.zeros_like(padded_x), zeros))
     rest = iter(dw)
     cotangents = [
         next(rest).astype(leaf.dtype) if float_ else np.zeros(leaf.shape, jax.dtypes.float0)

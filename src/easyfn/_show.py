@@ -234,7 +234,7 @@ def _bytes(leaf: Any) -> int:
     return -(-leaf.size * bits // 8)
 
 
-def amount(n: float) -> str:
+def amount(n: int) -> str:
     """`1.24 M` for 1240000."""
     for factor, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " K")):
         if n >= factor:
@@ -242,7 +242,7 @@ def amount(n: float) -> str:
     return str(int(n))
 
 
-def size_of(n: float) -> str:
+def size_of(n: int) -> str:
     """`1.24 GB` for 1240000000 bytes."""
     for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if n >= factor:
