@@ -29,7 +29,6 @@ class Generation(eqx.Module):
       encoder-decoder: the decoder's tokens, its start token first.)
     - `lengths`: int32 `(rows,)`: the columns of each row up to its end: `sequences[i, :lengths[i]]`.
     - `scores`, `logits`: float32 `(steps, rows, vocab)` after and before the processors, if asked for.
-    - `sequences_scores`: with beams, the score of each row; `beam_indices` is not kept.
     - `cache`: with `return_cache=True`, what the model remembers: all columns but the last.
     - `prompt_length`: the columns of the prompt.
     """
@@ -38,7 +37,6 @@ class Generation(eqx.Module):
     lengths: Any
     scores: Any = None
     logits: Any = None
-    sequences_scores: Any = None
     cache: Any = None
     prompt_length: int = eqx.field(static=True, default=0)
 
@@ -126,9 +124,6 @@ class Plan:
     start: Any
     copies: int
     sample: bool
-    beams: int
-    early_stopping: bool | str
-    length_penalty: float
     scores: bool
     logits: bool
     cache: bool
@@ -238,10 +233,6 @@ def run(
     model: Any, ids: jax.Array, mask: Any, keys: Any, numbers: Sequence[Any], inputs: dict[str, Any], *, plan: Plan
 ) -> Generation:
     """The whole generation: compiled once for each shape and plan."""
-    if plan.beams > 1:
-        from ._beam import search
-
-        return search(model, ids, mask, keys, numbers, inputs, plan)
     carry, row_keys, prompt = start(model, ids, mask, keys, numbers, inputs, plan)
     carry = jax.lax.while_loop(
         lambda c: (c.length < plan.max_length) & ~jnp.all(c.done),
@@ -305,7 +296,7 @@ def generate(
     runtime: Runtime = Runtime(),
     **options: Any,
 ) -> Generation:
-    """Generates tokens after each prompt, greedily, by sampling or with beams, as transformers does.
+    """Generates tokens after each prompt, greedily or by sampling, as transformers does.
 
     **Arguments**
 
@@ -390,12 +381,21 @@ def prepare(
     prompt = jax.eval_shape(shape)
     encodes = prompt is not None and "decoder_input_ids" in takes
     length = prompt.shape[1]
-    max_length = _max_length(model, c, length, attention_mask if not encodes else None)
+    infer_mask = c.pad_token_id is not None and c.pad_token_id not in c.eos
+    mask = attention_mask
+    if mask is None and infer_mask and not isinstance(ids, Tracer):
+        mask = np.asarray(ids) != c.pad_token_id
+        _no_empty_rows(mask, f"nothing but pad_token_id={c.pad_token_id}")
+    max_length = _max_length(model, c, length, None if encodes else mask)
     c = with_defaults(c)
     _check_vocabulary(model, c)
-    if c.num_return_sequences > 1 and not c.do_sample and c.num_return_sequences > c.num_beams:
+    if c.num_beams > 1:
         raise ValueError(
-            f"num_return_sequences={c.num_return_sequences}: greedy decoding has one answer; add do_sample=True, or beams"
+            f"generate: num_beams={c.num_beams} is not supported: easyfn has no beam search yet; pass num_beams=1"
+        )
+    if c.num_return_sequences > 1 and not c.do_sample:
+        raise ValueError(
+            f"num_return_sequences={c.num_return_sequences}: greedy decoding has one answer; add do_sample=True"
         )
     if c.do_sample:
         key = _keys(key, ids.shape[0])
@@ -404,11 +404,9 @@ def prepare(
 
     encoder_ids = None
     if c.encoder_no_repeat_ngram_size or c.encoder_repetition_penalty != 1.0:
-        infer = c.pad_token_id is not None and c.pad_token_id not in c.eos
-        mask = attention_mask if attention_mask is not None else (ids != c.pad_token_id if infer else jnp.ones_like(ids))
-        encoder_ids = jnp.where(mask != 0, ids, -1)
-        rows = c.num_beams if c.num_beams > 1 else c.num_return_sequences
-        encoder_ids = jnp.repeat(encoder_ids, rows, axis=0)
+        if mask is None:
+            mask = ids != c.pad_token_id if infer_mask else jnp.ones_like(ids)
+        encoder_ids = jnp.repeat(jnp.where(mask != 0, ids, -1), c.num_return_sequences, axis=0)
     chain = processors_of(
         c, prompt_length=length, max_length=max_length, encoder_ids=encoder_ids, extra=tuple(processors)
     )
@@ -418,21 +416,16 @@ def prepare(
         max_length=max_length,
         eos=c.eos,
         pad=c.pad if c.pad is not None else 0,
-        infer_mask=c.pad_token_id is not None and c.pad_token_id not in c.eos,
+        infer_mask=infer_mask,
         start=start_id,
         copies=c.num_return_sequences,
         sample=bool(c.do_sample),
-        beams=c.num_beams,
-        early_stopping=c.early_stopping,
-        length_penalty=float(c.length_penalty),
         scores=bool(c.output_scores),
         logits=bool(c.output_logits),
         cache=return_cache,
         runtime=runtime,
         processors=fixed,
     )
-    if plan.infer_mask and attention_mask is None and not isinstance(ids, Tracer):
-        _no_empty_rows(np.asarray(ids) != plan.pad, f"nothing but pad_token_id={plan.pad}")
     return Call(plan, (ids, attention_mask, key, numbers, inputs))
 
 

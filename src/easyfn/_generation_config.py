@@ -189,7 +189,7 @@ def resolve(model_config: Any, config: GenerationConfig | None, options: Mapping
     if not done.do_sample and (idle := [name for name in SAMPLING if name in explicit]):
         raise ValueError(f"generate: {', '.join(idle)} has an effect only when sampling; add do_sample=True, or leave it out")
     if (done.num_beams or 1) == 1 and (idle := [name for name in BEAMS if name in explicit]):
-        raise ValueError(f"generate: {', '.join(idle)} has an effect only with beams; add num_beams=, or leave it out")
+        raise ValueError(f"generate: {', '.join(idle)} has an effect only with num_beams= above 1; leave it out")
     return done
 
 

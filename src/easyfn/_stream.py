@@ -35,7 +35,7 @@ def stream(
     """The new tokens of [`easyfn.generate`][] one column at a time: int32 arrays of shape `(rows,)`, the same tokens for the
     same arguments. A row that ended yields `pad_token_id`; the stream ends with the last row. Stop early by leaving the loop.
 
-    Arguments are checked at the call, not at the first token. Not for beams, whose tokens are known only at the end.
+    Arguments are checked at the call, not at the first token.
 
     ```python
     import jax, jax.numpy as jnp, easyfn as ef
@@ -49,8 +49,6 @@ def stream(
         if options.get(name):
             raise ValueError(f"stream yields tokens only; for {name} use generate")
     plan, data = prepare(model, ids, attention_mask, key, config, processors, False, runtime, options)
-    if plan.beams > 1:
-        raise ValueError("stream: the tokens of a beam search are known only at its end; use generate, or num_beams=1")
     return _tokens(model, plan, data)
 
 

@@ -82,13 +82,12 @@ def _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, k
     batch, heads, length, dim = q.shape
     kv, keys = k.shape[1], k.shape[2]
     group = heads // kv
-    # [batch * kv, group * length, dim]: one matmul per key head
-    queries = q.reshape(batch * kv, group * length, dim)
+    # [batch, kv, group * length, dim]: one matmul per key head. Keys and values keep their shape: behind a reshape, XLA on CPU
+    # writes a cache twice (once per shape) and copies it four times per token.
+    queries = q.reshape(batch, kv, group * length, dim)
     common = jnp.result_type(q.dtype, k.dtype)
-    flat_k = k.reshape(batch * kv, keys, dim).astype(common)
-    flat_v = v.reshape(batch * kv, keys, v.shape[-1]).astype(common)
     scores = lax.dot_general(
-        queries.astype(common), flat_k, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32
+        queries.astype(common), k.astype(common), (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
     )
     scores = scores.reshape(batch, kv, group, length, keys) * scale
     if softcap is not None:
@@ -108,9 +107,9 @@ def _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, k
         keep = jax.random.bernoulli(key, 1.0 - dropout_rate, probabilities.shape)
         probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
     mixed = lax.dot_general(
-        probabilities.astype(common).reshape(batch * kv, group * length, keys),
-        flat_v,
-        (((2,), (1,)), ((0,), (0,))),
+        probabilities.astype(common).reshape(batch, kv, group * length, keys),
+        v.astype(common),
+        (((3,), (2,)), ((0, 1), (0, 1))),
         preferred_element_type=jnp.float32,
     )
     out = mixed.astype(q.dtype).reshape(batch, heads, length, v.shape[-1])
