@@ -1,0 +1,84 @@
+"""Configs: every key is used, declared ignorable, or refused by name; and written back."""
+
+import json
+
+import jax
+import pytest
+from cases import CASES
+
+import easyfn as ef
+from easyfn.io import config as configs
+
+LLAMA = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def test_an_unknown_key_is_refused_by_name_with_the_way_out():
+    with pytest.raises(ef.UnknownConfigKey, match=r"qk_clip=0.5.*config_overrides=\{'qk_clip': None\}"):
+        ef.read_config({**LLAMA, "qk_clip": 0.5})
+    assert ef.read_config({**LLAMA, "qk_clip": 0.5}, config_overrides={"qk_clip": None}).hidden_size == 32
+    assert ef.read_config({**LLAMA, "qk_clip": None}).hidden_size == 32  # null says nothing
+
+
+def test_ignorable_keys_are_kept_and_told():
+    config = ef.read_config({**LLAMA, "use_cache": True, "bos_token_id": 7, "_name_or_path": "x"})
+    assert configs.ignored(config)["bos_token_id"] == 7
+    assert configs.write(config)["bos_token_id"] == 7
+
+
+def test_required_keys():
+    with pytest.raises(ValueError, match="LlamaConfig needs hidden_size"):
+        ef.read_config({k: v for k, v in LLAMA.items() if k != "hidden_size"})
+
+
+def test_unknown_architecture():
+    with pytest.raises(ValueError, match=r"unknown architecture 'lama'.*llama"):
+        ef.read_config({**LLAMA, "model_type": "lama"})
+    with pytest.raises(ValueError, match="no model_type"):
+        ef.read_config({k: v for k, v in LLAMA.items() if k != "model_type"})
+
+
+def test_unknown_class_and_task():
+    config = ef.read_config({**LLAMA, "architectures": ["LlamaForDivination"]})
+    with pytest.raises(ValueError, match=r"no LlamaForDivination.*task="):
+        ef.abstract(config)
+    assert ef.abstract(config, task="base").embed_tokens.weight.shape == (64, 32)
+    with pytest.raises(ValueError, match="no task 'divination'"):
+        ef.abstract(config, task="divination")
+
+
+def test_broken_files(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ef.LoadError, match="no JSON"):
+        ef.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ef.LoadError, match="no JSON object"):
+        ef.read_config(tmp_path)
+
+
+def test_folder_file_and_dict_agree(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"top_k": 5, "eos_token_id": [1, 2]}))
+    config = ef.read_config(tmp_path)
+    assert config == ef.read_config(tmp_path / "config.json") == ef.read_config(LLAMA, generation={"top_k": 5, "eos_token_id": [1, 2]})
+    assert config.generation["eos_token_id"] == (1, 2)
+    assert hash(config) == hash(ef.read_config(str(tmp_path)))
+
+
+def test_older_spellings_of_rope_are_the_same_config():
+    old = ef.read_config({**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}})
+    new = ef.read_config({**LLAMA, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}})
+    assert old.rope_parameters == new.rope_parameters
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_write_and_read_again(name):
+    config = CASES[name].model().config
+    again = ef.read_config(json.loads(json.dumps(configs.write(config))))
+    assert ef.read_config(json.loads(json.dumps(configs.write(again)))) == again
+    fields = [f for f in config.__dataclass_fields__ if f not in ("extra", "generation")]
+    assert all(getattr(config, f) == getattr(again, f) for f in fields)
+
+
+def test_abstract_takes_a_dtype_and_holds_no_numbers():
+    model = ef.abstract(LLAMA, dtype="bfloat16")
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.dtype == "bfloat16" for leaf in jax.tree.leaves(model))
