@@ -151,13 +151,13 @@ def test_mixed_precision_keeps_float32_masters():
 
 
 def test_donation_reuses_every_byte_of_the_state():
-    state = jax.eval_shape(lambda: ef.to_state(CASES[NAME].model(), optax.adam(1e-3)))
+    state = jax.eval_shape(lambda m: ef.to_state(m, optax.adam(1e-3)), CASES[NAME].model())
     memory = jax.jit(ef.train_step, donate_argnums=0).lower(state, next(batches())).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= 3 * ef.num_bytes(CASES[NAME].model())
 
 
 def test_abstract_state():
-    model = jax.eval_shape(lambda: CASES[NAME].model())
+    model = jax.eval_shape(lambda m: m, CASES[NAME].model())
     state = ef.to_state(model, optax.adam(1e-3))
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
 
@@ -171,7 +171,7 @@ def test_resume_is_exact(tmp_path):
     assert ef.save_state(state, tmp_path).name == "2"
     for batch in run[2:]:
         state, _ = step(state, batch)
-    blank = jax.eval_shape(lambda: ef.to_state(fresh(), optimizer))
+    blank = jax.eval_shape(lambda m: ef.to_state(m, optimizer), fresh())
     for like in (ef.to_state(fresh(), optimizer), blank):
         resumed = ef.load_state(like, tmp_path)
         assert int(resumed.step) == 2
