@@ -63,7 +63,9 @@ def test_a_fresh_adapter_changes_nothing_bit_for_bit(model, key, options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"dora": True}, {"init": "pissa"}, {"init": "pissa_niter_4"}, {"init": "olora"}, {"init": "orthogonal"}], ids=str
+    "options",
+    [{"dora": True}, {"init": "pissa"}, {"init": "pissa_niter_4"}, {"init": "olora"}, {"init": "orthogonal"}],
+    ids=str,
 )
 def test_starts_that_round_change_nothing_but_rounding(model, key, options):
     np.testing.assert_allclose(run(ef.apply_lora(model, rank=4, key=key, **options)), run(model), atol=2e-6)
@@ -82,7 +84,10 @@ def test_the_start_is_pefts(model, key):
     assert float(jnp.abs(w.a).max()) <= 1 / math.sqrt(32)
     assert float(jnp.std(w.a)) == pytest.approx(1 / math.sqrt(3 * 32), rel=0.1)
     assert not jnp.any(w.b)
-    assert ef.apply_lora(model, "up_proj", rank=16, alpha=8, rslora=True, key=key).model.layers[1].mlp.up_proj.weight.scale == 2.0
+    assert (
+        ef.apply_lora(model, "up_proj", rank=16, alpha=8, rslora=True, key=key).model.layers[1].mlp.up_proj.weight.scale
+        == 2.0
+    )
 
 
 def test_every_slot_draws_from_its_own_key(model, key):
@@ -155,7 +160,7 @@ def test_no_gradient_of_a_frozen_weight_is_computed(model, key):
     def step(base, adapter):
         return jax.grad(lambda a: jnp.mean(ef.forward(ef.join_lora(base, a), IDS).logits ** 2))(adapter)
 
-    full = lambda base, _: jax.grad(lambda m: jnp.mean(ef.forward(m, IDS).logits ** 2))(base)  # noqa: E731
+    full = lambda base, _: jax.grad(lambda m: jnp.mean(ef.forward(m, IDS).logits ** 2))(base)
     shapes = {(64, 32), (32, 64), (96, 32), (32, 96)}
     assert not products(jax.make_jaxpr(step)(base, adapter)) & shapes
     assert products(jax.make_jaxpr(full)(base, adapter)) & shapes  # or the count above would prove nothing
@@ -282,7 +287,13 @@ def test_cast_reaches_adapter_and_base(model, key):
 
 def test_rank_and_alpha_patterns_and_layers(model, key):
     tuned = ef.apply_lora(
-        model, "q_proj|v_proj", rank=2, alpha=4, rank_pattern={r"layers\.1\..*q_proj": 5}, alpha_pattern={"v_proj": 8}, key=key
+        model,
+        "q_proj|v_proj",
+        rank=2,
+        alpha=4,
+        rank_pattern={r"layers\.1\..*q_proj": 5},
+        alpha_pattern={"v_proj": 8},
+        key=key,
     )
     _, adapter = ef.split_lora(tuned)
     assert {p: (w.rank, w.scale) for p, w in adapter.items() if "layers.1" in p} == {
@@ -294,7 +305,7 @@ def test_rank_and_alpha_patterns_and_layers(model, key):
 
 
 def test_wrong_uses_say_what_to_do(model, key):
-    with pytest.raises(ValueError, match="q_porj.*q_proj"):
+    with pytest.raises(ValueError, match=r"q_porj.*q_proj"):
         ef.apply_lora(model, "q_porj", key=key)
     with pytest.raises(ValueError, match="adapter already"):
         ef.apply_lora(ef.apply_lora(model, key=key), "q_proj", key=key)

@@ -1,6 +1,5 @@
 """Adapters in PEFT's files, checked with PEFT itself, on one model of every family."""
 
-import dataclasses
 import json
 
 import equinox as eqx
@@ -9,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from cases import CASES, names, positions, tokens
 
 import easyfn as ef
+from cases import CASES, names, positions, tokens
 
 peft = pytest.importorskip("peft")
 
@@ -72,7 +71,13 @@ def into_peft(case, model, folder, **config):
 def from_peft(case, folder, seed=0, **config):
     """A PEFT model with an adapter that does something, saved."""
     torch.manual_seed(seed)
-    config = {"target_modules": REACHED.get(case.name, "all-linear"), "r": 4, "lora_alpha": 6, "init_lora_weights": False, **config}
+    config = {
+        "target_modules": REACHED.get(case.name, "all-linear"),
+        "r": 4,
+        "lora_alpha": 6,
+        "init_lora_weights": False,
+        **config,
+    }
     module = peft.get_peft_model(case.make(), peft.LoraConfig(**config)).eval()
     module.save_pretrained(folder)
     return module
@@ -104,10 +109,14 @@ def test_we_read_pefts(name, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys")  # they are used all the same
-@pytest.mark.parametrize("targets", [["gate_up_proj", "down_proj"], ["mlp.experts.down_proj"], ["experts.gate_up_proj"]], ids=str)
+@pytest.mark.parametrize(
+    "targets", [["gate_up_proj", "down_proj"], ["mlp.experts.down_proj"], ["experts.gate_up_proj"]], ids=str
+)
 def test_we_read_pefts_experts(targets, tmp_path):
     case = CASES["mixtral"]
-    module = from_peft(case, tmp_path, target_modules=["q_proj"], target_parameters=targets, rank_pattern={".*down_proj": 2})
+    module = from_peft(
+        case, tmp_path, target_modules=["q_proj"], target_parameters=targets, rank_pattern={".*down_proj": 2}
+    )
     agree(case, ef.load_adapter(case.model(), tmp_path), module)
 
 
@@ -167,6 +176,18 @@ def test_options_of_peft(option, tmp_path):
     agree(case, model, module)
     agree(case, model, into_peft(case, model, tmp_path / "two"))
     agree(case, ef.merge_lora(model), module)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_an_adapter_on_tied_embeddings_acts_on_the_head_too(tmp_path, key):
+    case = CASES["llama-tied"]
+    module = from_peft(case, tmp_path / "one", target_modules=["embed_tokens", "q_proj"], ensure_weight_tying=True)
+    agree(case, ef.load_adapter(case.model(), tmp_path / "one"), module)
+    model = trained(ef.apply_lora(case.model(), "embed_tokens|k_proj", rank=3, key=key))
+    agree(case, model, into_peft(case, model, tmp_path / "two"))
+    from_peft(case, tmp_path / "three", target_modules=["embed_tokens"])
+    with pytest.raises(ef.LoadError, match="ensure_weight_tying"):
+        ef.load_adapter(case.model(), tmp_path / "three")
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -318,4 +339,6 @@ def test_an_adapter_of_the_base_model_fits_its_heads(tmp_path, key):
     tuned = trained(ef.apply_lora(case.model(), "q_proj", key=key))
     ef.save_adapter(tuned, tmp_path)
     base = ef.load_adapter(case.model().model, tmp_path)
-    np.testing.assert_array_equal(base.layers[1].self_attn.q_proj.weight.a, tuned.model.layers[1].self_attn.q_proj.weight.a)
+    np.testing.assert_array_equal(
+        base.layers[1].self_attn.q_proj.weight.a, tuned.model.layers[1].self_attn.q_proj.weight.a
+    )

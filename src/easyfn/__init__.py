@@ -48,11 +48,8 @@ from .io.checkpoint import LoadError as LoadError
 from .io.config import UnknownConfigKey as UnknownConfigKey
 from .io.hub import push_to_hub as push_to_hub
 from .io.load import abstract as abstract, from_state_dict as from_state_dict, load as load, read_config as read_config
-from .io.peft import (
-    load_adapter as load_adapter,
-    read_adapter_config as read_adapter_config,
-    save_adapter as save_adapter,
-)
+from .io.peft import save_adapter as save_adapter
+from .io.peft_load import load_adapter as load_adapter, read_adapter_config as read_adapter_config
 from .io.save import save as save, to_state_dict as to_state_dict
 from .io.torch import from_torch as from_torch, to_torch as to_torch, torch_class as torch_class
 from .lora import (

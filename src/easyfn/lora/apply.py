@@ -49,19 +49,23 @@ def apply_lora(
 
     **Arguments**
 
-    - `pattern`: `"all-linear"` is every linear layer and expert but no head, as in PEFT, and no embedding and no router: name
-      those. Otherwise a regular expression searched in the path of the slot, a list of such, or a predicate.
-    - `rank`, `alpha`: the change is `alpha / rank * b @ a`. `rank_pattern` and `alpha_pattern` map patterns to other values;
-      the first that fits a slot holds. `rslora`: `alpha / sqrt(rank)` (arXiv 2312.03732).
+    - `pattern`: `"all-linear"` is every linear layer and expert but no head, as in PEFT, and no embedding and no
+      router: name those. Otherwise a regular expression searched in the path of the slot, a list of such, or a
+      predicate.
+    - `rank`, `alpha`: the change is `alpha / rank * b @ a`. `rank_pattern` and `alpha_pattern` map patterns to other
+      values; the first that fits a slot holds. `rslora`: `alpha / sqrt(rank)` (arXiv 2312.03732).
     - `key`: every slot draws from its own key, made of this one and its path.
     - `dropout`: of what enters the adapter; on in `ef.forward(..., key=...)`.
     - `dora`: with a trained magnitude per row (arXiv 2402.09353).
-    - `init`: `"default"` (PEFT's: `a` uniform, `b` zero), `"gaussian"`, or one that starts from the weight and changes the base so that
-      the sum stays: `"pissa"` (arXiv 2404.02948), `"pissa_niter_4"` (its fast form), `"olora"` (arXiv 2406.01775).
-    - `layers`: only these numbers, `3` or `[0, 1]`: the first number in the path. `exclude`: a pattern of slots to leave alone.
+    - `init`: `"default"` (PEFT's: `a` uniform, `b` zero), `"gaussian"`, or one that starts from the weight and
+      changes the base so that the sum stays: `"pissa"` (arXiv 2404.02948), `"pissa_niter_4"` (its fast form),
+      `"olora"` (arXiv 2406.01775).
+    - `layers`: only these numbers, `3` or `[0, 1]`: the first number in the path. `exclude`: a pattern of slots to
+      leave alone.
     - `dtype`: of the adapter; by default float32, as PEFT keeps it. It computes in the dtype of its input.
 
-    **Raises** `ValueError` if the pattern selects nothing, a rank or alpha pattern is not used, or a slot has an adapter already.
+    **Raises** `ValueError` if the pattern selects nothing, a rank or alpha pattern is not used, or a slot has an
+    adapter already.
 
     ```python
     import jax, easyfn as ef
@@ -92,7 +96,8 @@ def apply_lora(
     for f in chosen:
         if is_adapter(f.weight):
             raise ValueError(
-                f"apply_lora: {f.path} has an adapter already. Fold it in first (ef.merge_lora), or take it off (ef.remove_lora)."
+                f"apply_lora: {f.path} has an adapter already. Fold it in first (ef.merge_lora), or take it "
+                "off (ef.remove_lora)."
             )
         r = pick(ranks, rank, f)
         scale = pick(alphas, alpha, f) / (r**0.5 if rslora else r)
@@ -148,7 +153,9 @@ def _adapter(
 
 
 def place(w: LoRA) -> LoRA:
-    """The adapter split as its base is: `a` along the inputs, `b` along the outputs. Nothing where the base has no mesh."""
+    """The adapter split as its base is: `a` along the inputs, `b` along the outputs. Nothing where the base has no
+    mesh.
+    """
     leaf = next((x for x in jtu.tree_leaves(w.base) if getattr(x, "ndim", 0) == len(shape_of(w))), None)
     if leaf is None or isinstance(leaf, jax.core.Tracer):
         return w
@@ -169,7 +176,9 @@ def place(w: LoRA) -> LoRA:
         return jax.device_put(x, where)
 
     column = (*lead, out, None)
-    return dataclasses.replace(w, a=put(w.a, (*lead, None, into)), b=put(w.b, column), magnitude=put(w.magnitude, column))
+    return dataclasses.replace(
+        w, a=put(w.a, (*lead, None, into)), b=put(w.b, column), magnitude=put(w.magnitude, column)
+    )
 
 
 def _size(mesh: Any, part: Any) -> int:
@@ -201,7 +210,8 @@ def _no_adapter(verb: str) -> ValueError:
 def split_lora(model: Any) -> tuple[Any, Adapter]:
     """`(base, adapter)`: the model as it was before, and the adapters alone, by the path of their slot.
 
-    The adapter is a pytree of its arrays and nothing else, so `jax.grad`, optax, checkpointing and averaging work on it:
+    The adapter is a pytree of its arrays and nothing else, so `jax.grad`, optax, checkpointing and averaging work on
+    it:
 
     ```python
     import jax, easyfn as ef
@@ -234,8 +244,9 @@ def split_lora(model: Any) -> tuple[Any, Adapter]:
 def join_lora(base: Any, adapter: Mapping[str, Any]) -> Any:
     """The model of a base and an adapter: the inverse of [`easyfn.split_lora`][].
 
-    An adapter made on the listed layers fits a stacked base too, and the other way round. Raises `KeyError` for a slot that the base
-    does not have and `ValueError` for a shape that does not fit or a slot that has an adapter already.
+    An adapter made on the listed layers fits a stacked base too, and the other way round. Raises `KeyError` for a
+    slot that the base does not have and `ValueError` for a shape that does not fit or a slot that has an adapter
+    already.
     """
     found = {f.path: f for f in find_slots(base, ROLES)}
     fitted = _fit(dict(adapter), list(found))
@@ -278,7 +289,9 @@ def _fit(adapter: Adapter, paths: list[str]) -> Adapter:
         if parts:
             alike = len({(jtu.tree_structure(p), p.a.shape) for p in parts}) == 1
             if not alike:
-                raise ValueError(f"join_lora: the layers of the stacked run {path!r} differ in rank or scale; ef.unstack first")
+                raise ValueError(
+                    f"join_lora: the layers of the stacked run {path!r} differ in rank or scale; ef.unstack first"
+                )
             fitted[path] = parts[0] if names == [path] else jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
     return {**fitted, **single}
 
@@ -291,8 +304,10 @@ def remove_lora(model: Any) -> Any:
     base, adapter = split_lora(model)
     if changed := [path for path, w in adapter.items() if getattr(w, "start", None)]:
         raise ValueError(
-            f"remove_lora: {changed[0]} started with init={adapter[changed[0]].start!r}, which moved a part of the weight into "
-            "the adapter: without it the base is not what it was. Keep the model from before, or fold in with ef.merge_lora."
+            f"remove_lora: {changed[0]} started with init={adapter[changed[0]].start!r}, which moved a part "
+            "of the weight into "
+            "the adapter: without it the base is not what it was. Keep the model from before, or fold in "
+            "with ef.merge_lora."
         )
     return base
 
@@ -300,9 +315,10 @@ def remove_lora(model: Any) -> Any:
 def merge_lora(model: Any, *, dequantize: bool = False, report: bool = False) -> Any:
     """The model with every adapter folded into its weight, for good.
 
-    A plain weight keeps its dtype; the sum is made in float32. A quantized weight is rounded again by its own format, which loses
-    a little of the change; with `dequantize=True` it becomes a plain array. With `report=True` returns `(model, errors)`: per slot
-    the norm of what rounding lost over the norm of the change. Raises `ValueError` if there is no adapter.
+    A plain weight keeps its dtype; the sum is made in float32. A quantized weight is rounded again by its own format,
+    which loses a little of the change; with `dequantize=True` it becomes a plain array. With `report=True` returns
+    `(model, errors)`: per slot the norm of what rounding lost over the norm of the change. Raises `ValueError` if
+    there is no adapter.
 
     ```python
     import jax, easyfn as ef

@@ -18,7 +18,9 @@ INITS = ("default", "gaussian", "pissa", "pissa_niter_<n>", "olora", "orthogonal
 def start(
     how: str, weight: Weight, role: str, rank: int, scale: float, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, Weight]:
-    """`(a, b, base)` of a fresh adapter on one weight `(..., out, in)`: float32, and the sum `base + scale * b @ a` is the weight."""
+    """`(a, b, base)` of a fresh adapter on one weight `(..., out, in)`: float32, and the sum `base + scale * b @ a`
+    is the weight.
+    """
     *lead, out, into = shape_of(weight)
     if how in ("default", "gaussian"):
         shape = (*lead, rank, into)
@@ -32,7 +34,9 @@ def start(
         return _orthogonal((*lead, out, into), rank, scale, key, weight)
     full = dense(weight).astype(jnp.float32)
     if rank > min(out, into):
-        raise ValueError(f"apply_lora: init={how!r} needs a rank of at most {min(out, into)} for a weight {(out, into)}, not {rank}")
+        raise ValueError(
+            f"apply_lora: init={how!r} needs a rank of at most {min(out, into)} for a weight {(out, into)}, not {rank}"
+        )
     if how == "pissa":
         u, s, vh = jnp.linalg.svd(full, full_matrices=False)
         u, s, vh = u[..., :rank], s[..., :rank], vh[..., :rank, :]
@@ -77,5 +81,3 @@ def _orthogonal(
     a = jnp.swapaxes(jax.random.normal(k2, (*lead, into, half), jnp.float32) / 10.0 @ odd, -1, -2)
     b = jax.random.normal(k3, (*lead, out, half), jnp.float32) / 10.0 @ even
     return a, b, weight
-
-

@@ -1,7 +1,7 @@
 """`LoRA`: a low-rank change beside a frozen weight (Hu et al. 2021, arXiv 2106.09685), as a weight format.
 
-It sits in the slot of the weight that it changes and holds it as `base`, whatever that is: an array, a quantized weight.
-So QLoRA is nesting, `LoRA(base=NF4(...))`, and no layer knows of either.
+It sits in the slot of the weight that it changes and holds it as `base`, whatever that is: an array, a quantized
+weight. So QLoRA is nesting, `LoRA(base=NF4(...))`, and no layer knows of either.
 
     before                          after
     Linear                          Linear
@@ -29,11 +29,12 @@ from .._weight import Weight, axes_of, dense, dot, ragged_dot, randomized, shape
 
 
 class LoRA(eqx.Module):
-    """The weight `base + scale * b @ a`: `base` of shape `(..., out, in)`, `a` of `(..., rank, in)`, `b` of `(..., out, rank)`.
+    """The weight `base + scale * b @ a`: `base` of shape `(..., out, in)`, `a` of `(..., rank, in)`, `b` of `(...,
+    out, rank)`.
 
-    Leading axes are those of stacked layers or experts. With `magnitude`, of shape `(..., out, 1)`, the weight is DoRA's (Liu et
-    al. 2024, arXiv 2402.09353): every row of the sum is scaled to the norm that `magnitude` holds. `dropout` acts on what
-    enters `a`, only while `key` is there: `forward(..., key=...)` gives every adapter its own.
+    Leading axes are those of stacked layers or experts. With `magnitude`, of shape `(..., out, 1)`, the weight is
+    DoRA's (Liu et al. 2024, arXiv 2402.09353): every row of the sum is scaled to the norm that `magnitude` holds.
+    `dropout` acts on what enters `a`, only while `key` is there: `forward(..., key=...)` gives every adapter its own.
     """
 
     base: Weight
