@@ -41,8 +41,8 @@ class Gemma3Config:
     sliding_window: int | None = 4096
     layer_types: tuple[str, ...] | None = None
     attention_bias: bool = False
-    attention_dropout: float = 0.0
-    final_logit_softcapping: float | None = None
+    attention_dropout: float | int = 0.0
+    final_logit_softcapping: float | int | None = None
     tie_word_embeddings: bool = True
     num_labels: int = 2
     extra: Frozen = Frozen()

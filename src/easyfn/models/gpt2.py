@@ -10,7 +10,7 @@ import jax
 
 from .._frozen import Frozen
 from .._weight import shape_of
-from ..io.config import labels
+from ..io.config import labels, only
 from ..io.names import Rule, rename, transposed
 from ..nn import (
     KV,
@@ -62,9 +62,8 @@ class GPT2Config:
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         data = {k: v for k, v in data.items() if k != "n_ctx"}  # an old twin of n_positions
-        if data.get("add_cross_attention"):
-            raise ValueError("gpt2: add_cross_attention=true is not implemented; only GPT-2 as a language model is")
-        return labels({k: v for k, v in data.items() if k != "add_cross_attention"})
+        only(data, "add_cross_attention", False)
+        return labels(data)
 
     @property
     def hidden_size(self) -> int:
@@ -216,7 +215,7 @@ family(
         "GPT2ForSequenceClassification": "sequence-classification",
     },
     names=_names,
-    ignore=("reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),  # the same numbers, in a safer order for float16: ours always is
+    ignore=("add_cross_attention", "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),  # the same numbers, in a safer order for float16: ours always is
     ignore_tensors=(r"\.attn\.bias$", r"\.attn\.masked_bias$"),
     prefix="transformer",
 )

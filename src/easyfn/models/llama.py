@@ -30,7 +30,7 @@ class LlamaConfig:
     rope_parameters: Frozen = Frozen(rope_type="default", rope_theta=10000.0)
     attention_bias: bool = False
     mlp_bias: bool = False
-    attention_dropout: float = 0.0
+    attention_dropout: float | int = 0.0
     tie_word_embeddings: bool = False
     num_labels: int = 2
     extra: Frozen = Frozen()

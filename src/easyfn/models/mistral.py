@@ -29,7 +29,7 @@ class MistralConfig:
     rms_norm_eps: float = 1e-6
     rope_parameters: Frozen = Frozen(rope_type="default", rope_theta=10000.0)
     sliding_window: int | None = 4096
-    attention_dropout: float = 0.0
+    attention_dropout: float | int = 0.0
     tie_word_embeddings: bool = False
     num_labels: int = 2
     extra: Frozen = Frozen()

@@ -34,7 +34,7 @@ class MixtralConfig:
     num_experts_per_tok: int = 2
     router_aux_loss_coef: float = 0.001
     router_jitter_noise: float = 0.0
-    attention_dropout: float = 0.0
+    attention_dropout: float | int = 0.0
     tie_word_embeddings: bool = False
     num_labels: int = 2
     extra: Frozen = Frozen()

@@ -32,7 +32,7 @@ class Qwen2Config:
     sliding_window: int | None = 4096
     max_window_layers: int = 28
     layer_types: tuple[str, ...] | None = None
-    attention_dropout: float = 0.0
+    attention_dropout: float | int = 0.0
     tie_word_embeddings: bool = False
     num_labels: int = 2
     extra: Frozen = Frozen()

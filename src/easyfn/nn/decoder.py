@@ -15,7 +15,7 @@ from .context import Context
 from .fold import fold
 from .linear import Embedding
 from .output import Output
-from .rope import rope_table
+from .rope import TYPES, rope_table, unknown_rope
 
 
 class Block(eqx.Module):
@@ -58,6 +58,9 @@ class Decoder(eqx.Module):
         rope: dict[str, Any],
         embed_scale: float | None = None,
     ) -> None:
+        for parameters in rope.values():  # fails here, not in the first forward pass
+            if parameters.get("rope_type", "default") not in TYPES:
+                raise unknown_rope(parameters["rope_type"])
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = tuple(layers)
         self.norm = norm

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
 def inverse_frequencies(
@@ -30,7 +30,7 @@ def inverse_frequencies(
     inv = 1.0 / base ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     if kind == "default":
         return _f32(inv), 1.0
-    factor = float(parameters.get("factor", 1.0))
+    factor = float(parameters.get("factor") or 1.0)
     if kind == "linear":
         return _f32(inv / factor), 1.0
     if kind == "dynamic":
@@ -44,7 +44,11 @@ def inverse_frequencies(
         return _yarn(inv, parameters, base, dim, max_position_embeddings)
     if kind == "longrope":
         return _longrope(parameters, base, dim, max_position_embeddings, length)
-    raise ValueError(f"unknown rope_type {kind!r}; known: {', '.join(TYPES[:-1])}")
+    raise unknown_rope(kind)
+
+
+def unknown_rope(kind: str) -> ValueError:
+    return ValueError(f"unknown rope_type {kind!r}; known: {', '.join(TYPES)}")
 
 
 def _f32(x: np.ndarray) -> jax.Array:
@@ -69,14 +73,14 @@ def _yarn(
     factor = parameters.get("factor") or max_position_embeddings / trained
     mscale, mscale_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
 
-    def scale(m: float) -> float:
+    def scale(m: float | int) -> float:
         return 1.0 if factor <= 1 else 0.1 * m * math.log(factor) + 1.0
 
     attention = parameters.get("attention_factor")
     if attention is None:
-        attention = scale(mscale) / scale(mscale_all) if mscale and mscale_all else scale(1)
+        attention = scale(mscale) / scale(mscale_all) if mscale and mscale_all else scale(1.0)
 
-    def correction(rotations: float) -> float:
+    def correction(rotations: float | int) -> float:
         return dim * math.log(trained / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
     low, high = correction(parameters.get("beta_fast") or 32), correction(parameters.get("beta_slow") or 1)

@@ -1,0 +1,293 @@
+"""Every family against transformers: the same numbers, whatever the padding, the packing, the cache and the dtype."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, VOCAB, Case, names, port, positions, tokens
+
+import easyfn as ef
+from easyfn.io.config import read, write
+from easyfn.io.names import tensors
+from easyfn.models.family import abstract_config, family_of
+
+DECODERS = [n for n, c in CASES.items() if c.causal and not c.encoder_decoder]
+LANGUAGE = [n for n in DECODERS if CASES[n].task == "causal-lm"]
+FAMILIES = [n for n in LANGUAGE if not CASES[n].variant]
+CACHED = [*(n for n in FAMILIES if not CASES[n].recurrent), "qwen2-window"]  # Mamba-2 has its own in test_mamba2
+
+
+def torch_run(case: Case, ids=None, mask=None, *, module=None, **more):
+    """What transformers computes: numpy arrays by the names of its output."""
+    import torch
+
+    # dynamic rotary frequencies are state of the module: a fresh one for each run
+    module = module or (case.make() if "dynamic" in case.name else case.torch())
+    inputs = {"input_ids": ids, "attention_mask": mask, **more}
+    if mask is not None and "position_ids" not in more and "position_ids" in inspect.signature(module.forward).parameters:
+        inputs["position_ids"] = positions(mask)
+    if case.encoder_decoder and "decoder_input_ids" in inspect.signature(module.forward).parameters:
+        inputs.setdefault("decoder_input_ids", ids[:, :5])
+    given = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in inputs.items() if v is not None}
+    with torch.no_grad():
+        out = module(**given)
+    return {k: jax.tree.map(lambda t: t.float().numpy(), v) for k, v in out.items() if "past" not in k and "cache" not in k}
+
+
+def at_tokens(value, mask):
+    """The entries of real tokens: `(batch, seq, ...)` or attention weights `(batch, heads, seq, keys)`."""
+    value = np.asarray(value, np.float32)
+    if value.ndim == 4:
+        value = np.swapaxes(value, 1, 2)
+    return value[mask > 0] if value.shape[:2] == mask.shape else value
+
+
+def close(got, want, mask, atol=1e-4):
+    assert np.shape(got) == np.shape(want)
+    np.testing.assert_allclose(at_tokens(got, mask), at_tokens(want, mask), atol=atol, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_agrees_with_transformers(name):
+    case = CASES[name]
+    ids, mask = tokens()
+    wants = {"output_hidden_states": True, "output_attentions": not case.recurrent}
+    want = torch_run(case, ids, mask, **wants)
+    got = ef.forward(case.model(), ids, attention_mask=mask, output_router_logits=case.moe, **wants)
+    answer = "last_hidden_state" if case.task == "base" else "logits"
+    close(getattr(got, answer), want[answer], mask)
+    for field in ("hidden_states", "attentions"):
+        if field in want and not case.recurrent:  # transformers' Mamba-2 leaves out the embeddings
+            assert len(getattr(got, field)) == len(want[field])
+            for a, b in zip(getattr(got, field), want[field], strict=True):
+                close(a, b, mask)
+
+
+@pytest.mark.parametrize("name", [n for n in DECODERS if CASES[n].moe])
+def test_router_logits(name):
+    case = CASES[name]
+    ids, mask = tokens()
+    if case.task == "causal-lm":
+        want = torch_run(case, ids, mask, output_router_logits=True)["router_logits"]
+        got = ef.forward(case.model(), ids, attention_mask=mask, output_router_logits=True).router_logits
+        for a, b in zip(got, want, strict=True):
+            assert a.shape == b.shape == (ids.size, case.torch().config.num_local_experts)
+            np.testing.assert_allclose(a[mask.reshape(-1) > 0], b[mask.reshape(-1) > 0], atol=1e-4)
+    assert ef.forward(case.model(), ids, attention_mask=mask).router_logits is None
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if not CASES[n].recurrent])
+def test_position_ids_and_inputs_embeds(name):
+    case = CASES[name]
+    ids, mask = tokens(pad=False)
+    where = np.broadcast_to(np.arange(11)[None] * 2 + 3, ids.shape)
+    embeds = np.random.RandomState(1).randn(*ids.shape, 48).astype(np.float32)
+    want = torch_run(case, None, mask, position_ids=where, inputs_embeds=embeds)["logits"]
+    got = ef.forward(case.model(), inputs_embeds=jnp.asarray(embeds), position_ids=where).logits
+    close(got, want, mask)
+
+
+PIECES = (([5, 1, 1, 4], 11), ([3, 8], 16))
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_a_cache_changes_nothing(name):
+    """Prefill and decode in pieces of one, three, and more than the window; caches with a ring and caches that fit."""
+    case = CASES[name]
+    model = case.model()
+    ids, mask = tokens()
+    full = ef.forward(model, ids, attention_mask=mask).logits
+    for pieces, size in PIECES:
+        cache, start, parts = ef.init_cache(model, 3, size), 0, []
+        for n in pieces:
+            part = slice(start, start + n)
+            out = ef.forward(model, ids[:, part], attention_mask=mask[:, part], cache=cache, fresh=start == 0)
+            cache, start = out.cache, start + n
+            parts.append(out.logits)
+        close(jnp.concatenate(parts, axis=1), full, mask, 2e-5)
+        assert int(cache.length) == 11 and cache.positions.tolist() == mask.sum(1).tolist()
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_padding_is_invisible(name):
+    case = CASES[name]
+    ids, _ = tokens(1, 7, pad=False)
+    alone = ef.forward(case.model(), ids).logits[0]
+    padded = np.zeros((3, 11), ids.dtype)
+    mask = np.zeros((3, 11), int)
+    for row, start in enumerate((4, 0, 2)):
+        padded[row, start : start + 7], mask[row, start : start + 7] = ids[0], 1
+    together = ef.forward(case.model(), padded, attention_mask=mask).logits
+    for row in range(3):
+        np.testing.assert_allclose(together[row][mask[row] > 0], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_packed_documents_do_not_see_each_other(name):
+    case = CASES[name]
+    model = case.model()
+    ids, _ = tokens(3, 11, pad=False)
+    packed = ef.forward(model, ids, segment_ids=np.array([[1] * 4 + [2] * 7, [3] * 4 + [0] * 7, [1] * 4 + [9] * 7])).logits
+    for start, stop in ((0, 4), (4, 11)):
+        alone = ef.forward(model, ids[:, start:stop]).logits
+        rows = (0, 1, 2) if start == 0 else (0, 2)
+        for row in rows:
+            np.testing.assert_allclose(packed[row, start:stop], alone[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_jit_is_eager(name):
+    model = CASES[name].model()
+    ids, mask = tokens()
+    jitted = jax.jit(lambda m, i, a: ef.forward(m, i, attention_mask=a).logits)(model, ids, mask)
+    close(jitted, ef.forward(model, ids, attention_mask=mask).logits, mask, 1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16_is_as_near_as_transformers(name):
+    """Rounding to bfloat16 moves the logits; ours move no further from the float32 ones than transformers' do."""
+    import torch
+
+    case = CASES[name]
+    ids, mask = tokens()
+    want = torch_run(case, ids, mask)["logits"]
+    theirs = torch_run(case, ids, mask, module=case.make().to(torch.bfloat16))["logits"]
+    out = ef.forward(ef.cast(case.model(), jnp.bfloat16), ids, attention_mask=mask).logits
+    assert out.dtype == jnp.bfloat16
+
+    def distance(x):
+        return np.sqrt(np.mean((at_tokens(x, mask) - at_tokens(want, mask)) ** 2))
+
+    assert distance(out) < 1.25 * distance(theirs) + 1e-4
+
+
+# --- configs
+
+
+@pytest.mark.parametrize("name", [n for n in DECODERS if not CASES[n].recurrent])
+def test_every_key_of_the_config_is_accounted_for(name, tmp_path):
+    """What `to_dict` says and what `save_pretrained` writes give the same config, and it writes back every key."""
+    hf = CASES[name].torch()
+    known = family_of(hf.config.model_type)
+    hf.config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    config = read(known.config, saved, known.ignore)
+    hash(config)
+    again = write(config)
+    for key, value in saved.items():
+        if not key.startswith("_"):
+            assert value is None or again[key] == value, key
+    assert read(known.config, again, known.ignore) == config
+    extra = {"extra": ef.Frozen()}
+    live = read(known.config, hf.config.to_dict(), known.ignore)
+    assert dataclasses.replace(live, **extra) == dataclasses.replace(config, **extra)
+    with pytest.raises(ef.UnknownConfigKey, match="surprising_key"):
+        read(known.config, {**saved, "surprising_key": 3}, known.ignore)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_tensor_names_are_those_of_the_file(name, tmp_path):
+    from safetensors import safe_open
+
+    case = CASES[name]
+    hf = case.torch()
+    hf.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "numpy") as file:
+        theirs = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    known = family_of(hf.config.model_type)
+    model = abstract_config(read(known.config, hf.config.to_dict(), known.ignore), case.task, None)
+    ours = {}
+    for found in tensors(model, known.names(model)).values():
+        ours |= dict(zip(found[0].names, found[0].shapes(), strict=True))
+    assert ours == theirs
+
+
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def test_qwen_windows_are_derived():
+    sizes = {**SIZES, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
+    for config in (ef.models.Qwen2Config(**sizes), ef.models.Qwen3Config(**sizes)):
+        layers = abstract_config(config, "base", None).layers
+        assert [layer.self_attn.window for layer in layers] == [None, None, None, 8]
+    off = abstract_config(ef.models.Qwen2Config(**{**sizes, "use_sliding_window": False}), "base", None)
+    assert {layer.self_attn.window for layer in off.layers} == {None}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (("full_attention",) * 3, "names 3 layers and num_hidden_layers is 4"),
+        (("chunked_attention",) * 4, "holds 'chunked_attention'"),
+        (("sliding_attention",) * 4, "no sliding_window"),
+    ],
+)
+def test_layer_types_that_make_no_sense(kinds, message):
+    with pytest.raises(ValueError, match=message):
+        abstract_config(ef.models.Qwen2Config(**SIZES, layer_types=kinds), "base", None)
+
+
+def test_gemma3_older_spellings():
+    """The keys of the first Gemma 3 checkpoints: an integer pattern, two bases, scaling for the global layers."""
+    from transformers import Gemma3TextConfig
+
+    old = {
+        **SIZES,
+        "head_dim": 16,
+        "sliding_window_pattern": 3,
+        "rope_theta": 5e5,
+        "rope_local_base_freq": 2e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }
+    known = family_of("gemma3_text")
+    ours, theirs = read(known.config, old), Gemma3TextConfig(**old)
+    assert list(ours.layer_types) == theirs.layer_types
+    assert ours.rope_parameters == ef.Frozen(theirs.rope_parameters)
+
+
+@pytest.mark.parametrize(
+    "key", [{"use_bidirectional_attention": True}, {"attn_logit_softcapping": 50.0}, {"rope_parameters": {"factor": 2.0}}]
+)
+def test_gemma3_refuses_what_it_does_not_do(key):
+    with pytest.raises(ef.UnknownConfigKey, match=next(iter(key))):
+        read(family_of("gemma3_text").config, {**SIZES, **key})
+
+
+def test_gemma3_with_images_is_refused_by_name():
+    with pytest.raises(ValueError, match="unknown architecture 'gemma3'.*gemma3_text"):
+        family_of("gemma3")
+
+
+def test_classifier_reads_the_last_token_of_each_row():
+    """Also in a packed or padded row, where transformers looks for the pad id instead of at the mask."""
+    case = CASES["llama-classifier"]
+    ids, mask = tokens()
+    ids[mask == 0] = 7  # padding by the mask alone
+    got = ef.forward(case.model(), ids, attention_mask=mask).logits
+    alone = ef.forward(case.model(), ids[:1, mask[0] > 0]).logits
+    np.testing.assert_allclose(got[0], alone[0], atol=1e-5)
+    want = torch_run(case, np.where(mask > 0, ids, 0), mask)["logits"]
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_port_is_exact():
+    hf = CASES["llama"].torch()
+    weight = port(hf).model.layers[2].mlp.down_proj.weight
+    assert np.array_equal(weight, hf.model.layers[2].mlp.down_proj.weight.numpy())
+
+
+def test_names_select_cases():
+    assert "llama" in names(task="causal-lm", variant=False) and "llama-tied" not in names(variant=False)

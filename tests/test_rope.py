@@ -1,0 +1,108 @@
+"""Rotary frequencies of every kind against transformers' own functions, below and beyond the trained length."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import SMALL
+
+import easyfn as ef
+from easyfn.io.config import read, rope_parameters
+from easyfn.models.family import abstract_config, family_of
+
+HALF = 8
+SHORT, LONG = [1.0 + 0.1 * i for i in range(HALF)], [2.0 + 0.5 * i for i in range(HALF)]
+KINDS = {
+    "linear": {"rope_type": "linear", "factor": 2.5},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0},
+    "yarn-truncate": {"rope_type": "yarn", "factor": 4.0, "truncate": False, "beta_fast": 20, "beta_slow": 2},
+    "yarn-mscale": {"rope_type": "yarn", "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 1.3},
+    "yarn-attention": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.7},
+    "yarn-ratio": {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 16},
+    "longrope": {"rope_type": "longrope", "factor": 4.0, "short_factor": SHORT, "long_factor": LONG},
+    "longrope-ratio": {
+        "rope_type": "longrope",
+        "short_factor": SHORT,
+        "long_factor": LONG,
+        "original_max_position_embeddings": 16,
+    },
+    "partial": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5},
+}
+
+
+def theirs(parameters, length):
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = LlamaConfig(**SMALL, head_dim=16, rope_parameters={"rope_theta": 5000.0, **parameters})
+    return ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, None, seq_len=length)
+
+
+@pytest.mark.parametrize("length", [3, 64, 65, 500])
+@pytest.mark.parametrize("kind", KINDS)
+def test_frequencies(kind, length):
+    want, factor = theirs(KINDS[kind], length)
+    ours = rope_parameters({**SMALL, "rope_parameters": {"rope_theta": 5000.0, **KINDS[kind]}})["rope_parameters"]
+    got, got_factor = ef.nn.inverse_frequencies(ef.Frozen(ours), 16, 64, jnp.asarray(length))
+    np.testing.assert_allclose(got, want.numpy(), rtol=2e-6)
+    assert got_factor == pytest.approx(factor, rel=1e-6)
+
+
+def test_default_frequencies_and_the_rotation():
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaConfig, LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+    config = LlamaConfig(**SMALL, head_dim=16)
+    positions = np.array([[0, 1, 2, 700, 131071]])
+    x = np.random.RandomState(0).randn(1, 2, 5, 16).astype(np.float32)
+    cos, sin = LlamaRotaryEmbedding(config)(torch.tensor(x), torch.tensor(positions))
+    want = apply_rotary_pos_emb(torch.tensor(x), torch.tensor(x), cos, sin)[0].numpy()
+    table = ef.nn.rope_table(ef.Frozen(rope_type="default", rope_theta=10000.0), 16, 64, jnp.asarray(positions))
+    got = np.asarray(ef.nn.rotate(jnp.asarray(x), table))
+    np.testing.assert_allclose(got[:, :, :4], want[:, :, :4], atol=1e-3)
+    np.testing.assert_allclose(got[:, :, 4], want[:, :, 4], atol=5e-2)  # float32 angles of 10^5 have two digits left
+    rest = ef.nn.rotate(jnp.asarray(x), tuple(t[..., :3] for t in table))
+    assert np.array_equal(rest[..., 6:], x[..., 6:])  # a partial rotation leaves the rest of a head alone
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if "ratio" not in k])
+def test_old_and_new_spellings_are_one(kind):
+    known = family_of("llama").config
+    inner = {k: v for k, v in KINDS[kind].items() if k != "rope_type"}
+    old = {**SMALL, "rope_theta": 5000.0, "rope_scaling": {"type": KINDS[kind]["rope_type"], **inner}}
+    new = {**SMALL, "rope_parameters": {"rope_theta": 5000.0, **KINDS[kind]}}
+    a, b = read(known, old), read(known, new)
+    assert a.rope_parameters == b.rope_parameters and a.rope_parameters["rope_theta"] == 5000.0
+
+
+def test_spellings_agree_with_transformers():
+    from transformers import LlamaConfig
+
+    for more in (
+        {},
+        {"rope_theta": 123.0},
+        {"rope_scaling": None, "rope_theta": 7e5},
+        {"rope_scaling": KINDS["llama3"], "rope_theta": 5e5},
+        {"rope_scaling": {"type": "linear", "factor": 3.0}},
+    ):
+        want = dict(LlamaConfig(**SMALL, **more).rope_parameters)
+        want.pop("type", None)
+        got = read(family_of("llama").config, {**SMALL, **more}).rope_parameters
+        assert got == ef.Frozen(want), more
+
+
+def test_the_first_name_of_longrope():
+    part = {"type": "su", "short_factor": SHORT, "long_factor": LONG}
+    data = rope_parameters({**SMALL, "rope_scaling": part, "original_max_position_embeddings": 16})
+    assert data["rope_parameters"]["rope_type"] == "longrope"
+    assert data["rope_parameters"]["original_max_position_embeddings"] == 16
+    assert part["type"] == "su"  # the caller's dict is as it was
+
+
+def test_what_is_not_implemented_is_refused():
+    with pytest.raises(ef.UnknownConfigKey, match="mrope_section"):
+        rope_parameters({"rope_scaling": {"type": "default", "mrope_section": [1, 2]}})
+    config = read(family_of("llama").config, {**SMALL, "rope_scaling": {"type": "spiral", "factor": 2.0}})
+    with pytest.raises(ValueError, match="unknown rope_type 'spiral'; known: default, linear"):
+        abstract_config(config, "causal-lm", None)
