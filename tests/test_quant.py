@@ -125,15 +125,15 @@ def test_axes_name_every_part(cfg):
 
 def test_blocks_that_cross_rows():
     w = matrix(5, 40)
-    q = quant.nf4(w)
+    q = quant.to_nf4(w)
     assert q.scales.shape == (1, 4)
     flat = jnp.pad(w.reshape(-1), (0, 56)).reshape(4, 64)
-    alone = ef.dense(quant.nf4(flat)).reshape(-1)[:200].reshape(5, 40)
+    alone = ef.dense(quant.to_nf4(flat)).reshape(-1)[:200].reshape(5, 40)
     close(ef.dense(q), alone, 1e-6)
     close(ef.dot(q, matrix(3, 40, seed=1)), matrix(3, 40, seed=1) @ alone.T, 1e-5)
-    two = quant.nf4(jnp.stack([w, 2 * w]), double_quant=True)
+    two = quant.to_nf4(jnp.stack([w, 2 * w]), double_quant=True)
     assert two.codes.shape == (2, 5, 20) and two.scales.shape == (2, 1, 4) and two.offset.shape == (2, 1, 1)
-    close(ef.dense(two)[1], ef.dense(quant.nf4(2 * w, double_quant=True)), 1e-6)
+    close(ef.dense(two)[1], ef.dense(quant.to_nf4(2 * w, double_quant=True)), 1e-6)
 
 
 @pytest.mark.parametrize("cfg", ["8bit", ef.QuantConfig("nf4", double_quant=True)], ids=["8bit", "nf4"])
@@ -207,9 +207,9 @@ def test_refusals(model):
     with pytest.raises(ValueError, match="group_size must be a positive"):
         ef.QuantConfig("nf4", group_size=0)
     with pytest.raises(ValueError, match="odd row"):
-        quant.nf4(jnp.ones((4, 7)))
+        quant.to_nf4(jnp.ones((4, 7)))
     with pytest.raises(ValueError, match="does not fit"):
-        ef.dot(quant.int8(jnp.ones((4, 8))), jnp.ones((2, 7)))
+        ef.dot(quant.to_int8(jnp.ones((4, 8))), jnp.ones((2, 7)))
 
 
 def test_memory_of_a_training_step_holds_no_dense_copy():

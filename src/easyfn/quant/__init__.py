@@ -2,7 +2,7 @@
 
 from . import bitsandbytes as bitsandbytes
 from .config import METHODS as METHODS, QuantConfig as QuantConfig, method as method
-from .int8 import Int8 as Int8, int8 as int8
-from .nf4 import NF4 as NF4, nf4 as nf4
+from .int8 import Int8 as Int8, to_int8 as to_int8
+from .nf4 import NF4 as NF4, to_nf4 as to_nf4
 from .product import register_format as register_format
 from .quantize import dequantize as dequantize, encoder as encoder, is_quantized as is_quantized, quantize as quantize

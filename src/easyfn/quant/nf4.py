@@ -41,22 +41,22 @@ class NF4(eqx.Module):
 
     ```python
     import jax, easyfn as ef
-    w = ef.quant.nf4(jax.random.normal(jax.random.key(0), (8, 128)))
+    w = ef.quant.to_nf4(jax.random.normal(jax.random.key(0), (8, 128)))
     assert w.codes.shape == (8, 64) and w.scales.shape == (8, 2)
     assert ef.dense(w).shape == ef.shape_of(w) == (8, 128)
     ```
     """
 
-    codes: jax.Array
-    scales: jax.Array
-    nested: jax.Array | None = None
-    offset: jax.Array | None = None
+    codes: jax.Array | np.ndarray
+    scales: jax.Array | np.ndarray
+    nested: jax.Array | np.ndarray | None = None
+    offset: jax.Array | np.ndarray | None = None
     block: int = eqx.field(static=True, default=64)
     levels: str = eqx.field(static=True, default="nf4")
     dtype: str = eqx.field(static=True, default="float32")
 
 
-def nf4(w: Any, block: int = 64, double_quant: bool = False, levels: str = "nf4") -> NF4:
+def to_nf4(w: Any, block: int = 64, double_quant: bool = False, levels: str = "nf4") -> NF4:
     """Rounds a dense array `(..., out, in)` to 4 bits, as `bitsandbytes.functional.quantize_4bit` does each matrix.
 
     Raises `ValueError` for an odd `in`, of which two entries cannot share a byte within a row.
@@ -138,12 +138,12 @@ def scales_of(w: NF4) -> jax.Array:
     return lax.stop_gradient((values * each + w.offset[..., 0]).reshape(w.scales.shape))
 
 
-def _level(nibble: jax.Array, levels: np.ndarray) -> jax.Array:
+def _level(nibble: jax.Array, levels: jax.Array) -> jax.Array:
     """The level of a 4-bit code by a tree of selects on its bits: a table lookup is twenty times slower on CPU."""
 
     def go(low: int, width: int) -> Any:
         if width == 1:
-            return jnp.float32(levels[low])
+            return levels[low]
         half = width // 2
         return jnp.where((nibble & half) != 0, go(low + half, half), go(low, half))
 
@@ -156,7 +156,9 @@ def planes(w: NF4) -> tuple[jax.Array, jax.Array]:
     To interleave them costs eight times as much as to unpack them: a product splits its small input instead.
     """
     scales = scales_of(w)
-    even, odd = _level(w.codes >> 4, LEVELS[w.levels]), _level(w.codes & 15, LEVELS[w.levels])
+    # Levels that are constants would be hoisted out of loops, one array for each: so they depend on a scale.
+    levels = jnp.asarray(LEVELS[w.levels]) + scales[(0,) * scales.ndim] * 0
+    even, odd = _level(w.codes >> 4, levels), _level(w.codes & 15, levels)
     if aligned(w):
         spread = jnp.repeat(scales, w.block // 2, axis=-1)
     else:
@@ -170,7 +172,7 @@ def aligned(w: NF4) -> bool:
 
 
 def _blockwise(name: str, w: Any, cfg: QuantConfig) -> NF4:
-    return nf4(w, 64 if cfg.group_size is None else cfg.group_size, cfg.double_quant, name)
+    return to_nf4(w, 64 if cfg.group_size is None else cfg.group_size, cfg.double_quant, name)
 
 
 method("nf4")(functools.partial(_blockwise, "nf4"))
