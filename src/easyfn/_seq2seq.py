@@ -118,15 +118,16 @@ def seq2seq_forward(
     """[`easyfn.forward`][] of an encoder-decoder, with transformers' names for its second sequence.
 
     - `input_ids` or `inputs_embeds`, `attention_mask`, `segment_ids` and what else the encoder takes are the source;
-      `encoder_outputs`, from [`easyfn.encode`][] (or an array of hidden states), replaces it, with the same `attention_mask`.
+      `encoder_outputs`, from [`easyfn.encode`][] (or an array of hidden states), replaces it: with the same
+      `attention_mask`.
     - `decoder_input_ids` or `decoder_inputs_embeds`, with their `decoder_attention_mask`, `decoder_segment_ids`,
       `decoder_position_ids`, are what the decoder reads.
     - `cache`: of the decoder. Its first pass needs the source and keeps its keys and values; later ones need the new
       `decoder_input_ids` only.
 
     The output has the decoder's `last_hidden_state`, `hidden_states` and `attentions`, its `cross_attentions`, and
-    `encoder_last_hidden_state`, `encoder_hidden_states`, `encoder_attentions`. Packed documents have the same numbers in
-    `segment_ids` and `decoder_segment_ids`.
+    `encoder_last_hidden_state`, `encoder_hidden_states`, `encoder_attentions`. Packed documents have the same
+    numbers in `segment_ids` and `decoder_segment_ids`.
     """
     if output_router_logits:
         raise ValueError(f"forward: {type(model).__name__} has no routers")
@@ -165,6 +166,7 @@ def seq2seq_forward(
     )
     if encoded is not None:
         hidden = encoded.last_hidden_state
+        assert hidden is not None
         if hidden.shape[0] != context.segment_ids.shape[0]:
             raise ValueError(
                 f"the source has {hidden.shape[0]} rows and the decoder's input {context.segment_ids.shape[0]}"
@@ -185,9 +187,11 @@ def seq2seq_forward(
 
 @accepted.register(Seq2Seq, Seq2SeqLM)
 def _(model: Any) -> set[str]:
-    own = """input_ids inputs_embeds encoder_outputs decoder_input_ids decoder_attention_mask decoder_position_ids
-    decoder_segment_ids decoder_inputs_embeds""".split()
-    return {*own, "logits_to_keep"} if isinstance(model, Seq2SeqLM) else set(own)
+    second = {
+        f"decoder_{name}" for name in ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "segment_ids")
+    }
+    own = {"input_ids", "inputs_embeds", "encoder_outputs", *second}
+    return own | {"logits_to_keep"} if isinstance(model, Seq2SeqLM) else own
 
 
 def _as_output(encoded: Any) -> Output:
@@ -199,8 +203,7 @@ def _as_output(encoded: Any) -> Output:
 
 
 def _source_segments(hidden: jax.Array, attention_mask: Any, segment_ids: Any) -> jax.Array:
-    """The encoder's padding and documents, `(batch, source)`. An encoder may have shortened its input (audio): its mask then
-    says nothing about single places, and everything is visible."""
+    """The encoder's padding and documents, `(batch, source)`."""
     shape = hidden.shape[:2]
     inputs = {"attention_mask": attention_mask, "segment_ids": segment_ids}
     inputs = {name: as_array(value) for name, value in inputs.items() if value is not None}
@@ -246,9 +249,11 @@ def decoder_start(config: Any) -> int:
 
 
 def shift_right(labels: jax.Array, start: int, pad: int | None) -> jax.Array:
-    """What a decoder reads to predict `labels` `(batch, seq)`: `start`, then the labels but the last; -100 becomes `pad`."""
+    """What a decoder reads to predict `labels` `(batch, seq)`: `start`, then all but the last; -100 becomes `pad`."""
     if pad is None:
-        raise ValueError("the config has no pad_token_id, which stands for ignored labels: give decoder_input_ids yourself")
+        raise ValueError(
+            "the config has no pad_token_id, which stands for ignored labels: give decoder_input_ids yourself"
+        )
     moved = jnp.concatenate([jnp.full_like(labels[:, :1], start), labels[:, :-1]], axis=1)
     return jnp.where(moved == -100, pad, moved)
 
@@ -262,15 +267,20 @@ def seq2seq_loss(
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
 ) -> tuple[jax.Array, Metrics]:
-    """The cross entropy of the decoder's scores and `labels`, which are not shifted: without `decoder_input_ids` the decoder
-    reads the labels moved one place right, after the config's `decoder_start_token_id`."""
+    """The cross entropy of the decoder's scores and `labels`, which are not shifted.
+
+    Without `decoder_input_ids` the decoder reads the labels moved one place right, after the config's
+    `decoder_start_token_id`.
+    """
     if cfg.kind not in (None, "cross-entropy"):
         raise ValueError(f"compute_loss: the labels of {type(model).__name__} are a cross entropy, not {cfg.kind!r}")
     inputs, labels = split_labels(batch)
     if labels is None:
         raise ValueError(f"compute_loss: {type(model).__name__} needs batch['labels']")
     if "decoder_input_ids" not in inputs and "decoder_inputs_embeds" not in inputs:
-        inputs["decoder_input_ids"] = shift_right(labels, decoder_start(model.config), setting(model.config, "pad_token_id"))
+        inputs["decoder_input_ids"] = shift_right(
+            labels, decoder_start(model.config), setting(model.config, "pad_token_id")
+        )
     out = forward(model.model, **inputs, key=key, runtime=runtime)
     assert out.last_hidden_state is not None
     check_shape(labels, out.last_hidden_state.shape[:2])

@@ -36,7 +36,7 @@ class Sources:
 
 
 def find_name(name: str, held: Mapping[str, Any], prefix: str) -> str | None:
-    """How a checkpoint calls a tensor: as asked, or with or without the prefix of a head model, or in its oldest spelling."""
+    """How a checkpoint calls a tensor: as asked, with or without a head model's prefix, or in its oldest spelling."""
     swapped = name.removeprefix(f"{prefix}.") if name.startswith(f"{prefix}.") else f"{prefix}.{name}"
     for candidate in (name, swapped):
         if candidate in held:
@@ -55,28 +55,38 @@ def match(model: Any, config: Any, known: Family, task: str, source: Source, rea
     out = Sources({}, {}, [], list(source.problems))
     used: set[str] = set()
     if reader is not None:
-        renamed = {p: t._replace(names=tuple(find_name(n, held, known.prefix) or n for n in t.names)) for p, t in wanted.items()}
+        renamed = {
+            p: t._replace(names=tuple(find_name(n, held, known.prefix) or n for n in t.names))
+            for p, t in wanted.items()
+        }
         out.packed = reader(model, renamed, held)
         for path, packed in out.packed.items():
             used |= set(packed.names)
-            out.problems += [f"{path} needs {name!r}, which is not in the checkpoint" for name in packed.names if name not in held]
+            out.problems += [
+                f"{path} needs {name!r}, which is not in the checkpoint" for name in packed.names if name not in held
+            ]
     floating = {path: jnp.issubdtype(leaf.dtype, jnp.floating) for path, leaf in leaves(model).items()}
     absent: list[tuple[str, list[str]]] = []
     for path, t in wanted.items():
         if path in out.packed:
             continue
-        names = [find_name(n, held, known.prefix) for n in t.names]
-        used |= {n for n in names if n is not None}
-        if lost := [n for n, found in zip(t.names, names, strict=True) if found is None]:
+        found = [find_name(n, held, known.prefix) for n in t.names]
+        names = [n for n in found if n is not None]
+        used |= set(names)
+        if lost := [n for n, f in zip(t.names, found, strict=True) if f is None]:
             absent.append((path, lost))
             continue
         t = out.of[path] = t._replace(names=tuple(names))
         for name, shape in zip(names, t.shapes(), strict=True):
             info = held[name]
             if tuple(info.shape) != tuple(shape):
-                out.problems.append(f"{path}: the model has {shape}, tensor {name!r} {tuple(info.shape)}{_why(path, config)}")
+                out.problems.append(
+                    f"{path}: the model has {shape}, tensor {name!r} {tuple(info.shape)}{_why(path, config)}"
+                )
             if jnp.issubdtype(info.dtype, jnp.floating) != floating[path]:
-                out.problems.append(f"{path}: tensor {name!r} holds {info.dtype}, which is not what the model computes with")
+                out.problems.append(
+                    f"{path}: tensor {name!r} holds {info.dtype}, which is not what the model computes with"
+                )
     if not source.problems:
         _absences(absent, out, wanted)
         _leftovers(sorted(set(held) - used), used, out, config, known, task, source)
@@ -98,7 +108,7 @@ def _absences(absent: list[tuple[str, list[str]]], out: Sources, wanted: Mapping
 def _leftovers(
     names: list[str], used: set[str], out: Sources, config: Any, known: Family, task: str, source: Source
 ) -> None:
-    """Tensors that nothing asked for: buffers, tied twins, and heads of another task are dropped; the others are problems."""
+    """Tensors that nothing asked for: buffers, tied twins and heads of other tasks are dropped, the rest is wrong."""
     names = [n for n in names if not any(re.search(p, n) for p in known.ignore_tensors)]
     if not names:
         return
@@ -110,13 +120,19 @@ def _leftovers(
     for name in names:
         info = source.tensors[name]
         mine = (name.removeprefix(f"{known.prefix}."), f"{known.prefix}.{name}")
-        if name in other and not any(n in used for n in mine if n != name):
+        today = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if today in other and not any(n in used for n in mine if n != name):
             continue
         twins = [n for n in used if (t := source.tensors.get(n)) and t.shape == info.shape and t.dtype == info.dtype]
         if len(info.shape) > 1 and any(_equal(source, name, twin) for twin in twins):
             continue
         hint = ""
-        if getattr(config, "tie_word_embeddings", False) and len(info.shape) > 1 and twins and not _same_pattern(name, used):
+        if (
+            getattr(config, "tie_word_embeddings", False)
+            and len(info.shape) > 1
+            and twins
+            and not _same_pattern(name, used)
+        ):
             hint = "; if it is an untied head, load with config_overrides={'tie_word_embeddings': False}"
         out.problems.append(f"unexpected tensor {name!r} of shape {tuple(info.shape)}: no part of the model{hint}")
 
@@ -138,7 +154,11 @@ def _raw(source: Source, name: str) -> np.ndarray:
 
 
 def _why(path: str, config: Any) -> str:
-    return f" (the config has vocab_size={config.vocab_size})" if re.search("embed|wte|lm_head|shared", path) and hasattr(config, "vocab_size") else ""
+    return (
+        f" (the config has vocab_size={config.vocab_size})"
+        if re.search("embed|wte|lm_head|shared", path) and hasattr(config, "vocab_size")
+        else ""
+    )
 
 
 def dtypes(sources: Sources, source: Source, model: Any, dtype: Any) -> dict[str, np.dtype[Any]]:
@@ -195,7 +215,9 @@ def assemble(
                     weights.append(jax.block_until_ready(encoders[single](dense)))
             weight = weights[0] if path == singles[0] else jax.tree.map(lambda *parts: jnp.stack(parts), *weights)
             return jax.tree.map(_put, weight, places[path]) if places else jax.tree.map(_put, weight)
-        return _dense(node.shape, node.dtype, [sources.of[s] for s in singles], source, places.get(path), path != singles[0])
+        return _dense(
+            node.shape, node.dtype, [sources.of[s] for s in singles], source, places.get(path), path != singles[0]
+        )
 
     work = [(p, n) for p, n in units(model, special) if not set(expand(p)) & skip]
     filled: dict[str, Any] = {}
@@ -258,7 +280,9 @@ def _dense(
         _fill(out, layers, source, stacked)
         return _put(out)
     # The rows that the devices of this process need, read once; all of them in a single process.
-    lead = [s[0].indices(shape[0])[:2] for s in sharding.addressable_devices_indices_map(shape).values()] if shape else []
+    lead = (
+        [s[0].indices(shape[0])[:2] for s in sharding.addressable_devices_indices_map(shape).values()] if shape else []
+    )
     low, high = (min(a for a, _ in lead), max(b for _, b in lead)) if lead else (0, 0)
     plain = stacked or all(t.kind == "same" for t in layers)
     if not plain or not shape:
@@ -271,7 +295,7 @@ def _dense(
     else:
         _fill(out, layers, source, False)
 
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
+    def piece(index: Any) -> np.ndarray:
         if not index:
             return out
         start, stop, _ = index[0].indices(shape[0])
@@ -281,7 +305,7 @@ def _dense(
 
 
 def _fill(out: np.ndarray, layers: Sequence[Tensors], source: Source, stacked: bool) -> None:
-    """Reads tensors into our array: a transposed, split or expert tensor is a view of it, so there is no second copy."""
+    """Reads tensors into our array: a transposed, split or expert tensor is a view of it, not a second copy."""
     for index, t in enumerate(layers):
         for name, view in zip(t.names, t.split(out[index, ...] if stacked else out), strict=True):
             _read(view, source, name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import INDEX, PICKLES, SINGLE, LoadError, inside, read_index, refuse_pickles
+from .sentence import MODULES, settings_files
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
@@ -15,7 +16,8 @@ GENERATION = "generation_config.json"
 def locate(name_or_path: Any, *, weights: bool = True, progress: bool = True, **options: Any) -> Path:
     """The local folder of a checkpoint: a folder as it is, or a hub repository fetched into the cache.
 
-    `options` are huggingface_hub's: `revision`, `token`, `cache_dir`, `local_files_only`. Only the files that easyfn reads
+    `options` are huggingface_hub's: `revision`, `token`, `cache_dir`, `local_files_only`. Only the files that easyfn
+    reads
     are fetched, all of one commit.
     """
     path = Path(name_or_path).expanduser()
@@ -31,7 +33,12 @@ def locate(name_or_path: Any, *, weights: bool = True, progress: bool = True, **
 
 def _fetch(repo: str, weights: bool, progress: bool, options: dict[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         folder = Path(hf_hub_download(repo, CONFIG, **options)).parent
@@ -46,7 +53,9 @@ def _fetch(repo: str, weights: bool, progress: bool, options: dict[str, Any]) ->
             f"needs token=): {error}"
         ) from error
     except EntryNotFoundError as error:
-        raise LoadError(repo, ["the repository has no config.json: it is not a checkpoint that easyfn can read"]) from error
+        raise LoadError(
+            repo, ["the repository has no config.json: it is not a checkpoint that easyfn can read"]
+        ) from error
     options = {**options, "revision": folder.name}  # the commit: what follows belongs to the same one
 
     def optional(name: str) -> bool:
@@ -57,6 +66,10 @@ def _fetch(repo: str, weights: bool, progress: bool, options: dict[str, Any]) ->
         return True
 
     optional(GENERATION)
+    if optional(MODULES):
+        for name in settings_files(folder):
+            inside(folder, name)
+            optional(name)
     if not weights or optional(SINGLE):
         return folder
     if optional(INDEX):
@@ -109,8 +122,10 @@ def push_to_hub(
 ) -> str:
     """Uploads a model as [`easyfn.save`][] writes it, in one commit; returns the commit's URL.
 
-    The repository is created if there is none (`private` as asked). `revision` is a branch, created if need be; `create_pr`
-    opens a pull request instead of committing. Files of the repository that easyfn does not write are kept; shards of the
+    The repository is created if there is none (`private` as asked). `revision` is a branch, created if need be;
+    `create_pr`
+    opens a pull request instead of committing. Files of the repository that easyfn does not write are kept; shards
+    of the
     model that the new one no longer has are deleted in the same commit.
     """
     from huggingface_hub import HfApi

@@ -24,6 +24,7 @@ from .fill import assemble, match
 from .formats import disk_format
 from .hub import CONFIG, GENERATION, locate
 from .safetensors import Info
+from .sentence import sentence_settings
 
 
 def read_config(
@@ -38,10 +39,12 @@ def read_config(
 ) -> Any:
     """The config of a checkpoint: of a folder, a hub repository, a `config.json`, or its content as a dict.
 
-    The class is that of the family that its `model_type` names. `config_overrides` replace keys of the file. The content of
+    The class is that of the family that its `model_type` names. `config_overrides` replace keys of the file. The
+    content of
     a `generation_config.json` beside it (or `generation`) goes into `config.generation`.
 
-    Raises [`easyfn.UnknownConfigKey`][] for keys that could change the mathematics and are not implemented, and `ValueError`
+    Raises [`easyfn.UnknownConfigKey`][] for keys that could change the mathematics and are not implemented, and
+    `ValueError`
     for an unknown architecture.
 
     ```python
@@ -55,7 +58,12 @@ def read_config(
     else:
         file = Path(path)
         if not file.is_file():
-            options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+            options = {
+                "revision": revision,
+                "token": token,
+                "cache_dir": cache_dir,
+                "local_files_only": local_files_only,
+            }
             file = locate(path, weights=False, **options) / CONFIG
         data, where = _json(file), str(file)
         if generation is None and (beside := file.with_name(GENERATION)).exists():
@@ -121,11 +129,14 @@ def load(
 
     - `name_or_path`: a folder with `config.json` and safetensors files, or `"user/name"`.
     - `dtype`: of the floating point arrays; `None` keeps each tensor's own.
-    - `task`: `causal-lm`, `base`, ...; `None` takes what the checkpoint was saved as. Heads that the task does not have are
+    - `task`: `causal-lm`, `base`, ...; `None` takes what the checkpoint was saved as. Heads that the task does not
+      have are
       dropped.
     - `key`: a PRNG key. A head that the checkpoint lacks is drawn at random with it; without one it is an error.
-    - `mesh`, `rules`: load every array sharded, as [`easyfn.shard`][] would; a process reads only the rows that its devices hold.
-    - `quantize`: a `QuantConfig`: each weight is quantized as soon as it is read, so the dense model is never in memory.
+    - `mesh`, `rules`: load every array sharded, as [`easyfn.shard`][] would; a process reads only the rows that its
+      devices hold.
+    - `quantize`: a `QuantConfig`: each weight is quantized as soon as it is read, so the dense model is never in
+      memory.
     - `stack`: runs of alike layers are read straight into stacked arrays (see [`easyfn.stack`][]).
     - `revision`, `token`, `cache_dir`, `local_files_only`: huggingface_hub's. What is in its cache loads offline.
     - `config_overrides`: keys of `config.json` to replace.
@@ -147,15 +158,28 @@ def load(
     options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     folder = locate(name_or_path, progress=progress, **options)
     config = read_config(folder, config_overrides=config_overrides)
+    if (sentence := sentence_settings(folder)) is not None:
+        config = dataclasses.replace(config, extra=Frozen({**config.extra, "_sentence_transformers": sentence}))
     source = open_checkpoint(folder)
-    arguments = {"dtype": dtype, "task": task, "mesh": mesh, "rules": rules, "quantize": quantize, "stack": stack, "key": key}
+    arguments = {
+        "dtype": dtype,
+        "task": task,
+        "mesh": mesh,
+        "rules": rules,
+        "quantize": quantize,
+        "stack": stack,
+        "key": key,
+    }
     return _build(config, source, progress=progress, **arguments)
 
 
-def from_state_dict(config: Any, tensors: Mapping[str, Any], *, task: str | None = None, dtype: Any = None, **more: Any) -> Any:
+def from_state_dict(
+    config: Any, tensors: Mapping[str, Any], *, task: str | None = None, dtype: Any = None, **more: Any
+) -> Any:
     """A model from tensors under Hugging Face's names: numpy, JAX or torch, the names of `save_pretrained`'s files.
 
-    `config` is a config or the content of a `config.json`. JAX arrays are taken as they are, others are copied. `more` are
+    `config` is a config or the content of a `config.json`. JAX arrays are taken as they are, others are copied.
+    `more` are
     arguments of [`easyfn.load`][] (`key`, `mesh`, `rules`, `quantize`, `stack`); errors are the same.
 
     ```python
@@ -213,16 +237,20 @@ def _build(
         from ..sharding import named_shardings
 
         shardings = functools.partial(named_shardings, rules=rules, mesh=mesh)
-    stacker = None
+    stacker: Callable[[Any], Any] | None = None
     if stack:
-        from .._stack import stack as stacker
+        from .. import _stack
+
+        stacker = _stack.stack
     total = sum(math.prod(i.shape) * np.dtype(i.dtype).itemsize for i in source.tensors.values())
     with _bar(total, progress) as bar:
         model = assemble(
             model, sources, source, dtype=dtype, encoders=encoders, stack=stacker, shardings=shardings, progress=bar
         )
-    if sources.missing:
-        std = getattr(config, "initializer_range", None) or (getattr(config, "extra", None) or {}).get("initializer_range", 0.02)
+    if sources.missing and key is not None:
+        std = getattr(config, "initializer_range", None) or (getattr(config, "extra", None) or {}).get(
+            "initializer_range", 0.02
+        )
         model = fill(model, key, std=float(std), only=_abstract_paths(model))
         if shardings is not None:
             model = jax.tree.map(jax.device_put, model, shardings(model))
@@ -240,7 +268,9 @@ def _reader(config: Any) -> Any:
     settings = (getattr(config, "extra", None) or {}).get("quantization_config")
     if not settings:
         return None
-    method = settings.get("quant_method") or ("bitsandbytes" if settings.get("load_in_4bit") or settings.get("load_in_8bit") else "?")
+    method = settings.get("quant_method") or (
+        "bitsandbytes" if settings.get("load_in_4bit") or settings.get("load_in_8bit") else "?"
+    )
     found = disk_format(method)
     if found.reader is None:
         raise ValueError(f"easyfn writes checkpoints quantized with {method!r}, but does not read them")
@@ -283,5 +313,3 @@ def _numpy(tensor: Any) -> np.ndarray:
 
     width = {1: torch.uint8, 2: torch.int16}[dtype.itemsize]
     return tensor.view(width).numpy().view(dtype)
-
-

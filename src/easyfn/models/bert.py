@@ -13,6 +13,7 @@ from ..nn import (
     NextSentence,
     PooledClassifier,
     QuestionAnswering,
+    SentenceEmbedding,
     TextEncoder,
     TokenClassifier,
     sentence_embedding,
@@ -57,6 +58,8 @@ class BertConfig:
 def _names(model: Any) -> list[Rule]:
     if isinstance(model, TextEncoder):
         return []
+    if isinstance(model, SentenceEmbedding):
+        return [rename("model.{rest}", "{rest}")]  # sentence-transformers saves the bare BertModel
     return [
         rename("dense.{rest}", "cls.predictions.transform.dense.{rest}"),
         rename("norm.{rest}", "cls.predictions.transform.LayerNorm.{rest}"),
@@ -91,7 +94,7 @@ family(
     },
     names=_names,
     ignore=("position_embedding_type", "add_cross_attention"),
-    # Buffers; and twins of tied tensors, which older files hold.
-    ignore_tensors=(r"embeddings\.(position|token_type)_ids$", r"^cls\.predictions\.decoder\.(weight|bias)$"),
+    # Buffers; and the twin of the tied bias, which older files hold.
+    ignore_tensors=(r"embeddings\.(position|token_type)_ids$", r"^cls\.predictions\.decoder\.bias$"),
     prefix="bert",
 )

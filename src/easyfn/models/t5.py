@@ -103,7 +103,9 @@ def buckets(distance: jax.Array, *, bidirectional: bool, count: int, max_distanc
     exact = count // 2
     # As a table in float32, because the boundaries depend on the last bit of a logarithm.
     steps = np.arange(max_distance + 1)
-    logs = np.log(np.maximum(steps, 1).astype(np.float32) / np.float32(exact)) / np.float32(math.log(max_distance / exact))
+    logs = np.log(np.maximum(steps, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+        math.log(max_distance / exact)
+    )
     far = exact + (logs * np.float32(count - exact)).astype(np.int32)
     table = jnp.asarray(np.where(steps < exact, steps, np.minimum(far, count - 1)), jnp.int32)
     near = table[jnp.clip(jnp.abs(distance) if bidirectional else -distance, 0, max_distance)]
@@ -326,10 +328,12 @@ class T5Encoder(eqx.Module):
         context: Context,
         cache: Any = None,
         *,
-        input_ids: jax.Array | None = None,
+        input_ids: Any = None,
         inputs_embeds: jax.Array | None = None,
     ) -> Output:
-        return self.encoder(context, cache, inputs_embeds=self.shared(input_ids) if inputs_embeds is None else inputs_embeds)
+        return self.encoder(
+            context, cache, inputs_embeds=self.shared(input_ids) if inputs_embeds is None else inputs_embeds
+        )
 
 
 def t5(config: T5Config) -> Seq2Seq:
@@ -369,11 +373,7 @@ family(
     names=_names,
     # n_positions was never read; the others say what feed_forward_proj says, or are for heads that are not here.
     ignore=("n_positions", "dense_act_fn", "is_gated_act", "classifier_dropout"),
-    # Twins of `shared` in older files, and a table that transformers does not read either.
-    ignore_tensors=(
-        r"^(encoder|decoder)\.embed_tokens\.weight$",
-        r"^lm_head\.weight$",
-        r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",
-    ),
+    # A table that transformers does not read either.
+    ignore_tensors=(r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",),
     prefix="",
 )

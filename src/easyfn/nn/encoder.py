@@ -199,7 +199,7 @@ class EncoderEmbeddings(eqx.Module):
     def __call__(
         self,
         context: Context,
-        input_ids: jax.Array | None,
+        input_ids: Any,
         inputs_embeds: jax.Array | None,
         token_type_ids: jax.Array | None,
     ) -> jax.Array:
@@ -234,7 +234,7 @@ class TextEncoder(eqx.Module):
         context: Context,
         cache: Any = None,
         *,
-        input_ids: jax.Array | None = None,
+        input_ids: Any = None,
         inputs_embeds: jax.Array | None = None,
         token_type_ids: jax.Array | None = None,
     ) -> Output:

@@ -130,7 +130,9 @@ class PooledClassifier(eqx.Module):
     config: Any = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
 
-    def __init__(self, model: Any, *, dropout: float = 0.0, classifier: Any = None, num_labels: int | None = None) -> None:
+    def __init__(
+        self, model: Any, *, dropout: float = 0.0, classifier: Any = None, num_labels: int | None = None
+    ) -> None:
         config = model.config
         labels = num_labels or config.num_labels
         self.model = model
@@ -243,9 +245,14 @@ def sentence_embedding(model: Any) -> SentenceEmbedding:
     """A base model as a sentence embedder, pooled as its checkpoint says.
 
     The checkpoint's `modules.json` and `1_Pooling/config.json` arrive in `config.extra["_sentence_transformers"]` as
-    `{"pooling": [...], "normalize": bool}`; without them the mean over the tokens is taken and left as long as it is.
+    `{"pooling": [...], "normalize": bool, "other": [...]}`; without them the mean over the tokens is taken and left as
+    long as it is. `ValueError` for modules of other kinds.
     """
     said = (getattr(model.config, "extra", None) or {}).get("_sentence_transformers") or {}
+    if other := said.get("other"):
+        raise ValueError(
+            f"sentence-embedding: the checkpoint's modules.json has {', '.join(other)}, which is not implemented"
+        )
     return SentenceEmbedding(
         model, pooling=tuple(said.get("pooling", ("mean",))), normalize=bool(said.get("normalize", False))
     )

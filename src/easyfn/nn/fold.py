@@ -10,7 +10,7 @@ from .._tree import Stacked
 from .cache import layer_cache
 from .context import Context
 
-Trace = dict[str, tuple[Any, ...]]  # per output, one entry per layer
+Trace = dict[str, Any]  # per output a tuple with one entry per layer
 
 
 def fold(layers: Any, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, Trace]:

@@ -22,8 +22,8 @@ def attend_to_encoder(
 ) -> tuple[CrossKV | None, jax.Array, jax.Array, Mask]:
     """Keys, values `(batch, kv_heads, source, dim)` and mask of cross attention; the cache with them in it.
 
-    `project` makes keys and values of the encoder's hidden states. With `context.encoder` they are made (and kept, if there
-    is a cache); without, the kept ones are used, so that a decode step reads the encoder's output only once projected.
+    `project` makes keys and values of the encoder's hidden states. With `context.encoder` they are made (and kept, if
+    there is a cache); without, the kept ones are used, so that the encoder's output is projected only once.
     A query sees the encoder's tokens of its own segment: padding is segment 0.
     """
     if context.encoder is not None:
@@ -41,8 +41,10 @@ def attend_to_encoder(
 
 
 def empty_cross(batch: int, heads: int, head_dim: int, dtype: Any) -> CrossKV:
-    """The cache of a cross attention layer before it met an encoder: zero tokens. The first pass makes it as long as the
-    encoder's output is."""
+    """The cache of a cross attention layer before it met an encoder: zero tokens.
+
+    The first pass makes it as long as the encoder's output is.
+    """
     zeros = jnp.zeros((batch, heads, 0, head_dim), dtype)
     return CrossKV(zeros, zeros, jnp.zeros((batch, 0), jnp.int32))
 
@@ -70,7 +72,7 @@ class Seq2Seq(eqx.Module):
         context: Context,
         cache: Any = None,
         *,
-        input_ids: jax.Array | None = None,
+        input_ids: Any = None,
         inputs_embeds: jax.Array | None = None,
     ) -> Output:
         x = self.shared(input_ids) if inputs_embeds is None else inputs_embeds
