@@ -22,8 +22,9 @@ from .forward import (
     future_does_not_leak as future_does_not_leak,
     generate_is_step_by_step as generate_is_step_by_step,
     jit_is_eager as jit_is_eager,
+    left_padding_is_invisible_to_the_cache as left_padding_is_invisible_to_the_cache,
     padding_is_invisible as padding_is_invisible,
-    padding_is_invisible_to_the_cache as padding_is_invisible_to_the_cache,
+    right_padding_is_invisible_to_the_cache as right_padding_is_invisible_to_the_cache,
     same_config_same_hash as same_config_same_hash,
     vmap_is_loop as vmap_is_loop,
 )
