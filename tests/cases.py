@@ -353,7 +353,14 @@ def _bert(head: str, **more: Any) -> Any:
     import transformers.models.bert.modeling_bert as bert
     from transformers import BertConfig
 
-    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "pad_token_id")
+    keys = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "pad_token_id",
+    )
     small = {k: SMALL[k] for k in keys}
     return reference(
         getattr(bert, head), BertConfig(**{**small, "max_position_embeddings": 40, "type_vocab_size": 3, **more})
@@ -405,7 +412,8 @@ def _t5(head: str, **more: Any) -> Any:
     small = {"vocab_size": VOCAB, "d_model": 48, "d_kv": 10, "d_ff": 80, "num_heads": 4}
     deep = {"num_layers": 2, "num_decoder_layers": 3, "relative_attention_num_buckets": 8}
     config = T5Config(
-        **small, **{**deep, "relative_attention_max_distance": 7, "decoder_start_token_id": 0, "eos_token_id": 2, **more}
+        **small,
+        **{**deep, "relative_attention_max_distance": 7, "decoder_start_token_id": 0, "eos_token_id": 2, **more},
     )
     return reference(getattr(transformers, head), config)
 

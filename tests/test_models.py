@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, VOCAB, Case, names, port, positions, tokens
 
 import easyfn as ef
+from cases import CASES, VOCAB, Case, names, port, positions, tokens
 from easyfn.io.config import read, write
 from easyfn.io.names import tensors
 from easyfn.models.family import abstract_config, family_of
@@ -30,14 +30,20 @@ def torch_run(case: Case, ids=None, mask=None, *, module=None, **more):
     # dynamic rotary frequencies are state of the module: a fresh one for each run
     module = module or (case.make() if "dynamic" in case.name else case.torch())
     inputs = {"input_ids": ids, "attention_mask": mask, **more}
-    if mask is not None and "position_ids" not in more and "position_ids" in inspect.signature(module.forward).parameters:
+    if (
+        mask is not None
+        and "position_ids" not in more
+        and "position_ids" in inspect.signature(module.forward).parameters
+    ):
         inputs["position_ids"] = positions(mask)
     if case.encoder_decoder and "decoder_input_ids" in inspect.signature(module.forward).parameters:
         inputs.setdefault("decoder_input_ids", ids[:, :5])
     given = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in inputs.items() if v is not None}
     with torch.no_grad():
         out = module(**given)
-    return {k: jax.tree.map(lambda t: t.float().numpy(), v) for k, v in out.items() if "past" not in k and "cache" not in k}
+    return {
+        k: jax.tree.map(lambda t: t.float().numpy(), v) for k, v in out.items() if "past" not in k and "cache" not in k
+    }
 
 
 def at_tokens(value, mask):
@@ -133,7 +139,9 @@ def test_packed_documents_do_not_see_each_other(name):
     case = CASES[name]
     model = case.model()
     ids, _ = tokens(3, 11, pad=False)
-    packed = ef.forward(model, ids, segment_ids=np.array([[1] * 4 + [2] * 7, [3] * 4 + [0] * 7, [1] * 4 + [9] * 7])).logits
+    packed = ef.forward(
+        model, ids, segment_ids=np.array([[1] * 4 + [2] * 7, [3] * 4 + [0] * 7, [1] * 4 + [9] * 7])
+    ).logits
     for start, stop in ((0, 4), (4, 11)):
         alone = ef.forward(model, ids[:, start:stop]).logits
         rows = (0, 1, 2) if start == 0 else (0, 2)
@@ -259,7 +267,8 @@ def test_gemma3_older_spellings():
 
 
 @pytest.mark.parametrize(
-    "key", [{"use_bidirectional_attention": True}, {"attn_logit_softcapping": 50.0}, {"rope_parameters": {"factor": 2.0}}]
+    "key",
+    [{"use_bidirectional_attention": True}, {"attn_logit_softcapping": 50.0}, {"rope_parameters": {"factor": 2.0}}],
 )
 def test_gemma3_refuses_what_it_does_not_do(key):
     with pytest.raises(ef.UnknownConfigKey, match=next(iter(key))):

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import SMALL
 
 import easyfn as ef
+from cases import SMALL
 from easyfn.io.config import read, rope_parameters
 from easyfn.models.family import abstract_config, family_of
 

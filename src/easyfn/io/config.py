@@ -11,16 +11,17 @@ from .._frozen import Frozen, freeze, thaw
 # Keys of transformers that say nothing about the mathematics of a forward pass. They are kept in `config.extra` and
 # written back. Keys that start with an underscore are private to transformers, and ignored as well.
 IGNORABLE = frozenset(
-    """architectures auto_map bad_words_ids begin_suppress_tokens bos_token_id cache_implementation chunk_size_feed_forward
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
-    id2label initializer_range is_decoder is_encoder_decoder keys_to_ignore_at_inference label2id length_penalty max_length
-    min_length model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
-    output_attentions output_hidden_states output_past output_router_logits output_scores pad_token_id prefix
-    pretraining_tp problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
-    tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
-    unsloth_fixed unsloth_version use_bfloat16 use_cache vocab_file quantization_config""".split()
+    """architectures auto_map bad_words_ids begin_suppress_tokens bos_token_id cache_implementation
+    chunk_size_feed_forward decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range is_decoder
+    is_encoder_decoder keys_to_ignore_at_inference label2id length_penalty max_length min_length model_type
+    name_or_path no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
+    output_hidden_states output_past output_router_logits output_scores pad_token_id prefix pretraining_tp
+    problem_type pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p unsloth_fixed
+    unsloth_version use_bfloat16 use_cache vocab_file quantization_config""".split()  # noqa: SIM905
 )
 
 
@@ -31,7 +32,8 @@ class UnknownConfigKey(ValueError):
 class Config:
     """What every family's config dataclass must have; only a description, not a base class.
 
-    `model_type`, and two fields: `extra` (keys without influence on the mathematics, kept for the way back) and `generation`
+    `model_type`, and two fields: `extra` (keys without influence on the mathematics, kept for the way back) and
+    `generation`
     (the content of `generation_config.json`).
     """
 
@@ -44,7 +46,8 @@ def read(cls: type, data: Mapping[str, Any], ignore: frozenset[str] = frozenset(
     """A config of class `cls` from the JSON of a `config.json`.
 
     Every key is a field of `cls`, or listed as ignorable (by transformers' conventions or by the family), or `null`;
-    otherwise [`easyfn.UnknownConfigKey`][] names it. A required field that is missing is a `ValueError`. If the class has
+    otherwise [`easyfn.UnknownConfigKey`][] names it. A required field that is missing is a `ValueError`. If the
+    class has
     a static method `normalize(data) -> data` it sees the JSON first: there older spellings become today's.
     """
     data = dict(data)
@@ -55,7 +58,9 @@ def read(cls: type, data: Mapping[str, Any], ignore: frozenset[str] = frozenset(
     known = {k: freeze(v) for k, v in data.items() if k in fields and k not in ("extra", "generation")}
     rest = {k: v for k, v in data.items() if k not in known}
     matters = {
-        k: v for k, v in rest.items() if k not in IGNORABLE and k not in ignore and not k.startswith("_") and v is not None
+        k: v
+        for k, v in rest.items()
+        if k not in IGNORABLE and k not in ignore and not k.startswith("_") and v is not None
     }
     if matters:
         listed = ", ".join(f"{k}={v!r}" for k, v in sorted(matters.items()))
@@ -81,7 +86,7 @@ def write(config: Any) -> dict[str, Any]:
     data: dict[str, Any] = thaw(getattr(config, "extra", Frozen()))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        # What is None by default is left out: transformers' classes treat some keys that are null and those that are not there differently.
+        # What is None by default is left out: transformers takes a key that is null for said, not for its default.
         if field.name not in ("extra", "generation") and not (value is None and field.default is None):
             data[field.name] = thaw(value)
     data["model_type"] = config.model_type
@@ -114,16 +119,18 @@ def only(data: Mapping[str, Any], key: str, *allowed: Any) -> None:
 
 # What `nn.inverse_frequencies` reads. Another key (`mrope_section`, ...) would change the rotation.
 _ROPE_KEYS = frozenset(
-    """rope_type rope_theta partial_rotary_factor factor original_max_position_embeddings attention_factor beta_fast
-    beta_slow short_factor long_factor low_freq_factor high_freq_factor mscale mscale_all_dim truncate""".split()
+    """rope_type rope_theta partial_rotary_factor factor original_max_position_embeddings attention_factor
+    beta_fast beta_slow short_factor long_factor low_freq_factor high_freq_factor mscale mscale_all_dim truncate""".split()  # noqa: SIM905
 )
 
 
 def rope_parameters(data: dict[str, Any], *, theta: float = 10000.0) -> dict[str, Any]:
     """Rewrites older spellings of the rotary settings (`rope_theta`, `rope_scaling`) as `rope_parameters`.
 
-    Follows transformers `PreTrainedConfig.standardize_rope_params`. Parameters may be nested by kind of layer. `theta` is the
-    base of a family whose file gives none. Raises [`easyfn.UnknownConfigKey`][] for a parameter that is not implemented.
+    Follows transformers `PreTrainedConfig.standardize_rope_params`. Parameters may be nested by kind of layer.
+    `theta` is the
+    base of a family whose file gives none. Raises [`easyfn.UnknownConfigKey`][] for a parameter that is not
+    implemented.
     """
     data = dict(data)
     scaling = data.pop("rope_scaling", None)

@@ -11,7 +11,8 @@ from ..nn import CausalLM, SequenceClassifier
 def decoder_tasks(decoder: Callable[[Any], Any], **head: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
     """The tasks of a decoder built by `decoder(config)`: language model, hidden states, classification.
 
-    `head` are further arguments of `nn.CausalLM`, as functions of the config: `softcap=lambda c: c.final_logit_softcapping`.
+    `head` are further arguments of `nn.CausalLM`, as functions of the config:
+    `softcap=lambda c: c.final_logit_softcapping`.
     """
 
     def causal_lm(config: Any) -> CausalLM:
@@ -25,7 +26,7 @@ def decoder_tasks(decoder: Callable[[Any], Any], **head: Callable[[Any], Any]) -
 
 
 def decoder_classes(name: str) -> dict[str, str]:
-    """The tasks by the names of transformers' classes: `decoder_classes("Llama")["LlamaForCausalLM"]` is `"causal-lm"`."""
+    """The tasks by the names of transformers' classes: `"causal-lm"` of `"LlamaForCausalLM"` in the answer for `"Llama"`."""
     return {
         f"{name}ForCausalLM": "causal-lm",
         f"{name}Model": "base",
@@ -36,7 +37,8 @@ def decoder_classes(name: str) -> dict[str, str]:
 def layer_windows(config: Any, layer_types: Sequence[str], window: int | None) -> tuple[int | None, ...]:
     """The attention window of every layer, `None` where it sees everything before it.
 
-    Raises `ValueError` unless every layer has a kind, `full_attention` or `sliding_attention`, and sliding ones a window.
+    Raises `ValueError` unless every layer has a kind, `full_attention` or `sliding_attention`, and those that slide
+    a window.
     """
     if len(layer_types) != config.num_hidden_layers:
         raise ValueError(

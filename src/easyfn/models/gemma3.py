@@ -1,4 +1,4 @@
-"""Gemma 3, text (Gemma Team 2025, arXiv 2503.19786): five local layers to one global, norms before and after each part."""
+"""Gemma 3, text (Gemma Team 2025, arXiv 2503.19786): five local layers to a global one, norms around each part."""
 
 from __future__ import annotations
 
@@ -76,9 +76,13 @@ def two_bases(data: dict[str, Any]) -> dict[str, Any]:
     }
     given = dict(data.pop("rope_parameters", None) or {})
     if flat := sorted(set(given) - set(bases)):
-        raise UnknownConfigKey(f"gemma3_text: rope_parameters has an entry for each of {', '.join(bases)}, not {', '.join(flat)}")
+        raise UnknownConfigKey(
+            f"gemma3_text: rope_parameters has an entry for each of {', '.join(bases)}, not {', '.join(flat)}"
+        )
     scaling = {"full_attention": data.pop("rope_scaling", None) or {}}
-    nested = {kind: {"rope_theta": base, **(given.get(kind) or {}), **scaling.get(kind, {})} for kind, base in bases.items()}
+    nested = {
+        kind: {"rope_theta": base, **(given.get(kind) or {}), **scaling.get(kind, {})} for kind, base in bases.items()
+    }
     return rope_parameters({**data, "rope_parameters": nested})
 
 

@@ -197,7 +197,10 @@ def _(model: GPT2) -> int:
 
 def _names(model: Any) -> list[Rule]:
     prefix = "" if isinstance(model, GPT2) else "model."
-    conv1d = [transposed(f"{prefix}h.{{i}}.{part}.weight") for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]
+    conv1d = [
+        transposed(f"{prefix}h.{{i}}.{part}.weight")
+        for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ]
     return [*conv1d, rename("model.{rest}", "transformer.{rest}")]
 
 
@@ -215,7 +218,15 @@ family(
         "GPT2ForSequenceClassification": "sequence-classification",
     },
     names=_names,
-    ignore=("add_cross_attention", "reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),  # the same numbers, in a safer order for float16: ours always is
+    ignore=(
+        "add_cross_attention",
+        "reorder_and_upcast_attn",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+    ),  # the same numbers, in a safer order for float16: ours always is
     ignore_tensors=(r"\.attn\.bias$", r"\.attn\.masked_bias$"),
     prefix="transformer",
 )

@@ -62,7 +62,9 @@ def llama(config: LlamaConfig) -> Decoder:
         )
         for _ in range(c.num_hidden_layers)
     ]
-    return Decoder(c, layers, RMSNorm(c.hidden_size, c.rms_norm_eps), head_dim=head_dim, rope={"default": c.rope_parameters})
+    return Decoder(
+        c, layers, RMSNorm(c.hidden_size, c.rms_norm_eps), head_dim=head_dim, rope={"default": c.rope_parameters}
+    )
 
 
 family(

@@ -72,13 +72,17 @@ def mixtral(config: MixtralConfig) -> Decoder:
         )
         for _ in range(c.num_hidden_layers)
     ]
-    return Decoder(c, layers, RMSNorm(c.hidden_size, c.rms_norm_eps), head_dim=head_dim, rope={"default": c.rope_parameters})
+    return Decoder(
+        c, layers, RMSNorm(c.hidden_size, c.rms_norm_eps), head_dim=head_dim, rope={"default": c.rope_parameters}
+    )
 
 
 # In memory the experts are stacked, as in transformers' modules; in files each has its own w1 (gate), w3 (up), w2 (down).
 _FILE = "{rest}layers.{i}.block_sparse_moe."
 NAMES = (
-    experts("{rest}layers.{i}.mlp.experts.gate_up_proj", _FILE + "experts.{e}.w1.weight", _FILE + "experts.{e}.w3.weight"),
+    experts(
+        "{rest}layers.{i}.mlp.experts.gate_up_proj", _FILE + "experts.{e}.w1.weight", _FILE + "experts.{e}.w3.weight"
+    ),
     experts("{rest}layers.{i}.mlp.experts.down_proj", _FILE + "experts.{e}.w2.weight"),
     rename("{rest}layers.{i}.mlp.gate.weight", _FILE + "gate.weight"),
 )

@@ -64,7 +64,9 @@ def qwen2(config: Qwen2Config) -> Decoder:
         )
         for window in qwen_windows(c)
     ]
-    return Decoder(c, layers, RMSNorm(c.hidden_size, c.rms_norm_eps), head_dim=head_dim, rope={"default": c.rope_parameters})
+    return Decoder(
+        c, layers, RMSNorm(c.hidden_size, c.rms_norm_eps), head_dim=head_dim, rope={"default": c.rope_parameters}
+    )
 
 
 family(

@@ -67,7 +67,9 @@ def qwen3(config: Qwen3Config) -> Decoder:
         )
         for window in qwen_windows(c)
     ]
-    return Decoder(c, layers, RMSNorm(c.hidden_size, c.rms_norm_eps), head_dim=head_dim, rope={"default": c.rope_parameters})
+    return Decoder(
+        c, layers, RMSNorm(c.hidden_size, c.rms_norm_eps), head_dim=head_dim, rope={"default": c.rope_parameters}
+    )
 
 
 family(
