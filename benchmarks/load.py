@@ -1,7 +1,8 @@
 """Load against a plain read of the same file: `python benchmarks/load.py [folder]`.
 
-Prints the ratio of `ef.load` (and of safetensors' own readers) to reading the file into one fresh numpy array, medians of
-interleaved runs with the file in the page cache, and the peak memory of a load over the size of the file, each in a process of its own.
+Prints the ratio of `ef.load` (and of safetensors' own readers) to reading the file into one fresh numpy array,
+medians of interleaved runs with the file in the page cache, and the peak memory of a load over the size of the
+file, each in a process of its own.
 Without a folder it writes the Llama of the benchmarks (vocabulary 32000, 8 layers of 512).
 """
 
@@ -74,7 +75,9 @@ def times(folder: Path, rounds: int = 9) -> dict[str, float]:
 
 def peak(folder: Path, way: str) -> float:
     """The peak of resident memory during a load over what it was before, by the size of the file."""
-    out = subprocess.run([sys.executable, __file__, "--peak", str(folder), way], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, __file__, "--peak", str(folder), way], capture_output=True, text=True, check=True
+    )
     return json.loads(out.stdout.splitlines()[-1])
 
 
@@ -92,7 +95,7 @@ def _peak(folder: Path, way: str) -> None:
 
 
 def _status(key: str) -> int:
-    """Bytes of resident memory now (VmRSS) or at most so far (VmHWM). Not getrusage: a child inherits its parent's peak."""
+    """Bytes of resident memory now (VmRSS) or at most so far (VmHWM); in getrusage a child inherits its parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
@@ -117,7 +120,12 @@ def main() -> None:
         import easyfn as ef
 
         config = ef.models.LlamaConfig(
-            vocab_size=32000, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4
+            vocab_size=32000,
+            hidden_size=512,
+            intermediate_size=1408,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            num_key_value_heads=4,
         )
         with tempfile.TemporaryDirectory() as folder:
             ef.save(ef.init(config, key=jax.random.key(0)), folder)

@@ -4,12 +4,19 @@ import json
 
 import jax
 import pytest
-from cases import CASES
 
 import easyfn as ef
+from cases import CASES
 from easyfn.io import config as configs
 
-LLAMA = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 def test_an_unknown_key_is_refused_by_name_with_the_way_out():
@@ -59,7 +66,11 @@ def test_folder_file_and_dict_agree(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     (tmp_path / "generation_config.json").write_text(json.dumps({"top_k": 5, "eos_token_id": [1, 2]}))
     config = ef.read_config(tmp_path)
-    assert config == ef.read_config(tmp_path / "config.json") == ef.read_config(LLAMA, generation={"top_k": 5, "eos_token_id": [1, 2]})
+    assert (
+        config
+        == ef.read_config(tmp_path / "config.json")
+        == ef.read_config(LLAMA, generation={"top_k": 5, "eos_token_id": [1, 2]})
+    )
     assert config.generation["eos_token_id"] == (1, 2)
     assert hash(config) == hash(ef.read_config(str(tmp_path)))
 

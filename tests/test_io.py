@@ -13,14 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, names
 from safetensors.numpy import load_file as safetensors_numpy
 
 import easyfn as ef
+from cases import CASES, names
 from easyfn.io import safetensors
 from easyfn.io.checkpoint import inside
 
-TINY = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+TINY = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
 
 
 def tiny(**more):
@@ -122,7 +129,9 @@ def test_sharded_in_16_bits(name, dtype, folders, tmp_path):
     hf = CASES[name].torch()
     back = type(hf).from_pretrained(tmp_path)
     assert str(back.dtype) == f"torch.{dtype}"
-    assert all(a.to(b.dtype).equal(b) for a, b in zip(hf.state_dict().values(), back.state_dict().values(), strict=True))
+    assert all(
+        a.to(b.dtype).equal(b) for a, b in zip(hf.state_dict().values(), back.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -204,7 +213,7 @@ def test_a_tied_twin_in_the_file_must_be_equal(folders, tmp_path):
 
 
 def test_load_onto_a_mesh(folders, tmp_path):
-    mesh = ef.make_mesh(fsdp=4, tp=2)
+    mesh = ef.make_mesh(fsdp=8)
     for name in ("llama", "gpt2", "mixtral"):
         if name not in CASES:
             continue
@@ -277,7 +286,10 @@ def test_state_dicts_of_three_libraries():
     assert_same(ef.from_state_dict(config, {k: np.asarray(v) for k, v in tensors.items()}), model)
     half = {k: torch.from_numpy(np.array(v)).bfloat16() for k, v in tensors.items()}
     assert_same(ef.from_state_dict(config, half), ef.cast(model, "bfloat16"))
-    assert_same(ef.from_state_dict(config, half, dtype="float32", stack=True), ef.stack(ef.cast(ef.cast(model, "bfloat16"), "float32")))
+    assert_same(
+        ef.from_state_dict(config, half, dtype="float32", stack=True),
+        ef.stack(ef.cast(ef.cast(model, "bfloat16"), "float32")),
+    )
     with pytest.raises(ef.LoadError, match="missing tensor"):
         ef.from_state_dict(config, {k: v for k, v in tensors.items() if "layers.1" not in k})
 
@@ -529,17 +541,19 @@ for turn in range(10**9):
 """
     folder = tmp_path / "model"
     random = np.random.RandomState(0)
-    process = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE)
-    for _ in range(3):
-        process.stdout.readline()
-    for _ in range(20):  # stop it anywhere, look, let it go on
-        time.sleep(random.uniform(0.001, 0.01))
-        process.send_signal(signal.SIGSTOP)
-        os.waitpid(process.pid, os.WUNTRACED)
-        model = ef.load(folder)
-        assert len(model.model.layers) == model.config.num_hidden_layers
-        process.send_signal(signal.SIGCONT)
-    process.kill(), process.wait(), process.stdout.close()
+    with subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE) as process:
+        try:
+            for _ in range(3):
+                process.stdout.readline()
+            for _ in range(20):  # stop it anywhere, look, let it go on
+                time.sleep(random.uniform(0.001, 0.01))
+                process.send_signal(signal.SIGSTOP)
+                os.waitpid(process.pid, os.WUNTRACED)
+                model = ef.load(folder)
+                assert len(model.model.layers) == model.config.num_hidden_layers
+                process.send_signal(signal.SIGCONT)
+        finally:
+            process.kill()
     ef.load(folder)
 
 
@@ -554,7 +568,9 @@ def test_steps(tmp_path):
 def test_config_json_of_a_model_made_here(tmp_path):
     ef.save(ef.cast(tiny(), "bfloat16"), tmp_path)
     data = json.loads((tmp_path / "config.json").read_text())
-    assert data["architectures"] == ["LlamaForCausalLM"] and data["model_type"] == "llama" and data["dtype"] == "bfloat16"
+    assert (
+        data["architectures"] == ["LlamaForCausalLM"] and data["model_type"] == "llama" and data["dtype"] == "bfloat16"
+    )
     base = ef.load(tmp_path, task="base")
     ef.save(base, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["LlamaModel"]

@@ -90,7 +90,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file of a name that an index gives. It must lie in the folder: an index comes from whoever made the checkpoint."""
+    """The file of a name that an index gives. It must lie in the folder: indices come from strangers."""
     pure = PurePosixPath(name)
     path = folder / name
     refused = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name or not pure.parts
@@ -122,7 +122,7 @@ def no_safetensors(folder: Path) -> LoadError:
 
 def refuse_pickles(names: Sequence[str]) -> str:
     return (
-        f"there is no {SINGLE}, only {', '.join(names[:4])}: easyfn does not read such files, because unpickling can run any "
-        "code. Convert them once, with torch: transformers.AutoModel.from_pretrained(path).save_pretrained(new_path) writes "
-        "safetensors; on the hub, look for a safetensors revision (refs/pr/...)"
+        f"there is no {SINGLE}, only {', '.join(names[:4])}: easyfn does not read such files, because unpickling "
+        "can run any code. Convert them once, with torch: transformers.AutoModel.from_pretrained(path)"
+        ".save_pretrained(new_path) writes safetensors; on the hub, look for a safetensors revision (refs/pr/...)"
     )

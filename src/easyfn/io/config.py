@@ -120,7 +120,8 @@ def only(data: Mapping[str, Any], key: str, *allowed: Any) -> None:
 # What `nn.inverse_frequencies` reads. Another key (`mrope_section`, ...) would change the rotation.
 _ROPE_KEYS = frozenset(
     """rope_type rope_theta partial_rotary_factor factor original_max_position_embeddings attention_factor
-    beta_fast beta_slow short_factor long_factor low_freq_factor high_freq_factor mscale mscale_all_dim truncate""".split()  # noqa: SIM905
+    beta_fast beta_slow short_factor long_factor low_freq_factor high_freq_factor mscale mscale_all_dim
+    truncate""".split()  # noqa: SIM905
 )
 
 

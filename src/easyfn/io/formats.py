@@ -49,7 +49,8 @@ as unexpected.
 Writer = Callable[[Tensors, Any], dict[str, Any]]
 """`writer(source, weight)`: the tensors (numpy or JAX arrays) that a file holds for `weight`, by their full names.
 
-`source.names` are the names of the dense weight, `source.shape` its shape. For a stacked model it is called for every layer,
+`source.names` are the names of the dense weight, `source.shape` its shape. For a stacked model it is called for
+every layer,
 with that layer's slice of the weight.
 """
 

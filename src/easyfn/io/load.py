@@ -49,7 +49,8 @@ def read_config(
 
     ```python
     import easyfn as ef
-    config = ef.read_config({"model_type": "gpt2", "vocab_size": 64, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4})
+    config = ef.read_config({"model_type": "gpt2", "vocab_size": 64, "n_positions": 32, "n_embd": 32,
+                             "n_layer": 2, "n_head": 4})
     assert config.n_layer == 2
     ```
     """

@@ -20,7 +20,8 @@ Reader = Callable[[tuple[slice, ...]], np.ndarray]
 class Rule(NamedTuple):
     """`ours` is a template of a path (`{i}` stands for a number, `{rest}` for anything), `theirs` of a tensor's name.
 
-    `kind`: `rename` applies to what other rules produce; `transposed` swaps the last two axes; `experts` gathers one tensor
+    `kind`: `rename` applies to what other rules produce; `transposed` swaps the last two axes; `experts` gathers one
+    tensor
     per expert `{e}` along a new leading axis; `concatenated` joins several tensors along an axis.
     """
 
@@ -41,7 +42,7 @@ def transposed(ours: str, theirs: str | None = None) -> Rule:
 
 
 def experts(ours: str, *theirs: str, axis: int = 1) -> Rule:
-    """The file holds one tensor per expert: `theirs` with `{e}` for its number. Several are joined along `axis` of ours."""
+    """The file holds one tensor per expert: `theirs` with `{e}` for its number. Several join along `axis` of ours."""
     return Rule("experts", ours, theirs, axis)
 
 
@@ -141,7 +142,7 @@ def tensors_for(path: str, shape: tuple[int, ...], rules: Sequence[Rule]) -> Ten
 
 
 def tensors(model: Any, rules: Sequence[Rule]) -> dict[str, list[Tensors]]:
-    """For every array of a model, by its path, the tensors it comes from: one entry, or one per layer of a stacked array."""
+    """For every array of a model, by its path, the tensors it comes from: one entry, or one per stacked layer."""
     found: dict[str, list[Tensors]] = {}
     for path, leaf in leaves(model).items():
         single = expand(path)

@@ -73,7 +73,9 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Info], dict[str
             raise BadFile(f"{path}: {size} bytes are too few for a safetensors file")
         (length,) = struct.unpack("<Q", first)
         if length > MAX_HEADER:
-            raise BadFile(f"{path}: the header claims {length} bytes, more than {MAX_HEADER}; this is no safetensors file")
+            raise BadFile(
+                f"{path}: the header claims {length} bytes, more than {MAX_HEADER}; this is no safetensors file"
+            )
         if 8 + length > size:
             raise BadFile(f"{path}: the header claims {length} bytes and the file has {size}: it is truncated")
         text = file.read(length)
@@ -113,13 +115,17 @@ def _info(path: Path, name: str, entry: Any, start: int, size: int) -> Info:
     except (KeyError, TypeError, ValueError):
         raise BadFile(f"{path}: tensor {name!r} has no dtype, shape and data_offsets") from None
     if not all(map(natural, (*shape, begin, end))):
-        raise BadFile(f"{path}: tensor {name!r} has shape {list(shape)} and offsets {[begin, end]}: not natural numbers")
+        raise BadFile(
+            f"{path}: tensor {name!r} has shape {list(shape)} and offsets {[begin, end]}: not natural numbers"
+        )
     if kind not in DTYPES:
         raise BadFile(f"{path}: tensor {name!r} has dtype {kind!r}; easyfn reads {', '.join(DTYPES)}")
     dtype = DTYPES[kind]
     needed = math.prod(shape) * dtype.itemsize
     if end - begin != needed:
-        raise BadFile(f"{path}: tensor {name!r} of {kind}{list(shape)} needs {needed} bytes, its offsets give {end - begin}")
+        raise BadFile(
+            f"{path}: tensor {name!r} of {kind}{list(shape)} needs {needed} bytes, its offsets give {end - begin}"
+        )
     if start + end > size:
         raise BadFile(f"{path}: tensor {name!r} ends at byte {start + end} and the file has {size}: it is truncated")
     return Info(dtype, shape, path, start + begin, needed)
@@ -136,7 +142,7 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 def read_into(info: Info, out: np.ndarray, *, start: int = 0) -> None:
     """Fills `out`, C-contiguous, with the bytes of a tensor from byte `start` of it."""
-    target = memoryview(out.reshape(-1).view(np.uint8))
+    target = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     with open(info.file, "rb", buffering=0) as file:
         file.seek(info.offset + start)
         done = 0
@@ -188,8 +194,12 @@ def write(
         for (name, (shape, dtype)), array in zip(shapes.items(), arrays, strict=True):
             if tuple(array.shape) != tuple(shape) or array.dtype != dtype:
                 raise ValueError(f"tensor {name!r}: announced {dtype}{shape}, got {array.dtype}{array.shape}")
-            _write_all(file, memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            _write_all(file, memoryview(_bytes_of(array)))  # type: ignore[arg-type]
         os.fsync(file.fileno())
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _write_all(file: Any, data: memoryview) -> None:

@@ -35,7 +35,9 @@ from .hub import CONFIG, GENERATION
 from .names import Rule, Tensors, tensors, tensors_for
 from .safetensors import order, write
 
-_OURS = re.compile(r"model\.safetensors|model-\d+-of-\d+\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json")
+_OURS = re.compile(
+    r"model\.safetensors|model-\d+-of-\d+\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
+)
 
 
 class Entry(NamedTuple):
@@ -56,15 +58,17 @@ def save(
 
     - `directory`: made if need be. Files in it that a model does not consist of (a tokenizer, a README) are kept.
     - `dtype`: of the floating point tensors; `None` keeps each array's own.
-    - `max_shard_size`: bytes per file, as a number or `"5GB"`, `"500MB"`; a larger model becomes several files and an index.
+    - `max_shard_size`: bytes per file, as a number or `"5GB"`, `"500MB"`; a larger model becomes several files.
     - `step`: write into `directory/checkpoint-{step}` instead, the name that transformers' Trainer uses.
 
     **Returns** the folder written.
 
-    The files are written and synced in a hidden folder beside, which then takes the place of the old one: a crash leaves
+    The files are written and synced in a hidden folder beside, which then takes the place of the old one: a crash
+    leaves
     the old model or the new one. (Where the system cannot exchange two folders at once, and if `directory` is a mount
     point or the working directory, the files are moved one by one, the config last.) Stacked and sharded models are
-    written tensor by tensor, without a second copy of the whole; tied weights once; quantized weights as their registered
+    written tensor by tensor, without a second copy of the whole; tied weights once; quantized weights as their
+    registered
     disk format has them (`easyfn.io.formats`).
 
     **Raises** `ValueError` for an abstract model, and for one with LoRA adapters: fold them in with `ef.merge_lora`, or
@@ -137,7 +141,9 @@ def config_json(model: Any, known: Family | None = None, found: Sequence[Entry] 
 
 def architecture_of(model: Any, known: Family) -> str | None:
     """The name of the transformers class of a model: of its task, and the one it was loaded as if that fits."""
-    before = [a for a in (getattr(model.config, "extra", None) or {}).get("architectures") or () if a in known.architectures]
+    before = [
+        a for a in (getattr(model.config, "extra", None) or {}).get("architectures") or () if a in known.architectures
+    ]
     names = {name for source, _, _ in _weights(model, _Layer) for name in source.names}
     built: dict[str, bool] = {}
     for architecture in (*before, *known.architectures):
@@ -153,7 +159,7 @@ def architecture_of(model: Any, known: Family) -> str | None:
 
 
 def to_state_dict(model: Any) -> dict[str, Any]:
-    """The tensors of a model under Hugging Face's names, as `save` writes them: JAX arrays (of a quantized weight, its parts).
+    """The tensors of a model under Hugging Face's names, as `save` writes them: JAX arrays (quantized: their parts).
 
     The inverse of [`easyfn.from_state_dict`][]. Works under `jit` and on abstract models. Tied weights are there once.
 
@@ -169,7 +175,10 @@ def to_state_dict(model: Any) -> dict[str, Any]:
     def everything(model: Any) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for source, weight, disk in _weights(model, lambda leaf, index: leaf[index]):
-            found.update(dict(zip(source.names, source.split(weight), strict=True)) if disk is None else disk.writer(source, weight))  # type: ignore[misc]
+            if disk is None:
+                found.update(zip(source.names, source.split(weight), strict=True))
+            else:
+                found.update(disk.writer(source, weight))  # type: ignore[misc]
         return found
 
     return jax.eval_shape(everything, model) if is_abstract(model) else everything(model)
@@ -194,7 +203,9 @@ def entries(model: Any, dtype: Any = None) -> list[Entry]:
                 found.append(Entry(name, value.shape, value.dtype, partial(_read, pieces, name, value.dtype)))
     names = Counter(e.name for e in found)
     if twice := [n for n, count in names.items() if count > 1]:
-        raise ValueError(f"save: two arrays of the model have the name {twice[0]!r} in the file; look at the family's names=")
+        raise ValueError(
+            f"save: two arrays of the model have the name {twice[0]!r} in the file; look at the family's names="
+        )
     return found
 
 
@@ -206,7 +217,7 @@ class _Layer(NamedTuple):
     """One layer of a stacked array, not yet taken out."""
 
     leaf: Any
-    index: int
+    number: int
 
     @property
     def dtype(self) -> Any:
@@ -232,16 +243,18 @@ class _Pieces:
 
 
 def _host(leaf: Any) -> np.ndarray:
-    """An array in the host's memory: on CPU its own bytes. JAX keeps what it copies with the array, so a passing one is asked."""
+    """An array in the host's memory: on CPU its own bytes. JAX keeps copies with their array: ask a passing one."""
     if isinstance(leaf, _Layer):
         array = leaf.leaf
-        on_host = not isinstance(array, jax.Array) or array.sharding.device_set and len(array.sharding.device_set) == 1
-        return _host(array)[leaf.index, ...] if on_host else _host(array[leaf.index])
+        on_host = not isinstance(array, jax.Array) or len(array.sharding.device_set) == 1
+        return _host(array)[leaf.number, ...] if on_host else _host(array[leaf.number])
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf)
     if not leaf.is_fully_addressable:
         raise ValueError("save: the model is sharded over several processes: ef.gather it first")
-    passing = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, [s.data for s in leaf.addressable_shards])
+    passing = jax.make_array_from_single_device_arrays(
+        leaf.shape, leaf.sharding, [s.data for s in leaf.addressable_shards]
+    )
     return np.asarray(passing)
 
 
@@ -249,7 +262,9 @@ def _format(model: Any) -> DiskFormat | None:
     """How the quantized weights of a model are written: one format per checkpoint."""
     found = {disk.method: disk for _, _, disk in _weights(model, _Layer) if disk is not None}
     if len(found) > 1:
-        raise ValueError(f"save: the model mixes weights that are written as {' and '.join(found)}; a checkpoint has one format")
+        raise ValueError(
+            f"save: the model mixes weights that are written as {' and '.join(found)}; a checkpoint has one format"
+        )
     return next(iter(found.values()), None)
 
 
@@ -258,9 +273,9 @@ def _weights(model: Any, layer: Callable[[Any, int], Any]) -> Iterator[tuple[Ten
     adapters = [path for path, node in nodes(model) if is_adapter(node)]
     if adapters:
         raise ValueError(
-            f"save: the model has LoRA adapters ({adapters[0]}{', ...' if len(adapters) > 1 else ''}), which a checkpoint cannot "
-            "hold. Fold them in first, ef.save(ef.merge_lora(model), directory), or write them alone, "
-            "ef.save_adapter(model, directory)."
+            f"save: the model has LoRA adapters ({adapters[0]}{', ...' if len(adapters) > 1 else ''}), which a "
+            "checkpoint cannot hold. Fold them in first, ef.save(ef.merge_lora(model), directory), or write them "
+            "alone, ef.save_adapter(model, directory)."
         )
     rules: Sequence[Rule] = family_of(model).names(model)
     special = {expand(f.path)[0]: f for f in find_slots(model) if not is_leaf(f.weight)}
@@ -270,7 +285,7 @@ def _weights(model: Any, layer: Callable[[Any, int], Any]) -> Iterator[tuple[Ten
         if singles[0] in special and (disk := writer_of(node)) is None:
             raise ValueError(
                 f"save: {path} is a {type(node).__name__}, for which no disk format is registered. "
-                "Write the dense model, ef.save(ef.dequantize(model), directory), or easyfn.io.formats.register a writer."
+                "Write the dense model, ef.save(ef.dequantize(model), directory), or register a writer."
             )
         stacked = singles[0] != path
         for index, single in enumerate(singles):
@@ -373,4 +388,3 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-

@@ -16,7 +16,8 @@ def torch_class(model: Any) -> Any:
 
     ```python
     import easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4)
     assert ef.torch_class(ef.abstract(config, task="base")).__name__ == "LlamaModel"
     ```
     """
@@ -36,12 +37,13 @@ def torch_class(model: Any) -> Any:
 def to_torch(model: Any) -> Any:
     """A transformers model with the numbers of `model`, in eval mode, every tensor in the dtype of ours.
 
-    The numbers are copied: the two do not share memory. Adapters are refused (see `ef.merge_lora`), and so are quantized
-    weights (see `ef.dequantize`).
+    The numbers are copied: the two do not share memory. Adapters are refused (see `ef.merge_lora`), and so are
+    quantized weights (see `ef.dequantize`).
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4)
     module = ef.to_torch(ef.init(config, key=jax.random.key(0)))
     assert module.lm_head.weight.shape == (64, 32)
     ```
@@ -57,7 +59,9 @@ def to_torch(model: Any) -> Any:
     config = cls.config_class.from_dict(data)
     tensors = {e.name: _tensor(torch, e.read()) for e in found}
     module, report = _from_pretrained(cls, config, tensors, getattr(torch, data["dtype"]))
-    wrong = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[kind]}
+    wrong = {
+        kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[kind]
+    }
     if wrong:
         raise ValueError(f"to_torch: {cls.__name__} and this model do not have the same tensors: {wrong}")
     if len(kinds) > 1:  # transformers gives one dtype to all: put back each one's own
@@ -92,13 +96,16 @@ def from_torch(module: Any, *, task: str | None = None, dtype: Any = None, **mor
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4)
     model = ef.init(config, key=jax.random.key(0))
     same = ef.from_torch(ef.to_torch(model))
     ```
     """
     if not hasattr(module, "config") or not hasattr(module, "state_dict"):
-        raise TypeError(f"from_torch takes a model of transformers, not {type(module).__name__}; for bare tensors use ef.from_state_dict")
+        raise TypeError(
+            f"from_torch takes a model of transformers, not {type(module).__name__}; bare tensors: ef.from_state_dict"
+        )
     config_dict = {k: v for k, v in module.config.to_diff_dict().items() if v is not None}
     config_dict |= {"architectures": [type(module).__name__], "model_type": module.config.model_type}
     generation = getattr(module, "generation_config", None)
@@ -111,7 +118,9 @@ def tensors_of(module: Any) -> dict[str, np.ndarray]:
     """The tensors that `module.save_pretrained` would write: tied ones once, under the names of the files."""
     state = module.state_dict()
     tied = getattr(module, "all_tied_weights_keys", None) or {}
-    shared = lambda name: name in tied and tied[name] in state and state[name].data_ptr() == state[tied[name]].data_ptr()
+    shared = lambda name: (
+        name in tied and tied[name] in state and state[name].data_ptr() == state[tied[name]].data_ptr()
+    )
     state = {name: tensor for name, tensor in state.items() if not shared(name)}
     try:
         from transformers.core_model_loading import revert_weight_conversion
