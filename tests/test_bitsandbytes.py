@@ -38,7 +38,10 @@ def test_tables():
     assert np.array_equal(dynamic_map(), F.create_dynamic_map().numpy())
 
 
-@pytest.mark.parametrize("shape, block, levels", [((96, 256), 64, "nf4"), ((33, 96), 32, "fp4"), ((7, 40), 64, "nf4"), ((6, 256), 256, "fp4")])
+@pytest.mark.parametrize(
+    "shape, block, levels",
+    [((96, 256), 64, "nf4"), ((33, 96), 32, "fp4"), ((7, 40), 64, "nf4"), ((6, 256), 256, "fp4")],
+)
 def test_4_bit_every_code_and_scale(shape, block, levels):
     w = matrix(*shape)
     packed, state = F.quantize_4bit(torch.tensor(w), blocksize=block, quant_type=levels)
@@ -53,16 +56,24 @@ def test_4_bit_every_code_and_scale(shape, block, levels):
 
 
 def test_double_quantization():
-    """Their generic kernel and CUDA round to the nearest level; their CPU kernel looks 65536 values up, and so do not agree."""
+    """Their generic kernel and CUDA round to the nearest level; their CPU kernel looks 65536 values up, and so do "
+    "not agree."""
     w = matrix(64, 1024)
     _, state = F.quantize_4bit(torch.tensor(w), quant_type="nf4", compress_statistics=True)
     ours = jax.jit(lambda w: quant.to_nf4(w, double_quant=True))(w)
     plain = np.asarray(quant.to_nf4(jnp.asarray(w)).scales).reshape(-1)
     close = {"rtol": 1e-6, "atol": 0}
-    np.testing.assert_allclose(float(ours.offset[0, 0]), float(state.offset), **close)  # a mean: the order of the sum differs
+    np.testing.assert_allclose(
+        float(ours.offset[0, 0]), float(state.offset), **close
+    )  # a mean: the order of the sum differs
     np.testing.assert_allclose(np.asarray(ours.nested).reshape(-1), state.state2.absmax.numpy(), rtol=1e-5)
     centred = torch.tensor(plain) - float(ours.offset[0, 0])
-    generic = np.concatenate([np.searchsorted((c := F.create_dynamic_map().numpy())[:-1] / 2 + c[1:] / 2, b / np.abs(b).max()) for b in centred.numpy().reshape(-1, 256)])
+    generic = np.concatenate(
+        [
+            np.searchsorted((c := F.create_dynamic_map().numpy())[:-1] / 2 + c[1:] / 2, b / np.abs(b).max())
+            for b in centred.numpy().reshape(-1, 256)
+        ]
+    )
     codes = np.asarray(ours.scales).reshape(-1)
     assert np.mean(codes != generic) < 0.002
     assert np.mean(codes != state.absmax.numpy()) < 0.01
@@ -121,8 +132,8 @@ IDS = jnp.arange(14).reshape(2, 7) * 3 % 64
 WAYS = {
     "8bit": ("8bit", {"load_in_8bit": True, "llm_int8_threshold": 0.0}),
     "nf4": ("nf4", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
-    "nested": (ef.QuantConfig("nf4", double_quant=True), {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}),
-    "fp4": ("fp4", {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}),
+    "nested": (ef.QuantConfig("nf4", double_quant=True), {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True}), "fp4": ("fp4", {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}),
 }  # fmt: skip
 
 
@@ -155,7 +166,7 @@ def test_they_read_what_we_write(dense, tmp_path, way):
 def test_we_read_what_they_write(dense, tmp_path, way):
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    cfg, settings = WAYS[way]
+    _, settings = WAYS[way]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_pretrained(
@@ -163,7 +174,10 @@ def test_we_read_what_they_write(dense, tmp_path, way):
         )
         model.save_pretrained(tmp_path)
     ours = ef.load(tmp_path)
-    assert ef.format_of(ours.model.layers[1].mlp.up_proj.weight) == {"8bit": "int8", "nf4": "nf4/64", "nested": "nf4/64+dq", "fp4": "fp4/64"}[way]
+    assert (
+        ef.format_of(ours.model.layers[1].mlp.up_proj.weight)
+        == {"8bit": "int8", "nf4": "nf4/64", "nested": "nf4/64+dq", "fp4": "fp4/64"}[way]
+    )
     mine = ef.forward(ours, IDS).logits
     _, theirs, exact = hf_logits(tmp_path, IDS)
     agree(mine, theirs, ROUNDED)

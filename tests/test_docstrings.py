@@ -23,7 +23,7 @@ def examples():
                 yield pytest.param(block, id=f"{name}:{n}")
 
 
-@pytest.mark.parametrize("code", examples())
+@pytest.mark.parametrize("code", list(examples()))
 def test_example_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "<docstring>", "exec"), {"__name__": "docstring"})

@@ -106,7 +106,9 @@ def test_default_length_is_transformers(recwarn):
 
 def test_scores_and_logits_are_transformers():
     ids, mask = prompts()
-    ours, theirs = same("llama", ids, mask, repetition_penalty=1.3, output_scores=True, output_logits=True, eos_token_id=-1)
+    ours, theirs = same(
+        "llama", ids, mask, repetition_penalty=1.3, output_scores=True, output_logits=True, eos_token_id=-1
+    )
     assert ours.scores.shape == (NEW, 3, VOCAB)
     for mine, other in ((ours.scores, theirs.scores), (ours.logits, theirs.logits)):
         np.testing.assert_allclose(np.asarray(mine), np.stack([t.numpy() for t in other]), atol=1e-4, rtol=1e-4)
@@ -158,12 +160,20 @@ def test_second_call_compiles_nothing(caplog):
     ids, mask = prompts(rows=2, length=7)
 
     def call(seed=0, **numbers):
-        options = {"max_new_tokens": 5, "do_sample": True, "eos_token_id": [3, 4, 5], "repetition_penalty": 1.1, **numbers}
+        options = {
+            "max_new_tokens": 5,
+            "do_sample": True,
+            "eos_token_id": [3, 4, 5],
+            "repetition_penalty": 1.1,
+            **numbers,
+        }
         return ef.generate(model, ids + seed, attention_mask=mask, key=jax.random.key(seed), **options)
 
     assert compilations(caplog, lambda: call(temperature=0.9, top_p=0.9))
     assert not compilations(caplog, lambda: call(temperature=0.9, top_p=0.9))
-    assert not compilations(caplog, lambda: call(1, temperature=0.5, top_p=0.3, repetition_penalty=1.9))  # numbers are data
+    assert not compilations(
+        caplog, lambda: call(1, temperature=0.5, top_p=0.3, repetition_penalty=1.9)
+    )  # numbers are data
     list(ef.stream(model, ids, max_new_tokens=3))
     assert not compilations(caplog, lambda: list(ef.stream(model, ids, max_new_tokens=3)))
 
@@ -263,7 +273,14 @@ def test_first_token_follows_the_model():
     logits = ef.forward(model, ids).logits[0, -1]
     p = np.asarray(jax.nn.softmax(logits / 0.5), np.float64)
     out = ef.generate(
-        model, ids, max_new_tokens=1, do_sample=True, temperature=0.5, top_k=0, num_return_sequences=count, key=jax.random.key(9)
+        model,
+        ids,
+        max_new_tokens=1,
+        do_sample=True,
+        temperature=0.5,
+        top_k=0,
+        num_return_sequences=count,
+        key=jax.random.key(9),
     )
     seen = np.bincount(np.asarray(out.new_tokens)[:, 0], minlength=VOCAB)
     common = p > 20 / count
@@ -341,7 +358,7 @@ def test_processors_of_the_user_run_in_the_loop(caplog):
     token = int(np.bincount(plain.ravel()).argmax())
     out = ef.generate(model, ids, attention_mask=mask, max_new_tokens=6, processors=[AtMost(token, 2)])
     assert max((np.asarray(out.new_tokens) == token).sum(axis=1)) == 2
-    again = lambda: ef.generate(model, ids, attention_mask=mask, max_new_tokens=6, processors=[AtMost(token, 1)])  # noqa: E731
+    again = lambda: ef.generate(model, ids, attention_mask=mask, max_new_tokens=6, processors=[AtMost(token, 1)])
     assert not compilations(caplog, again)  # the limit is data
 
 
@@ -424,7 +441,10 @@ def test_generation_config_of_the_checkpoint_is_honoured():
     plain = ef.generate(model, ids, max_new_tokens=4, repetition_penalty=1.9, eos_token_id=-1)
     told = with_generation(model, max_new_tokens=4, repetition_penalty=1.9, eos_token_id=-1, transformers_version="5")
     np.testing.assert_array_equal(plain.sequences, ef.generate(told, ids).sequences)
-    assert ef.generate(told, ids, max_length=5).sequences.shape == (1, 5)  # the caller's word on a length is the only one
+    assert ef.generate(told, ids, max_length=5).sequences.shape == (
+        1,
+        5,
+    )  # the caller's word on a length is the only one
     config = ef.GenerationConfig(max_new_tokens=2)
     assert ef.generate(told, ids, config=config).sequences.shape == (1, 5)
     assert ef.generate(told, ids, config=config, max_new_tokens=3).sequences.shape == (1, 6)

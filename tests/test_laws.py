@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import cases
+import numpy as np
 
 from easyfn.testing import Case, laws
 
@@ -14,7 +15,7 @@ WINDOW = {
     "takes room in it; generate moves padding to the left"
 }
 EXPECTED: dict[str, dict[str, str]] = {"mistral": WINDOW, "gemma3": WINDOW}
-INPUTS: dict[str, dict] = {}
+DECODER = {"decoder_input_ids": np.random.default_rng(3).integers(3, cases.VOCAB, (2, 8))}
 
 
 def case(name: str) -> Case:
@@ -24,9 +25,9 @@ def case(name: str) -> Case:
         name=name,
         torch=known.torch,
         make=lambda key: known.model(),
-        causal=known.causal and known.generates,
+        causal=known.encoder_decoder or (known.causal and known.generates),
         tokens="decoder_input_ids" if known.encoder_decoder else "input_ids",
-        inputs=INPUTS.get(name, {}),
+        inputs=DECODER if known.encoder_decoder else {},
         expected_failures=EXPECTED.get(name, {}),
     )
 

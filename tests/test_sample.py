@@ -69,12 +69,24 @@ CASES = {
     "no 3-gram": (lambda: S.NoRepeatNGram(3), "NoRepeatNGramLogitsProcessor", (3,)),
     "no 12-gram": (lambda: S.NoRepeatNGram(12), "NoRepeatNGramLogitsProcessor", (12,)),
     "bias": (lambda: S.SequenceBias(bias().items()), "SequenceBiasLogitsProcessor", (bias(),)),
-    "min_length on": (lambda: S.MinLength(LENGTH + 1, np.array(EOS)), "MinLengthLogitsProcessor", (LENGTH + 1, list(EOS))),
+    "min_length on": (
+        lambda: S.MinLength(LENGTH + 1, np.array(EOS)),
+        "MinLengthLogitsProcessor",
+        (LENGTH + 1, list(EOS)),
+    ),
     "min_length off": (lambda: S.MinLength(LENGTH, np.array(EOS)), "MinLengthLogitsProcessor", (LENGTH, list(EOS))),
     "forced eos": (lambda: S.ForcedTokens(LENGTH, np.array([3])), "ForcedEOSTokenLogitsProcessor", (LENGTH + 1, 3)),
-    "forced not yet": (lambda: S.ForcedTokens(LENGTH + 1, np.array([3])), "ForcedEOSTokenLogitsProcessor", (LENGTH + 2, 3)),
+    "forced not yet": (
+        lambda: S.ForcedTokens(LENGTH + 1, np.array([3])),
+        "ForcedEOSTokenLogitsProcessor",
+        (LENGTH + 2, 3),
+    ),
     "invalid": (lambda: S.RemoveInvalid(), "InfNanRemoveLogitsProcessor", ()),
-    "decay": (lambda: S.ExponentialDecay(2, 1.3, np.array(EOS)), "ExponentialDecayLengthPenalty", ((2, 1.3), list(EOS), 4)),
+    "decay": (
+        lambda: S.ExponentialDecay(2, 1.3, np.array(EOS)),
+        "ExponentialDecayLengthPenalty",
+        ((2, 1.3), list(EOS), 4),
+    ),
     "suppress": (lambda: S.SuppressTokens(np.array([1, 4])), "SuppressTokensLogitsProcessor", ([1, 4],)),
     "suppress at begin": (
         lambda: S.SuppressTokens(np.array([1, 4]), LENGTH),

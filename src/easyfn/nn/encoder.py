@@ -226,7 +226,7 @@ class TextEncoder(eqx.Module):
         self.embeddings = EncoderEmbeddings(config, offset=offset)
         self.encoder = EncoderLayers(tuple(EncoderLayer(config) for _ in range(config.num_hidden_layers)))
         size = config.hidden_size
-        self.pooler = Dense(size, size, "tanh", axes=("embed", "embed")) if pooler else None
+        self.pooler = Dense(size, size, "tanh", axes=("mlp", "embed")) if pooler else None
         self.config = config
 
     def __call__(

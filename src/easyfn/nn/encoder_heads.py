@@ -49,7 +49,7 @@ class MaskedLM(eqx.Module):
         config = model.config
         size = size or config.hidden_size  # of the word embeddings, where they are narrower than the layers
         self.model = model
-        self.dense = Linear(config.hidden_size, size, True, axes=("embed", "embed"))
+        self.dense = Linear(config.hidden_size, size, True, axes=("mlp", "embed"))
         self.norm = LayerNorm(size, config.layer_norm_eps)
         self.decoder = None if tied else Linear(size, config.vocab_size, axes=("vocab", "embed"), role="head")
         self.bias = declare(config.vocab_size)
@@ -108,7 +108,7 @@ class ClassificationHead(eqx.Module):
 
     def __init__(self, hidden_size: int, num_labels: int, *, act: str = "tanh", dropout: float = 0.0) -> None:
         activation(act)
-        self.dense = Linear(hidden_size, hidden_size, True, axes=("embed", "embed"))
+        self.dense = Linear(hidden_size, hidden_size, True, axes=("mlp", "embed"))
         self.out_proj = Linear(hidden_size, num_labels, True, axes=(None, "embed"), role="head")
         self.act = act
         self.dropout = dropout
