@@ -237,7 +237,7 @@ def test_memory_of_a_training_step_holds_no_dense_copy():
         vocab_size=32,
         hidden_size=256,
         intermediate_size=1024,
-        num_hidden_layers=6,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
     )

@@ -1,14 +1,15 @@
-"""bitsandbytes' layout on disk, read and written: 4-bit (nf4, fp4, nested or not) and 8-bit, as transformers saves them.
+"""bitsandbytes' layout on disk, read and written: 4-bit (nf4, fp4, nested or not) and 8-bit, as transformers has it.
 
-Of a weight `P.weight` of shape `(out, in)`, 4-bit: `P.weight` uint8 `(out * in / 2, 1)`, `P.weight.absmax`, `P.weight.quant_map`,
-`P.weight.quant_state.bitsandbytes__nf4` (JSON as bytes), and for nested scales `P.weight.nested_absmax`,
-`P.weight.nested_quant_map`. 8-bit: `P.weight` int8 `(out, in)`, `P.SCB`, `P.weight_format`.
+Of a weight `P.weight` of shape `(out, in)`, 4-bit: `P.weight` uint8 `(out * in / 2, 1)`, `P.weight.absmax`,
+`P.weight.quant_map`, `P.weight.quant_state.bitsandbytes__nf4` (JSON as bytes), and for nested scales
+`P.weight.nested_absmax`, `P.weight.nested_quant_map`. 8-bit: `P.weight` int8 `(out, in)`, `P.SCB`, `P.weight_format`.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,9 @@ from .product import replace
 STATE = "quant_state.bitsandbytes__"
 
 
-def read(model: Any, settings: Mapping[str, Any], sources: Mapping[str, Tensors], header: Mapping[str, Any]) -> dict[str, Packed]:
+def read(
+    model: Any, settings: Mapping[str, Any], sources: Mapping[str, Tensors], header: Mapping[str, Any]
+) -> dict[str, Packed]:
     """The slots that a checkpoint of bitsandbytes holds quantized (see `easyfn.io.formats.Reader`)."""
     found: dict[str, Packed] = {}
     for path, source in sources.items():
@@ -70,7 +73,9 @@ def _make(path: str, source: Tensors, counts: list[int], declared: Any, parts: l
     weights, rest = [], list(parts)
     for count in counts:
         mine, rest = rest[:count], rest[count:]
-        weights.append(_int8(path, mine, dtype or declared) if mine[0].dtype == np.int8 else _four_bit(path, mine, dtype))
+        weights.append(
+            _int8(path, mine, dtype or declared) if mine[0].dtype == np.int8 else _four_bit(path, mine, dtype)
+        )
     if source.kind in ("same", "transposed"):  # what is (in, out) in a plain file is (out, in) once it is quantized
         weight = weights[0]
     elif source.kind == "experts":
@@ -87,9 +92,12 @@ def _rows(path: str, weights: list[Any]) -> Any:
     if len(weights) == 1:
         return weights[0]
     if any(isinstance(w, NF4) and not aligned(w) for w in weights):
-        raise ValueError(f"{path}: it joins matrices whose 4-bit blocks cross rows, which no one set of blocks can hold")
+        raise ValueError(
+            f"{path}: it joins matrices whose 4-bit blocks cross rows, which no one set of blocks can hold"
+        )
     plain = [
-        replace(w, scales=np.asarray(scales_of(w)), nested=None, offset=None) if isinstance(w, NF4) else w for w in weights
+        replace(w, scales=np.asarray(scales_of(w)), nested=None, offset=None) if isinstance(w, NF4) else w
+        for w in weights
     ]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *plain)
 
@@ -97,7 +105,10 @@ def _rows(path: str, weights: list[Any]) -> Any:
 def _int8(path: str, parts: list[np.ndarray], dtype: Any) -> Int8:
     codes, scb, *order = parts
     if order and int(order[0].reshape(-1)[0]) != 0:
-        raise ValueError(f"{path}: its int8 weight is tiled for an old GPU (weight_format {int(order[0].reshape(-1)[0])}); only row order is read")
+        raise ValueError(
+            f"{path}: its int8 weight is tiled for an old GPU (weight_format {int(order[0].reshape(-1)[0])}); only "
+            "row order is read"
+        )
     return Int8(codes, scb.astype(np.float32).reshape(-1, 1), jnp.dtype(dtype).name)
 
 
@@ -131,7 +142,8 @@ def write(source: Tensors, weight: Any) -> dict[str, Any]:
     elif source.kind == "experts":
         count = source.shape[0]
         per = len(source.names) // count
-        pieces = [p for e in range(count) for p in _cut(source, jax.tree.map(lambda leaf: leaf[e], weight), per, source.axis - 1)]
+        each = [jax.tree.map(operator.itemgetter(e), weight) for e in range(count)]
+        pieces = [piece for one in each for piece in _cut(source, one, per, source.axis - 1)]
     else:
         pieces = _cut(source, weight, len(source.names), source.axis)
     out: dict[str, Any] = {}
@@ -144,11 +156,15 @@ def _cut(source: Tensors, weight: Any, count: int, axis: int) -> list[Any]:
     if count == 1:
         return [weight]
     if axis != 0 or (isinstance(weight, NF4) and not aligned(weight)):
-        raise ValueError(f"{source.path}: the file holds it in {count} pieces, and its blocks of 4 bits cross them; use ef.dequantize")
+        raise ValueError(
+            f"{source.path}: the file holds it in {count} pieces, and its blocks of 4 bits cross them; use "
+            "ef.dequantize"
+        )
     if isinstance(weight, NF4) and weight.nested is not None:
         weight = replace(weight, scales=scales_of(weight), nested=None, offset=None)
-    pieces: list[Any] = [jax.tree.map(lambda leaf: leaf[i * (leaf.shape[0] // count) :][: leaf.shape[0] // count], weight) for i in range(count)]
-    return pieces
+    leaves, treedef = jax.tree.flatten(weight)
+    cut = [leaf.reshape(count, -1, leaf.shape[-1]) for leaf in leaves]
+    return [jax.tree.unflatten(treedef, [leaf[i] for leaf in cut]) for i in range(count)]
 
 
 def _int8_tensors(name: str, w: Int8) -> dict[str, Any]:
@@ -158,7 +174,11 @@ def _int8_tensors(name: str, w: Int8) -> dict[str, Any]:
 def _four_bit_tensors(name: str, w: NF4) -> dict[str, Any]:
     state: dict[str, Any] = {"quant_type": w.levels, "blocksize": w.block, "dtype": w.dtype}
     state["shape"] = [w.codes.shape[0], 2 * w.codes.shape[1]]
-    out = {name: w.codes.reshape(-1, 1), f"{name}.absmax": w.scales.reshape(-1), f"{name}.quant_map": LEVELS[w.levels].copy()}
+    out = {
+        name: w.codes.reshape(-1, 1),
+        f"{name}.absmax": w.scales.reshape(-1),
+        f"{name}.quant_map": LEVELS[w.levels].copy(),
+    }
     if w.nested is not None:
         state |= {"nested_blocksize": NESTED, "nested_dtype": "float32", "nested_offset": float(w.offset.reshape(()))}  # type: ignore[union-attr]
         out |= {f"{name}.nested_absmax": w.nested.reshape(-1), f"{name}.nested_quant_map": dynamic_map().copy()}
@@ -176,8 +196,8 @@ def settings(model: Any) -> dict[str, Any]:
         weights = [node for _, node in nodes(found.weight) if format_of(node) is not None]
         if weights and found.slot.role == "embedding":
             raise ValueError(
-                f"save: {found.path} is {format_of(weights[0])}, and bitsandbytes has no embeddings on disk. Leave it out of the "
-                "pattern, or save ef.dequantize(model)."
+                f"save: {found.path} is {format_of(weights[0])}, and bitsandbytes has no embeddings on disk. Leave "
+                "it out of the pattern, or save ef.dequantize(model)."
             )
         if weights:
             packed.append(weights[0])
@@ -185,7 +205,9 @@ def settings(model: Any) -> dict[str, Any]:
             plain.append(found.layer)
     if len({type(w) for w in packed}) > 1:
         names = sorted({str(format_of(w)) for w in packed})
-        raise ValueError(f"save: the model mixes {', '.join(names)}; transformers reads 4 or 8 bits, not both in one model")
+        raise ValueError(
+            f"save: the model mixes {', '.join(names)}; transformers reads 4 or 8 bits, not both in one model"
+        )
     # The same layers, from whichever prefix transformers looks: it also compares ends of names.
     skip = ["lm_head", *(p.removeprefix("model.") for layer in plain for p in expand(layer))]
     common = {"quant_method": "bitsandbytes", "llm_int8_skip_modules": list(dict.fromkeys(skip))}

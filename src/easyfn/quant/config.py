@@ -17,8 +17,8 @@ METHODS: dict[str, Encode] = {}
 def method(name: str, *, override: bool = False) -> Callable[[Encode], Encode]:
     """Names a weight format for [`easyfn.QuantConfig`][]; decorates `encode(w, cfg) -> weight`.
 
-    `w` is a dense array of shape `(..., out, in)`, concrete or traced; leading axes are layers or experts, each quantized as
-    if alone. The answer is an `eqx.Module` whose arrays all have the rank of `w`.
+    `w` is a dense array of shape `(..., out, in)`, concrete or traced; leading axes are layers or experts, each
+    quantized as if alone. The answer is an `eqx.Module` whose arrays all have the rank of `w`.
 
     ```python
     import easyfn as ef, jax, jax.numpy as jnp
@@ -36,7 +36,9 @@ def method(name: str, *, override: bool = False) -> Callable[[Encode], Encode]:
 
     def decorate(encode: Encode) -> Encode:
         if name in METHODS and not override:
-            raise ValueError(f"the quantization method {name!r} is registered already; pass override=True to replace it")
+            raise ValueError(
+                f"the quantization method {name!r} is registered already; pass override=True to replace it"
+            )
         METHODS[name] = encode
         return encode
 
@@ -52,8 +54,9 @@ class QuantConfig:
     - `method`: `"8bit"` (int8 per output channel), `"nf4"`, `"fp4"` (bitsandbytes' 4-bit formats) and what else
       `easyfn.quant.METHODS` lists.
     - `group_size`: entries that share a scale; `None` is the method's own choice.
-    - `pattern`: which slots, as everywhere (`ef.select_slots`). `"all-linear"` is every linear layer and every expert. A
-      head, an embedding or a router is reached only by a pattern that needs its name: `"lm_head"` does, `".*"` does not.
+    - `pattern`: which slots, as everywhere (`ef.select_slots`). `"all-linear"` is every linear layer and every
+      expert. A head, an embedding or a router is reached only by a pattern that needs its name: `"lm_head"` does,
+      `".*"` does not.
     - `double_quant`: store the scales of `nf4` and `fp4` in 8 bits (QLoRA's double quantization).
 
     ```python

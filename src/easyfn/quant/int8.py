@@ -7,7 +7,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from .._weight import axes_of, dense, format_of, requantize, shape_of
@@ -18,7 +17,8 @@ _INNER = (((1,), (1,)), ((), ()))
 
 
 class Int8(eqx.Module):
-    """`w = codes * scales / 127`: `codes` int8 `(..., out, in)`, `scales` float32 `(..., out, 1)`, a row's largest magnitude.
+    """`w = codes * scales / 127`: `codes` int8 `(..., out, in)`, `scales` float32 `(..., out, 1)`, a row's largest
+    magnitude.
 
     ```python
     import jax.numpy as jnp, easyfn as ef
@@ -28,8 +28,8 @@ class Int8(eqx.Module):
     ```
     """
 
-    codes: jax.Array | np.ndarray
-    scales: jax.Array | np.ndarray
+    codes: Any
+    scales: Any
     dtype: str = eqx.field(static=True, default="float32")
 
 
@@ -60,7 +60,7 @@ def _(w: Int8) -> str:
 
 @requantize.register(Int8)
 def _(w: Int8, new: jax.Array) -> Int8:
-    return replace(int8(new), dtype=w.dtype)
+    return replace(to_int8(new), dtype=w.dtype)
 
 
 @axes_of.register(Int8)

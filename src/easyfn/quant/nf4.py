@@ -18,12 +18,15 @@ from .product import by_blocks, inner, register_format, replace
 
 # fmt: off
 LEVELS = {
-    # Quantiles of a normal distribution (Dettmers et al. 2023, arXiv 2305.14314), and a 4-bit float, in the order of their codes.
+    # Quantiles of a normal distribution (Dettmers et al. 2023, arXiv 2305.14314), and a 4-bit float, in the order of
+    # their codes.
     "nf4": np.array([
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334,
         -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
         0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], np.float32),
-    "fp4": (np.array([0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3], np.float32) / np.float32(12)),
+    "fp4": np.array(
+        [0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2, -3], np.float32) / np.float32(12),
 }
 # fmt: on
 NESTED = 256  # scales that share a scale of their own
@@ -33,8 +36,8 @@ class NF4(eqx.Module):
     """`w = level[code] * scale`, one scale per `block` entries of the matrix read row by row.
 
     - `codes`: uint8 `(..., out, in / 2)`, two entries a byte, the first in the high bits: bitsandbytes' order.
-    - `scales`: `(..., out, in / block)`, float32; or `(..., 1, blocks)` where a block crosses rows, because `block` does not
-      divide `in`. With double quantization they are uint8 codes, and
+    - `scales`: `(..., out, in / block)`, float32; or `(..., 1, blocks)` where a block crosses rows, because `block`
+      does not divide `in`. With double quantization they are uint8 codes, and
     - `nested`: float32 `(..., 1, ceil(blocks / 256))` and `offset`: float32 `(..., 1, 1)` complete them.
 
     `levels` is `"nf4"` or `"fp4"`.
@@ -47,10 +50,10 @@ class NF4(eqx.Module):
     ```
     """
 
-    codes: jax.Array | np.ndarray
-    scales: jax.Array | np.ndarray
-    nested: jax.Array | np.ndarray | None = None
-    offset: jax.Array | np.ndarray | None = None
+    codes: Any
+    scales: Any
+    nested: Any = None
+    offset: Any = None
     block: int = eqx.field(static=True, default=64)
     levels: str = eqx.field(static=True, default="nf4")
     dtype: str = eqx.field(static=True, default="float32")
@@ -62,7 +65,9 @@ def to_nf4(w: Any, block: int = 64, double_quant: bool = False, levels: str = "n
     Raises `ValueError` for an odd `in`, of which two entries cannot share a byte within a row.
     """
     if w.ndim < 2 or w.shape[-1] % 2:
-        raise ValueError(f"{levels} packs two entries of a row in a byte: a weight of shape {tuple(w.shape)} has an odd row")
+        raise ValueError(
+            f"{levels} packs two entries of a row in a byte: a weight of shape {tuple(w.shape)} has an odd row"
+        )
     if block not in (32, 64, 128, 256, 512, 1024, 2048, 4096):
         raise ValueError(f"{levels}: group_size must be 32, 64, 128, ... or 4096, as in bitsandbytes; not {block}")
     lead, (out, width) = w.shape[:-2], w.shape[-2:]
@@ -191,7 +196,7 @@ def _(w: NF4) -> str:
 
 @requantize.register(NF4)
 def _(w: NF4, new: jax.Array) -> NF4:
-    return replace(nf4(new, w.block, w.nested is not None, w.levels), dtype=w.dtype)
+    return replace(to_nf4(new, w.block, w.nested is not None, w.levels), dtype=w.dtype)
 
 
 @axes_of.register(NF4)

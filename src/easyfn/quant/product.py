@@ -30,9 +30,9 @@ def register_format(
 ) -> None:
     """Teaches the verbs a weight format of which `dense` and `shape_of` are known.
 
-    `product(w, rows)` is the float32 product of `rows`, `(m, in)` in any float dtype, with a 2-D weight; `back(w, g)` is the
-    product with its transpose, for the gradient of the input, given a block of the weight's rows at a time. `rows(w, ids)`
-    gives rows of a table, still packed, `(len(ids), in)`; by default those of every array. The format has a field
+    `product(w, rows)` is the float32 product of `rows`, `(m, in)` in any float dtype, with a 2-D weight; `back(w, g)`
+    is the product with its transpose, for the gradient of the input, given a block of the weight's rows at a time.
+    `rows(w, ids)` gives rows of a table, still packed; by default those of every array. The format has a field
     `codes` and a static field `dtype`, that of the dense array it stands for.
     """
 
@@ -115,20 +115,19 @@ def _backward(product: Product, back: Product, dtype: str, w: Any, g: jax.Array)
 _frozen.defvjp(_forward, _backward)
 
 
-
 def after(x: jax.Array, w: Any) -> Any:
     """`w`, whose codes cannot be unpacked before `x` is known.
 
     Unpacking depends on nothing, so XLA would hoist it out of loops and keep the dense copies of all layers at once
-    (an optimization barrier does not hold it). Zero times a float is not folded, for it may be NaN, which converts to 0.
+    (an optimization barrier does not hold it). Zero times a float is not folded, for it may be NaN, which converts
+    to 0.
     """
     zero = (x[(0,) * x.ndim] * 0).astype(jnp.float32).astype(w.codes.dtype)
     return replace(w, codes=w.codes + zero)
 
 
 def row_blocks(w: Any) -> int:
-    """Into how many blocks of rows a product is cut, so that what a block unpacks stays in the cache.
-    """
+    """Into how many blocks of rows a product is cut, so that what a block unpacks stays in the cache."""
     out, width = shape_of(w)
     if out * width <= 2 * BLOCK or any(part.shape[0] != out for part in jax.tree.leaves(w)):
         return 1

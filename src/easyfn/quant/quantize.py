@@ -26,11 +26,11 @@ Config = QuantConfig | str | Sequence[QuantConfig | str]
 def quantize(model: Any, cfg: Config) -> Any:
     """`model` with the selected weights in a smaller format.
 
-    `cfg` is a `QuantConfig`, the name of a method (`"8bit"`, `"nf4"`, ...), or a list of them: each slot goes to the first whose
-    pattern selects it. Works on dense, stacked, sharded and abstract models, eagerly and under `jit`.
+    `cfg` is a `QuantConfig`, the name of a method (`"8bit"`, `"nf4"`, ...), or a list of them: each slot goes to the
+    first whose pattern selects it. Works on dense, stacked, sharded and abstract models, eagerly and under `jit`.
 
-    Raises `ValueError`, the model untouched, for a pattern that selects nothing or nothing that an earlier config has left,
-    for a weight that is quantized already, for NaN or infinite weights (of concrete models), and for a
+    Raises `ValueError`, the model untouched, for a pattern that selects nothing or nothing that an earlier config
+    has left, for a weight that is quantized already, for NaN or infinite weights (of concrete models), and for a
     `group_size` that does not fit.
 
     ```python
@@ -52,8 +52,10 @@ def quantize(model: Any, cfg: Config) -> Any:
 
 
 def assign(model: Any, cfg: Config) -> dict[str, QuantConfig]:
-    """Which config each slot's path gets. A config that gets no slot is an error, so that a typo cannot pass for a choice."""
-    configs = [QuantConfig(c) if isinstance(c, str) else c for c in ([cfg] if isinstance(cfg, (str, QuantConfig)) else cfg)]
+    """Which config each slot's path gets. A config that gets none is an error: a typo must not pass for a choice."""
+    configs = [
+        QuantConfig(c) if isinstance(c, str) else c for c in ([cfg] if isinstance(cfg, (str, QuantConfig)) else cfg)
+    ]
     if not configs:
         raise ValueError("quantize: an empty list of configs")
     chosen: dict[str, QuantConfig] = {}
@@ -62,8 +64,8 @@ def assign(model: Any, cfg: Config) -> dict[str, QuantConfig]:
         new = [f.path for f in found if f.path not in chosen]
         if not new:
             raise ValueError(
-                f"quantize: {config} is unused: all {len(found)} weights that it selects, {found[0].path} first, are taken by "
-                "configs before it. The first match wins: put the special ones first."
+                f"quantize: {config} is unused: all {len(found)} weights that it selects, {found[0].path} first, "
+                "are taken by configs before it. The first match wins: put the special ones first."
             )
         chosen.update(dict.fromkeys(new, config))
     return chosen
@@ -77,9 +79,10 @@ def _select(model: Any, config: QuantConfig) -> list[Found]:
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     kept = [f for f in found if f.slot.role not in NAMED or any(_names(p, f) for p in patterns)]
     if not kept:
+        name = found[0].layer.rpartition(".")[2]
         raise ValueError(
-            f"quantize: the pattern {pattern!r} reaches only {', '.join(f.path for f in found[:4])}: heads, embeddings and routers "
-            f"lose much to save little, so they must be named. To insist, write pattern={found[0].layer.rsplit('.', 1)[-1]!r}."
+            f"quantize: the pattern {pattern!r} reaches only {', '.join(f.path for f in found[:4])}: heads, "
+            f"embeddings and routers lose much to save little: they must be named. To insist, write pattern={name!r}."
         )
     return kept
 
@@ -98,7 +101,9 @@ def _check(model: Any, chosen: dict[str, QuantConfig]) -> None:
         if path not in chosen:
             continue
         if is_quantized(weight):
-            raise ValueError(f"quantize: {path} is quantized already ({_format(weight)}); call ef.dequantize(model) first")
+            raise ValueError(
+                f"quantize: {path} is quantized already ({_format(weight)}); call ef.dequantize(model) first"
+            )
         if not is_leaf(weight) or not jnp.issubdtype(weight.dtype, jnp.floating):
             raise ValueError(
                 f"quantize: {path} ({slot.role}) holds a {type(weight).__name__}, not a plain floating point array. "
@@ -141,7 +146,7 @@ def _method_only(config: QuantConfig) -> QuantConfig:
 
 
 def encoder(model: Any, cfg: Config) -> dict[str, Callable[[Any], Weight]]:
-    """For `ef.load(quantize=cfg)`: a function from the dense array to the weight, for every slot of an abstract model that gets one.
+    """For `ef.load(quantize=cfg)`: by path, the function from dense array to weight of every slot that gets one.
 
     Stacked or not: a function takes the array of one layer or of many.
     """
@@ -188,6 +193,3 @@ def dequantize(model: Any, dtype: Any = None) -> Any:
 def is_quantized(model: Any) -> bool:
     """Whether any weight of a model (or a weight itself) is in a quantized format."""
     return any(format_of(node) is not None for _, node in nodes(model))
-
-
-
