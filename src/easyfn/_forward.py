@@ -139,7 +139,8 @@ def check_ids(model: Any, ids: Any, embeds: Any, *, prefix: str = "") -> tuple[A
         raise ValueError("input_ids has no tokens: an empty prompt; start it with the model's bos_token_id")
     size = getattr(getattr(model, "config", None), "vocab_size", None)
     if size is not None and ids.size and not isinstance(ids, jax.core.Tracer):
-        low, high = int(ids.min()), int(ids.max())
+        held = np.asarray(ids)  # a constant of somebody's jit is concrete, but what jnp makes of it would not be
+        low, high = int(held.min()), int(held.max())
         if low < 0 or high >= size:
             raise ValueError(f"input_ids hold {low if low < 0 else high}, outside the vocabulary of {size} (0 to {size - 1})")
     return jnp.asarray(ids), None
