@@ -222,11 +222,13 @@ def assemble(
     work = [(p, n) for p, n in units(model, special) if not set(expand(p)) & skip]
     filled: dict[str, Any] = {}
     problems: list[str] = []
+    device = jax.config.jax_default_device  # `with jax.default_device(...)` speaks of its own thread only
 
     def run(item: tuple[str, Any]) -> None:
         path, node = item
         try:
-            filled[path] = one(path, node)
+            with jax.default_device(device):
+                filled[path] = one(path, node)
         except (BadFile, OSError) as error:
             problems.append(f"{path}: {error}")
         if progress is not None:
