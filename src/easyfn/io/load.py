@@ -283,7 +283,7 @@ def _say_missing(missing: list[str], config: Any, known: Family, task: str) -> s
     saved = ", ".join((getattr(config, "extra", None) or {}).get("architectures") or ()) or "of no named class"
     return (
         f"the checkpoint ({saved}) has nothing for {shown}, which task={task!r} needs. To draw "
-        f"{'them' if len(missing) > 1 else 'it'} at random, pass key=jax.random.key(0); otherwise choose another task of "
+        f"{'them' if len(missing) > 1 else 'it'} at random, pass key=jax.random.key(0); otherwise choose a task of "
         f"{known.model_type}: {', '.join(known.tasks)}"
     )
 
