@@ -229,6 +229,9 @@ def _back(w: NF4, g: jax.Array) -> jax.Array:
 
 
 def _product(w: NF4, rows: jax.Array) -> jax.Array:
+    # A few rows cost nothing beside the unpacking, and to round what is unpacked to 16 bits costs more than it saves.
+    if rows.shape[0] <= 32:
+        rows = rows.astype(jnp.float32)
     # The scales are small: plain ones, so that the packed rows can be cut into blocks.
     return _halves(replace(w, scales=scales_of(w), nested=None, offset=None), rows)
 
