@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import cases
 import numpy as np
 
+import cases
 from easyfn.testing import Case, laws
 
 WINDOW = {

@@ -11,9 +11,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
-import thirdparty as tp
 
 import easyfn as ef
+import thirdparty as tp
 from easyfn.io.names import transposed
 from easyfn.testing import Case, laws
 

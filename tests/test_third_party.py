@@ -6,9 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from thirdparty import ThirdConfig, ThirdLM
-
 from easyfn.testing import Case, laws
+from thirdparty import ThirdConfig, ThirdLM
 
 CASE = Case(
     name="third",

@@ -1,4 +1,4 @@
-"""The laws that every model keeps, for our families and for yours: `Case`, `laws` and a pytest plugin. See docs/laws.md."""
+"""The laws that every model keeps, for our families and for yours: `Case`, `laws`, a pytest plugin (docs/laws.md)."""
 
 from . import laws as laws
 from .case import Case as Case

@@ -34,10 +34,10 @@ class Case:
     - `make`: from a PRNG key to a model of a few layers. Left out, the model is `ef.from_torch(torch())`.
     - `torch`: from nothing to a transformers model of the same architecture, in eval mode: for the laws about torch.
     - `name`: how the case is called in test ids; by default the config's `model_type`.
-    - `inputs`: what `ef.forward` gets beside random `input_ids`: arrays whose first axes are `(2, 8)`. An input named here
-      replaces the random one.
-    - `causal`: whether a token sees only tokens before it, as in a language model; `tokens` names the input of which this
-      holds (`decoder_input_ids` for an encoder-decoder).
+    - `inputs`: what `ef.forward` gets beside random `input_ids`: arrays whose first axes are `(2, 8)`. An input
+      named here replaces the random one.
+    - `causal`: whether a token sees only tokens before it, as in a language model; `tokens` names the input of which
+      this holds (`decoder_input_ids` for an encoder-decoder).
     - `tolerance`: how far numbers that should be equal may lie apart in float32, relative to the largest of them.
     - `quantization`: the methods that `ef.quantize` must know; `lora` is the pattern that adapters go to.
     - `rules`, `mesh`: for `ef.shard`; by default the model's own rules, on two devices each of `dp`, `fsdp` and `tp`.
@@ -112,7 +112,7 @@ class Case:
         return {name: jnp.asarray(value) for name, value in inputs.items()}
 
     def moved(self, columns: slice, to: slice, length: int) -> dict[str, Any]:
-        """The inputs with some of their columns in another place of a row of `length`; the rest is junk behind a mask."""
+        """The inputs with some of their columns moved to another place of a row of `length`; the rest is masked junk."""
         inputs = {}
         for name, value in self.given().items():
             if name.startswith("decoder_") or value.shape[:2] != (ROWS, LENGTH):

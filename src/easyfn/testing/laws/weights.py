@@ -78,7 +78,7 @@ def quantize_is_close(case: Case) -> None:
                 np.asarray(value) + 1e-12
             )
             assert off <= ERRORS.get(method, 0.2), f"{method}: {path} is off by {off:.3g}"
-            changed += off > 0
+            changed += int(off > 0)
         assert changed, f"{method} changed no weight"
         same(case, case.answers(quantized), case.answers(dense), f"{method} against its dense weights", tolerance=1e-3)
 
