@@ -276,7 +276,7 @@ def test_gemma3_refuses_what_it_does_not_do(key):
 
 
 def test_gemma3_with_images_is_refused_by_name():
-    with pytest.raises(ValueError, match="unknown architecture 'gemma3'.*gemma3_text"):
+    with pytest.raises(ValueError, match=r"unknown architecture 'gemma3'.*gemma3_text"):
         family_of("gemma3")
 
 

@@ -71,7 +71,7 @@ def _backward(dot: Any, saved: Any, g: jax.Array) -> tuple[Any, jax.Array, Any]:
         def product(floats: list[jax.Array], rows: jax.Array) -> jax.Array:
             rest = iter(floats)
             parts = [next(rest) if float_ else leaf for leaf, float_ in zip(here, inexact, strict=True)]
-            return dot(treedef.unflatten(parts), rows)
+            return dot(jax.tree.unflatten(treedef, parts), rows)
 
         floats = [leaf for leaf, float_ in zip(here, inexact, strict=True) if float_]
         y, pull = jax.vjp(product, floats, lax.dynamic_slice_in_dim(padded_x, start, size))
@@ -90,7 +90,7 @@ def _backward(dot: Any, saved: Any, g: jax.Array) -> tuple[Any, jax.Array, Any]:
         next(rest).astype(leaf.dtype) if float_ else np.zeros(leaf.shape, jax.dtypes.float0)
         for leaf, float_ in zip(leaves, inexact, strict=True)
     ]
-    return treedef.unflatten(cotangents), dx[: x.shape[0]], np.zeros(sizes.shape, jax.dtypes.float0)
+    return jax.tree.unflatten(treedef, cotangents), dx[: x.shape[0]], np.zeros(sizes.shape, jax.dtypes.float0)
 
 
 grouped_dot.defvjp(_forward, _backward)

@@ -26,7 +26,7 @@ def decoder_tasks(decoder: Callable[[Any], Any], **head: Callable[[Any], Any]) -
 
 
 def decoder_classes(name: str) -> dict[str, str]:
-    """The tasks by the names of transformers' classes: `"causal-lm"` of `"LlamaForCausalLM"` in the answer for `"Llama"`."""
+    """The tasks by the names of transformers' classes: `"LlamaForCausalLM"` of `"Llama"` is `"causal-lm"`."""
     return {
         f"{name}ForCausalLM": "causal-lm",
         f"{name}Model": "base",

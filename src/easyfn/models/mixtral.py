@@ -15,7 +15,7 @@ from .family import family
 
 @dataclass(frozen=True)
 class MixtralConfig:
-    """The keys of a Mixtral `config.json`. `router_aux_loss_coef` is the weight of the load balancing loss in training."""
+    """The keys of a Mixtral `config.json`. `router_aux_loss_coef` weighs the load balancing loss in training."""
 
     model_type: ClassVar[str] = "mixtral"
     vocab_size: int
@@ -81,7 +81,9 @@ def mixtral(config: MixtralConfig) -> Decoder:
 _FILE = "{rest}layers.{i}.block_sparse_moe."
 NAMES = (
     experts(
-        "{rest}layers.{i}.mlp.experts.gate_up_proj", _FILE + "experts.{e}.w1.weight", _FILE + "experts.{e}.w3.weight"
+        "{rest}layers.{i}.mlp.experts.gate_up_proj",
+        _FILE + "experts.{e}.w1.weight",
+        _FILE + "experts.{e}.w3.weight",
     ),
     experts("{rest}layers.{i}.mlp.experts.down_proj", _FILE + "experts.{e}.w2.weight"),
     rename("{rest}layers.{i}.mlp.gate.weight", _FILE + "gate.weight"),

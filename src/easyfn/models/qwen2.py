@@ -14,7 +14,7 @@ from .family import family
 
 @dataclass(frozen=True)
 class Qwen2Config:
-    """The keys of a Qwen2 `config.json`. Which layers slide is in `layer_types`, or follows from `max_window_layers`."""
+    """The keys of a Qwen2 `config.json`. `layer_types`, or else `max_window_layers`, says which layers slide."""
 
     model_type: ClassVar[str] = "qwen2"
     vocab_size: int

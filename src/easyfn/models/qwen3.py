@@ -14,7 +14,7 @@ from .family import family
 
 @dataclass(frozen=True)
 class Qwen3Config:
-    """The keys of a Qwen3 `config.json`. Which layers slide is in `layer_types`, or follows from `max_window_layers`."""
+    """The keys of a Qwen3 `config.json`. `layer_types`, or else `max_window_layers`, says which layers slide."""
 
     model_type: ClassVar[str] = "qwen3"
     vocab_size: int

@@ -15,8 +15,8 @@ from .linear import Linear, declare
 def route(logits: jax.Array, k: int, *, normalize: bool = True) -> tuple[jax.Array, jax.Array]:
     """The `k` likeliest experts of each token, softmax over all of them in float32.
 
-    `logits`: `(tokens, experts)`. Returns weights `(tokens, k)` in float32, which add up to 1 if `normalize`, and the chosen
-    experts `(tokens, k)`.
+    `logits`: `(tokens, experts)`. Returns weights `(tokens, k)` in float32, which add up to 1 if `normalize`, and the
+    chosen experts `(tokens, k)`.
     """
     weights, chosen = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), k)
     if normalize:
@@ -25,8 +25,9 @@ def route(logits: jax.Array, k: int, *, normalize: bool = True) -> tuple[jax.Arr
 
 
 class Experts(eqx.Module):
-    """Gated feed-forward layers, stacked: `gate_up_proj` is `(experts, 2 * mlp, embed)`, `down_proj` `(experts, embed, mlp)`.
+    """Gated feed-forward layers, stacked.
 
+    `gate_up_proj`: `(experts, 2 * mlp, embed)`; `down_proj`: `(experts, embed, mlp)`.
     Tokens are sorted by expert, so that each expert multiplies its own tokens only: see `ragged_dot`.
     """
 
@@ -41,7 +42,7 @@ class Experts(eqx.Module):
         self.act = act
 
     def __call__(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
-        """`x`: `(tokens, embed)`; `chosen`, `weights`: `(tokens, k)`. Returns the weighted sum of the chosen experts' answers."""
+        """The weighted sum of the chosen experts' answers. `x`: `(tokens, embed)`; `chosen`, `weights`: `(tokens, k)`."""
         tokens, k = chosen.shape
         order = jnp.argsort(chosen.reshape(-1), stable=True)
         sizes = jnp.bincount(chosen.reshape(-1), length=shape_of(self.down_proj)[0])
@@ -60,10 +61,10 @@ def _(experts: Experts) -> dict[str, Slot]:
 
 
 class SparseMoE(eqx.Module):
-    """Each token through the `k` experts that its router `gate` finds likeliest (Shazeer et al. 2017, arXiv 1701.06538).
+    """Each token through the `k` experts that its router `gate` finds likeliest (Shazeer et al., arXiv 1701.06538).
 
-    Returns the output and, if the context wants them, the router's logits `(batch * seq, experts)`, padding included. In
-    training (`context.key`) the input is multiplied with noise from `1 - jitter` to `1 + jitter`.
+    Returns the output and, if the context wants them, the router's logits `(batch * seq, experts)`, padding included.
+    In training (`context.key`) the input is multiplied with noise from `1 - jitter` to `1 + jitter`.
     """
 
     gate: Linear
