@@ -1,9 +1,9 @@
 """The list of tiny reference models: what transformers computes, for every parity test.
 
 Each case is a seeded Hugging Face model in eval mode with eager attention, made awkward on purpose: key heads in
-groups of three, `head_dim` apart from `hidden_size / heads`, windows shorter than the sequences of the tests, and noise on every
-parameter, so that no norm or bias is neutral. Add one with `@case("name", ...)` on a function that returns
-`reference(Class, config)`; it imports its transformers classes itself, so that this module stays cheap.
+groups of three, `head_dim` apart from `hidden_size / heads`, windows shorter than the sequences of the tests, and
+noise on every parameter, so that no norm or bias is neutral. Add one with `@case("name", ...)` on a function that
+returns `reference(Class, config)`; it imports its transformers classes itself, so that this module stays cheap.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def mixtral(config: MixtralConfig) -> Decoder:
     )
 
 
-# In memory the experts are stacked, as in transformers' modules; in files each has its own w1 (gate), w3 (up), w2 (down).
+# In memory the experts are stacked, as in transformers' modules; in files each has its w1 (gate), w3 (up), w2 (down).
 _FILE = "{rest}layers.{i}.block_sparse_moe."
 NAMES = (
     experts(

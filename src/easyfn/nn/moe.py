@@ -42,7 +42,7 @@ class Experts(eqx.Module):
         self.act = act
 
     def __call__(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
-        """The weighted sum of the chosen experts' answers. `x`: `(tokens, embed)`; `chosen`, `weights`: `(tokens, k)`."""
+        """The chosen experts' answers added up. `x`: `(tokens, embed)`; `chosen`, `weights`: `(tokens, k)`."""
         tokens, k = chosen.shape
         order = jnp.argsort(chosen.reshape(-1), stable=True)
         sizes = jnp.bincount(chosen.reshape(-1), length=shape_of(self.down_proj)[0])
