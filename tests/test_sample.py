@@ -28,7 +28,7 @@ def ids():
 
 
 def ours(processor, ids, logits, prompt_length=4):
-    """One call as in the loop, compiled: ids in a longer buffer, memory from the prompt and updated with every token."""
+    """One call as in the loop, compiled: ids in a longer buffer, memory from the prompt and every token after."""
     buffer = np.full((B, ROOM), -1, np.int32)
     buffer[:, : ids.shape[1]] = ids
 

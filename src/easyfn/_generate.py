@@ -25,8 +25,8 @@ Tracer = jax.core.Tracer
 class Generation(eqx.Module):
     """What [`easyfn.generate`][] returns.
 
-    - `sequences`: int32 `(rows, columns)`: the prompt as given, then the new tokens; after a row's end `pad_token_id`. (Of an
-      encoder-decoder: the decoder's tokens, its start token first.)
+    - `sequences`: int32 `(rows, columns)`: the prompt as given, then the new tokens; after a row's end
+      `pad_token_id`. (Of an encoder-decoder: the decoder's tokens, its start token first.)
     - `lengths`: int32 `(rows,)`: the columns of each row up to its end: `sequences[i, :lengths[i]]`.
     - `scores`, `logits`: float32 `(steps, rows, vocab)` after and before the processors, if asked for.
     - `cache`: with `return_cache=True`, what the model remembers: all columns but the last.
@@ -68,8 +68,8 @@ def _(model: CausalLM) -> bool:
 
 @verb
 def decoder_prompt(model: Any, ids: Any, attention_mask: Any, start: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
-    """The tokens that the new ones follow, and their mask. A decoder continues `ids`; an encoder-decoder starts from its
-    `start` id, `(batch, 1)`, or from `inputs["decoder_input_ids"]`."""
+    """The tokens that the new ones follow, and their mask. A decoder continues `ids`; an encoder-decoder starts from
+    its `start` id, `(batch, 1)`, or from `inputs["decoder_input_ids"]`."""
     return ids, attention_mask
 
 
@@ -79,8 +79,9 @@ def prefill(
 ) -> tuple[jax.Array, Any]:
     """Runs the prompt: `(logits, cache)`, the logits `(batch, vocab)` being those of each row's last column.
 
-    `cache` is from [`easyfn.init_cache`][], or made here with `max_length` slots. Prompts are padded on the left (`generate` moves
-    padding there). An encoder-decoder runs its encoder on `ids` once, and its decoder on `decoder_input_ids`.
+    `cache` is from [`easyfn.init_cache`][], or made here with `max_length` slots. Prompts are padded on the left
+    (`generate` moves padding there). An encoder-decoder runs its encoder on `ids` once, and its decoder on
+    `decoder_input_ids`.
 
     ```python
     import jax, jax.numpy as jnp, easyfn as ef
@@ -104,7 +105,8 @@ def prefill(
 
 @verb
 def decode_step(model: Any, token: Any, cache: Any, **inputs: Any) -> tuple[jax.Array, Any]:
-    """Runs one more token per row, `(batch,)`, after what `cache` holds: `(logits, cache)`, the logits `(batch, vocab)`."""
+    """Runs one more token per row, `(batch,)`, after what `cache` holds: `(logits, cache)`, the logits `(batch,
+    vocab)`."""
     out = forward(model, token[:, None], cache=cache, **inputs)
     return out.logits[:, -1], out.cache
 
@@ -302,23 +304,24 @@ def generate(
 
     - `ids`: integers `(batch, seq)`; `attention_mask`: 0 for padding, on either side. Without a mask, `pad_token_id` in
       the prompt is padding (unless it also ends a row): transformers' rule.
-    - `key`: a PRNG key, needed for sampling. Row `i` draws from `fold_in(key, i)`; with a vector of keys each row has its own, and
-      gives the same tokens alone and in any batch.
-    - `config`, `options`: see [`easyfn.GenerationConfig`][]: `max_new_tokens=`, `do_sample=`, `temperature=`, ... Options win over
-      `config`, which wins over the checkpoint's own. An unknown or unsupported option is refused. Other names that the model
-      takes (`decoder_input_ids`, ...) go to the model.
-    - `processors`: functions `(state, ids, logits) -> (logits, state)`, see [`easyfn.State`][]; they run after the penalties
-      and before temperature and the like, inside the compiled loop. Define them once: a new function is a new program.
+    - `key`: a PRNG key, needed for sampling. Row `i` draws from `fold_in(key, i)`; with a vector of keys each row
+      has its own, and gives the same tokens alone and in any batch.
+    - `config`, `options`: see [`easyfn.GenerationConfig`][]: `max_new_tokens=`, `do_sample=`, `temperature=`, ...
+      Options win over `config`, which wins over the checkpoint's own. An unknown or unsupported option is refused.
+      Other names that the model takes (`decoder_input_ids`, ...) go to the model.
+    - `processors`: functions `(state, ids, logits) -> (logits, state)`, see [`easyfn.State`][]; they run after the
+      penalties and before temperature and the like, inside the compiled loop. Define them once: a new function is a
+      new program.
     - `return_cache`: keep the cache in the result. `runtime`: see `easyfn.Runtime`.
 
-    **Returns** a [`easyfn.Generation`][]. Outside `jit` its rows are as wide as the longest of them; inside `jit` they are always
-    `max_length` wide. **Raises** `ValueError` for options that are refused or contradict each other, empty prompts, rows of padding
-    only, and lengths beyond a model's learned positions.
+    **Returns** a [`easyfn.Generation`][]. Outside `jit` its rows are as wide as the longest of them; inside `jit`
+    they are always `max_length` wide. **Raises** `ValueError` for options that are refused or contradict each other,
+    empty prompts, rows of padding only, and lengths beyond a model's learned positions.
 
     Penalties and n-gram rules never count padding, and never what follows a row's end.
 
-    The second call with the same shapes compiles nothing, whatever the temperature or other numbers. Works inside your own `jax.jit`
-    and under `jax.vmap` over keys.
+    The second call with the same shapes compiles nothing, whatever the temperature or other numbers. Works inside
+    your own `jax.jit` and under `jax.vmap` over keys.
 
     ```python
     import jax, jax.numpy as jnp, easyfn as ef
@@ -342,7 +345,7 @@ def generate(
     steps = longest - call.plan.prompt_length
     if longest == call.plan.max_length:
         return out
-    cut = lambda x, at, axis: None if x is None else jnp.asarray(np.take(np.asarray(x), np.arange(at), axis))  # noqa: E731
+    cut = lambda x, at, axis: None if x is None else jnp.asarray(np.take(np.asarray(x), np.arange(at), axis))
     return dataclasses.replace(
         out,
         sequences=cut(out.sequences, longest, 1),
@@ -369,7 +372,9 @@ def prepare(
 ) -> Call:
     """Everything that is checked and decided before a program runs."""
     if not can_generate(model):
-        raise can_generate.missing(model, "generate continues token ids, so it needs a language model with a head over them.")
+        raise can_generate.missing(
+            model, "generate continues token ids, so it needs a language model with a head over them."
+        )
     ids, attention_mask = _checked(model, ids, attention_mask)
     takes = accepted(model) - {"input_ids", "inputs_embeds", "logits_to_keep", "token_type_ids"}
     inputs = {name: value for name, value in options.items() if name in takes and value is not None}
@@ -377,7 +382,7 @@ def prepare(
     c = resolve(getattr(model, "config", None), config, options)
 
     start_id = c.decoder_start_token_id if c.decoder_start_token_id is not None else c.bos_token_id
-    shape = lambda: decoder_prompt(model, jnp.zeros(ids.shape, jnp.int32), None, start_id, inputs)[0]  # noqa: E731
+    shape = lambda: decoder_prompt(model, jnp.zeros(ids.shape, jnp.int32), None, start_id, inputs)[0]
     prompt = jax.eval_shape(shape)
     encodes = prompt is not None and "decoder_input_ids" in takes
     length = prompt.shape[1]
@@ -388,15 +393,14 @@ def prepare(
         _no_empty_rows(mask, f"nothing but pad_token_id={c.pad_token_id}")
     max_length = _max_length(model, c, length, None if encodes else mask)
     c = with_defaults(c)
+    beams, copies = c.num_beams or 1, c.num_return_sequences or 1
     _check_vocabulary(model, c)
-    if c.num_beams > 1:
+    if beams > 1:
         raise ValueError(
-            f"generate: num_beams={c.num_beams} is not supported: easyfn has no beam search yet; pass num_beams=1"
+            f"generate: num_beams={beams} is not supported: easyfn has no beam search yet; pass num_beams=1"
         )
-    if c.num_return_sequences > 1 and not c.do_sample:
-        raise ValueError(
-            f"num_return_sequences={c.num_return_sequences}: greedy decoding has one answer; add do_sample=True"
-        )
+    if copies > 1 and not c.do_sample:
+        raise ValueError(f"num_return_sequences={copies}: greedy decoding has one answer; add do_sample=True")
     if c.do_sample:
         key = _keys(key, ids.shape[0])
     elif key is not None:
@@ -406,7 +410,7 @@ def prepare(
     if c.encoder_no_repeat_ngram_size or c.encoder_repetition_penalty != 1.0:
         if mask is None:
             mask = ids != c.pad_token_id if infer_mask else jnp.ones_like(ids)
-        encoder_ids = jnp.repeat(jnp.where(mask != 0, ids, -1), c.num_return_sequences, axis=0)
+        encoder_ids = jnp.repeat(jnp.where(mask != 0, ids, -1), copies, axis=0)
     chain = processors_of(
         c, prompt_length=length, max_length=max_length, encoder_ids=encoder_ids, extra=tuple(processors)
     )
@@ -418,7 +422,7 @@ def prepare(
         pad=c.pad if c.pad is not None else 0,
         infer_mask=infer_mask,
         start=start_id,
-        copies=c.num_return_sequences,
+        copies=copies,
         sample=bool(c.do_sample),
         scores=bool(c.output_scores),
         logits=bool(c.output_logits),
@@ -433,7 +437,9 @@ def _checked(model: Any, ids: Any, mask: Any) -> tuple[Any, Any]:
     """Ids and mask of the right shape, inside the vocabulary, with something in every row."""
     ids = ids if isinstance(ids, jax.Array) else np.asarray(ids)
     if ids.ndim != 2:
-        raise ValueError(f"generate: ids must have shape (batch, seq), not {ids.shape}; add a batch axis with ids[None]")
+        raise ValueError(
+            f"generate: ids must have shape (batch, seq), not {ids.shape}; add a batch axis with ids[None]"
+        )
     if 0 in ids.shape:
         raise ValueError(f"generate: the prompt is empty (shape {ids.shape}); start it with the model's bos_token_id")
     if not np.issubdtype(ids.dtype, np.integer):
@@ -478,7 +484,8 @@ def _max_length(model: Any, c: GenerationConfig, prompt: int, mask: Any) -> int:
         length = c.max_length
         if length <= prompt:
             raise ValueError(
-                f"generate: max_length={length} leaves no room after a prompt of {prompt}; max_new_tokens= counts new tokens only"
+                f"generate: max_length={length} leaves no room after a prompt of {prompt}; "
+                "max_new_tokens= counts new tokens only"
             )
     else:
         length = prompt + 20  # transformers' default
@@ -489,8 +496,9 @@ def _max_length(model: Any, c: GenerationConfig, prompt: int, mask: Any) -> int:
         used = length - prompt + int((np.asarray(mask) != 0).sum(axis=1).max())
     if limit is not None and used - 1 > limit:  # the last token is never run
         raise ValueError(
-            f"generate: prompt and new tokens are {used} long, and {type(model).__name__} has learned {limit} positions; "
-            f"shorten the prompt, or set max_new_tokens to at most {max(0, limit + 1 - used + length - prompt)}"
+            f"generate: prompt and new tokens are {used} long, and {type(model).__name__} has learned "
+            f"{limit} positions; shorten the prompt, or "
+            f"set max_new_tokens to at most {max(0, limit + 1 - used + length - prompt)}"
         )
     return length
 
@@ -499,7 +507,14 @@ def _check_vocabulary(model: Any, c: GenerationConfig) -> None:
     size = getattr(getattr(model, "config", None), "vocab_size", None)
     if size is None:
         return
-    for name in ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "forced_bos_token_id", "forced_eos_token_id"):
+    for name in (
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "bad_words_ids",
+        "sequence_bias",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+    ):
         value = getattr(c, name)
         words = [w for w, _ in value] if name == "sequence_bias" and value else [value]
         for i in jax.tree.leaves(words):

@@ -68,10 +68,27 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 
 # Keys of a `generation_config.json` that change how transformers computes, or what it returns, but no token.
 HARMLESS = frozenset(
-    """use_cache cache_implementation cache_config max_cache_len return_dict_in_generate num_assistant_tokens
-    num_assistant_tokens_schedule assistant_confidence_threshold assistant_lookbehind target_lookbehind
-    max_matching_ngram_size compile_config disable_compile continuous_batching_config low_memory prefill_chunk_size
-    transformers_version generation_kwargs trust_remote_code""".split()
+    [
+        "use_cache",
+        "cache_implementation",
+        "cache_config",
+        "max_cache_len",
+        "return_dict_in_generate",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+        "assistant_lookbehind",
+        "target_lookbehind",
+        "max_matching_ngram_size",
+        "compile_config",
+        "disable_compile",
+        "continuous_batching_config",
+        "low_memory",
+        "prefill_chunk_size",
+        "transformers_version",
+        "generation_kwargs",
+        "trust_remote_code",
+    ]
 )
 
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -81,23 +98,24 @@ IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 class GenerationConfig:
     """Options of [`easyfn.generate`][], with transformers' names and meanings. `None` is unset.
 
-    A field that is unset here comes from the model's `generation_config.json`, then (the special ids, and if there is no such
-    file everything) from its `config.json`, then from transformers' defaults, of which two surprise: `max_length` is 20 tokens
-    beyond the prompt, and sampling has `top_k=50`.
+    A field that is unset here comes from the model's `generation_config.json`, then (the special ids, and if there
+    is no such file everything) from its `config.json`, then from transformers' defaults, of which two surprise:
+    `max_length` is 20 tokens beyond the prompt, and sampling has `top_k=50`.
 
-    Lengths: `max_new_tokens` or `max_length`, `min_new_tokens` or `min_length`; lengths count columns, as transformers does:
-    the prompt with its padding. `eos_token_id` is an id or several; `-1` means that nothing ends a row.
+    Lengths: `max_new_tokens` or `max_length`, `min_new_tokens` or `min_length`; lengths count columns, as
+    transformers does: the prompt with its padding. `eos_token_id` is an id or several; `-1` means that nothing ends
+    a row.
 
-    Two options are not transformers' but everybody's: `frequency_penalty` and `presence_penalty` lower the logits of tokens that
-    were generated before, by their count and by the fact.
+    Two options are not transformers' but everybody's: `frequency_penalty` and `presence_penalty` lower the logits of
+    tokens that were generated before, by their count and by the fact.
 
     Equal configs are equal and hash alike; lists are stored as tuples.
 
     ```python
     import easyfn as ef
     config = ef.GenerationConfig(max_new_tokens=8, do_sample=True, temperature=0.7, eos_token_id=[1, 2])
-    assert hash(config) == hash(ef.GenerationConfig(max_new_tokens=8, do_sample=True, temperature=0.7, eos_token_id=(1, 2)))
-    ```
+    assert hash(config) == hash(ef.GenerationConfig(max_new_tokens=8, do_sample=True, temperature=0.7,
+    eos_token_id=(1, 2))) ```
     """
 
     max_length: int | None = None
@@ -177,17 +195,17 @@ def resolve(model_config: Any, config: GenerationConfig | None, options: Mapping
     chosen = {name: getattr(given, name) for name in FIELDS if getattr(given, name) is not None}
     for short, long in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
         if short in chosen and long in chosen:
-            raise ValueError(f"generate: {short}={chosen[short]} and {long}={chosen[long]} say the same thing twice; give one")
+            raise ValueError(f"generate: {short}={chosen[short]} and {long}={chosen[long]} say a thing twice; give one")
     explicit = dict(chosen)
     for layer in (_set(config), checkpoint_defaults(model_config)):
         layer = dict(layer)
         for short, long in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
-            if short in chosen or long in chosen:  # what the caller says of a length replaces all that a file says of it
+            if short in chosen or long in chosen:  # the caller's word on a length is the only one
                 layer.pop(short, None), layer.pop(long, None)
         chosen = {**layer, **chosen}
     done = GenerationConfig(**chosen)
     if not done.do_sample and (idle := [name for name in SAMPLING if name in explicit]):
-        raise ValueError(f"generate: {', '.join(idle)} has an effect only when sampling; add do_sample=True, or leave it out")
+        raise ValueError(f"generate: {', '.join(idle)} has an effect only with do_sample=True; add it")
     if (done.num_beams or 1) == 1 and (idle := [name for name in BEAMS if name in explicit]):
         raise ValueError(f"generate: {', '.join(idle)} has an effect only with num_beams= above 1; leave it out")
     return done
@@ -211,7 +229,8 @@ def checkpoint_defaults(model_config: Any) -> dict[str, Any]:
     extra = dict(getattr(model_config, "extra", None) or {})
     here = {name: getattr(model_config, name) for name in IDS if getattr(model_config, name, None) is not None}
     file = _known(generation, "generation_config.json", file=True)
-    names = IDS if generation else (*FIELDS, *REFUSED)  # transformers reads config.json alone where there is no other file
+    # Where there is no generation_config.json, transformers reads all of it from config.json.
+    names = IDS if generation else (*FIELDS, *REFUSED)
     old = _known({k: extra[k] for k in names if k in extra}, "config.json", file=True)
     return {**old, **here, **file}
 
@@ -222,9 +241,11 @@ def _known(options: Mapping[str, Any], where: str, *, file: bool = False) -> dic
     for name, value in options.items():
         if name in FIELDS:
             kept[name] = value
-        elif value is None or (name in REFUSED and value in REFUSED[name]):
-            continue
-        elif file and (name in HARMLESS or name.startswith("_")) and value != "quantized":
+        elif (
+            value is None
+            or (name in REFUSED and value in REFUSED[name])
+            or (file and (name in HARMLESS or name.startswith("_")) and value != "quantized")
+        ):
             continue
         else:
             refused.append(name)
@@ -235,7 +256,8 @@ def _known(options: Mapping[str, Any], where: str, *, file: bool = False) -> dic
         else:
             why = f"no such option. {near(name, FIELDS)}"
         write = f" Load with config_overrides, or set config.generation without {name}." if file else " Leave it out."
-        raise ValueError(f"{where}: {', '.join(f'{n}={options[n]!r}' for n in refused)} is not supported: {why}.{write}")
+        listed = ", ".join(f"{n}={options[n]!r}" for n in refused)
+        raise ValueError(f"{where}: {listed} is not supported: {why}.{write}")
     return kept
 
 
@@ -270,7 +292,7 @@ def _validate(c: GenerationConfig) -> None:
     for name in ("epsilon_cutoff", "eta_cutoff"):
         check(name, lambda v: 0 <= v < 1, "in [0, 1)")
     check("early_stopping", lambda v: v in (True, False, "never"), "True, False or 'never'")
-    many = lambda v: isinstance(v, tuple) and all(isinstance(i, (int, np.integer)) for i in v)  # noqa: E731
+    many = lambda v: isinstance(v, tuple) and all(isinstance(i, (int, np.integer)) for i in v)
     check("suppress_tokens", many, "a list of ids")
     check("begin_suppress_tokens", many, "a list of ids")
     check("bad_words_ids", lambda v: v and all(many(w) and w and min(w) >= 0 for w in v), "a list of lists of ids")

@@ -3,13 +3,14 @@
 A processor is called as `(state, ids, logits) -> (logits, state)`:
 
 - `logits`: float32, `(batch, vocab)`.
-- `ids`: int32, `(batch, max_length)`: prompt and tokens so far, and -1 wherever there is no token (padding, rows that ended,
-  places to come). So nothing ever counts padding.
-- `state`: a [`State`][easyfn.State]: how many columns are written, how many the prompt has, and the processor's own memory.
+- `ids`: int32, `(batch, max_length)`: prompt and tokens so far, and -1 wherever there is no token (padding, rows
+  that ended, places to come). So nothing ever counts padding.
+- `state`: a [`State`][easyfn.State]: how many columns are written, how many the prompt has, and the processor's own
+  memory.
 
-Any function is one; a processor with memory has a method `init(ids, vocab_size) -> memory`, whose arrays lead with the batch axis.
-Those below are transformers' (`generation/logits_process.py`), one class each; their numbers are arrays, so that another temperature
-compiles nothing.
+Any function is one; a processor with memory has a method `init(ids, vocab_size) -> memory`, whose arrays lead with
+the batch axis. Those below are transformers' (`generation/logits_process.py`), one class each; their numbers are
+arrays, so that another temperature compiles nothing.
 """
 
 from __future__ import annotations
@@ -48,7 +49,12 @@ def initial(processors: tuple[Any, ...], ids: jax.Array, vocab_size: int) -> tup
 
 
 def process(
-    processors: tuple[Any, ...], memories: tuple[Any, ...], ids: jax.Array, logits: Logits, length: Any, prompt_length: Any
+    processors: tuple[Any, ...],
+    memories: tuple[Any, ...],
+    ids: jax.Array,
+    logits: Logits,
+    length: Any,
+    prompt_length: Any,
 ) -> tuple[Logits, tuple[Any, ...]]:
     """All processors in turn."""
     new = []
@@ -59,8 +65,9 @@ def process(
 
 
 def draw(keys: jax.Array, step: Any, logits: Logits) -> jax.Array:
-    """One token per row, from a stream of random numbers of the row's own key: `(batch,)` keys, `(batch, vocab)` logits."""
-    one = lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row)  # noqa: E731
+    """One token per row, from a stream of random numbers of the row's own key: `(batch,)` keys, `(batch, vocab)`
+    logits."""
+    one = lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row)
     return jax.vmap(one)(keys, logits).astype(jnp.int32)
 
 
@@ -75,7 +82,7 @@ def _id_array(ids: Any) -> Any:
     return np.asarray(ids, np.int32)
 
 
-def _mark(shape: tuple[int, int], ids: jax.Array) -> jax.Array:
+def _mark(shape: tuple[int, ...], ids: jax.Array) -> jax.Array:
     """Boolean `shape` (batch, vocab), true at the tokens of each row of `ids`; -1 marks nothing."""
     rows = jnp.arange(shape[0])[:, None]
     return jnp.zeros(shape, bool).at[rows, jnp.where(ids < 0, shape[1], ids)].set(True, mode="drop")
@@ -132,7 +139,9 @@ class SequenceBias(eqx.Module):
         for prefixes, last, biases in self.groups:
             m = prefixes.shape[1]
             if m == 0:
-                total = total.at[:, last].set(jnp.broadcast_to(jnp.asarray(biases)[None], (logits.shape[0], biases.shape[0])))
+                total = total.at[:, last].set(
+                    jnp.broadcast_to(jnp.asarray(biases)[None], (logits.shape[0], biases.shape[0]))
+                )
             elif m <= ids.shape[1]:
                 tail = jax.lax.dynamic_slice_in_dim(ids, state.length - m, m, axis=1)
                 hit = jnp.all(tail[:, None, :] == prefixes[None], axis=-1) & (state.length >= m)
@@ -141,7 +150,8 @@ class SequenceBias(eqx.Module):
 
 
 class RepetitionPenalty(eqx.Module):
-    """Divides the positive and multiplies the negative logits of tokens that occurred, the prompt's included (padding is not)."""
+    """Divides the positive and multiplies the negative logits of tokens that occurred, the prompt's included
+    (padding is not)."""
 
     penalty: Any
 
@@ -164,7 +174,8 @@ class EncoderRepetitionPenalty(eqx.Module):
 
 
 class FrequencyPenalty(eqx.Module):
-    """Lowers the logit of every generated token by `frequency` times its count and by `presence` once; the prompt is free."""
+    """Lowers the logit of every generated token by `frequency` times its count and by `presence` once; the prompt is
+    free."""
 
     frequency: Any
     presence: Any
@@ -210,7 +221,8 @@ class MinLength(eqx.Module):
 
 
 class ForcedTokens(eqx.Module):
-    """Forces one of `tokens` when `length` columns are written: the first token after a start token, or the last one."""
+    """Forces one of `tokens` when `length` columns are written: the first token after a start token, or the last
+    one."""
 
     length: int
     tokens: Any
@@ -410,12 +422,13 @@ def processors_of(
     if c.remove_invalid_values:
         found.append(RemoveInvalid())
     if c.exponential_decay_length_penalty is not None and eos:
-        found.append(ExponentialDecay(*c.exponential_decay_length_penalty, _id_array(eos)))
+        begin, factor = c.exponential_decay_length_penalty
+        found.append(ExponentialDecay(begin, factor, _id_array(eos)))
     if c.suppress_tokens:
         found.append(SuppressTokens(_id_array(c.suppress_tokens)))
     if c.begin_suppress_tokens:
-        begin = prompt_length + (prompt_length <= 1 and c.forced_bos_token_id is not None)
-        found.append(SuppressTokens(_id_array(c.begin_suppress_tokens), begin))
+        first = prompt_length + (prompt_length <= 1 and c.forced_bos_token_id is not None)
+        found.append(SuppressTokens(_id_array(c.begin_suppress_tokens), first))
     found.extend(extra)
     if c.do_sample:
         keep = 1 if (c.num_beams or 1) == 1 else len(eos) + 1 if eos else 2

@@ -32,8 +32,9 @@ def stream(
     runtime: Runtime = Runtime(),
     **options: Any,
 ) -> Iterator[np.ndarray]:
-    """The new tokens of [`easyfn.generate`][] one column at a time: int32 arrays of shape `(rows,)`, the same tokens for the
-    same arguments. A row that ended yields `pad_token_id`; the stream ends with the last row. Stop early by leaving the loop.
+    """The new tokens of [`easyfn.generate`][] one column at a time: int32 arrays of shape `(rows,)`, the same tokens
+    for the same arguments. A row that ended yields `pad_token_id`; the stream ends with the last row. Stop early by
+    leaving the loop.
 
     Arguments are checked at the call, not at the first token.
 
