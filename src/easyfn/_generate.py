@@ -334,7 +334,7 @@ def generate(
         return logits.at[:, 7].set(-jnp.inf), state
 
     out = ef.generate(model, prompt, max_new_tokens=4, do_sample=True, key=jax.random.key(1), processors=(no_sevens,))
-    assert 7 not in out.new_tokens
+    assert not jnp.any(out.new_tokens == 7)
     ```
     """
     call = prepare(model, ids, attention_mask, key, config, processors, return_cache, runtime, options)
