@@ -20,7 +20,12 @@ import time
 from pathlib import Path
 
 SHAPE = dict(
-    vocab_size=32000, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4
+    vocab_size=32000,
+    hidden_size=512,
+    intermediate_size=1408,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
 )
 CASES = {
     "forward": ["forward 1 512 float32", "forward 8 128 float32", "forward 1 512 bfloat16", "forward 8 128 bfloat16"],
@@ -75,7 +80,12 @@ def torch_case(words: list[str], folder: Path):
         model.eval()
         model.generation_config.eos_token_id = None
         return lambda: model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            pad_token_id=0,
         )
     if kind == "lora":
         from peft import LoraConfig, get_peft_model
@@ -119,7 +129,13 @@ def easyfn_case(words: list[str], folder: Path):
     if kind.startswith("decode"):
         model = ef.cast(model, dtype)
         return lambda: ef.generate(
-            model, ids, max_new_tokens=numbers[2], min_new_tokens=numbers[2], eos_token_id=None, pad_token_id=0, do_sample=False
+            model,
+            ids,
+            max_new_tokens=numbers[2],
+            min_new_tokens=numbers[2],
+            eos_token_id=None,
+            pad_token_id=0,
+            do_sample=False,
         ).sequences.block_until_ready()
     if kind == "lora":
         model = ef.apply_lora(model, "all-linear", rank=8, alpha=16, key=jax.random.key(0))
@@ -163,7 +179,11 @@ class Side:
         self.name = name
         environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "JAX_PLATFORMS": "cpu"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__, "--serve", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def ask(self, line: str) -> float:
@@ -214,7 +234,9 @@ began = time.perf_counter()
 jax.jit(jax.grad(lambda m, ids: ef.compute_loss(m, {"input_ids": ids})[0])).lower(model, ids).compile()
 print(time.perf_counter() - began)
 """
-    run = lambda n: float(subprocess.run([sys.executable, "-c", code, str(n)], capture_output=True, text=True, check=True).stdout)
+    run = lambda n: float(
+        subprocess.run([sys.executable, "-c", code, str(n)], capture_output=True, text=True, check=True).stdout
+    )
     return {n: min(run(n) for _ in range(2)) for n in (4, 32)}
 
 
@@ -233,14 +255,15 @@ def main() -> None:
             print(f"| import, over jax + equinox + optax | | | | {import_time():.2f} | |", flush=True)
         elif what == "compile":
             took = compile_growth()
-            print(f"| compile, 32 layers over 4, stacked | {took[4]:.1f} | {took[32]:.1f} | {took[32] / took[4]:.2f} | | |", flush=True)
+            print(
+                f"| compile, 32 layers over 4, stacked | {took[4]:.1f} | {took[32]:.1f} | {took[32] / took[4]:.2f} | | |",
+                flush=True,
+            )
         else:
             for case in CASES.get(what, [what.replace(",", " ")]):
                 r = interleaved(case, args.rounds)
-                print(
-                    f"| {case} | {r['torch']:.3f} | {r['easyfn']:.3f} | {r['ratio']:.2f} | {r['paired']:.2f} | {r['first']:.1f} |",
-                    flush=True,
-                )
+                numbers = f"{r['torch']:.3f} | {r['easyfn']:.3f} | {r['ratio']:.2f} | {r['paired']:.2f} | {r['first']:.1f}"
+                print(f"| {case} | {numbers} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 import easyfn as ef
 
 OUT = Path(__file__).parent.parent / "examples" / "tiny"
-SKIP = ("site-packages", "dist-packages", "/test/", "/tests/", "idlelib", "lib2to3", "turtledemo", "encodings/", "msilib")
+SKIP = (
+    "site-packages",
+    "dist-packages",
+    "/test/",
+    "/tests/",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "encodings/",
+    "msilib",
+)
 BOS, EOS = "<s>", "</s>"
 
 
@@ -50,7 +60,10 @@ def tokenizer_for(train: list[str], vocab_size: int) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[BOS, EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(train, trainer)
     return tokenizer
@@ -74,7 +87,9 @@ def main() -> None:
     tokenizer = tokenizer_for(train, 1024)
     ids, held_ids = tokens_of(tokenizer, train), tokens_of(tokenizer, held)
     held_bytes = sum(len(t.encode()) for t in held)
-    print(f"{len(train)} files, {len(ids) / 1e6:.2f} M tokens; held out {len(held)} files, {len(held_ids) / 1e6:.2f} M tokens")
+    print(
+        f"{len(train)} files, {len(ids) / 1e6:.2f} M tokens; held out {len(held)} files, {len(held_ids) / 1e6:.2f} M tokens"
+    )
 
     config = ef.models.LlamaConfig(
         vocab_size=1024,
@@ -90,14 +105,16 @@ def main() -> None:
         extra=ef.Frozen(bos_token_id=0, eos_token_id=1, pad_token_id=1, architectures=["LlamaForCausalLM"]),
         generation=ef.Frozen(bos_token_id=0, eos_token_id=1, pad_token_id=1),
     )
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.stack(ef.init(config, key=jax.random.key(0)))
     progress = 0.0  # of the time, which drives the schedule: the run ends when the minutes do
 
     def rate_at(progress: jax.Array) -> jax.Array:
         warm = jnp.minimum(progress / 0.02, 1.0)
         return args.rate * warm * (0.05 + 0.95 * 0.5 * (1 + jnp.cos(jnp.pi * progress)))
 
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98), optax.add_decayed_weights(0.05))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98), optax.add_decayed_weights(0.05)
+    )
 
     def step(model, state, batch, progress):
         (loss, _), grads = jax.value_and_grad(lambda m: ef.compute_loss(m, {"input_ids": batch}), has_aux=True)(model)
@@ -122,18 +139,27 @@ def main() -> None:
         n += 1
         progress = (time.time() - began) / (60 * args.minutes)
         if n % 200 == 0:
+            held = held_loss(model, held_batches[:4])
             speed = n * batch.size / (time.time() - began)
-            print(f"step {n}: loss {np.mean(losses[-200:]):.3f}, held out {held_loss(model, held_batches[:4]):.3f}, {speed:.0f} tokens/s", flush=True)
+            print(
+                f"step {n}: loss {np.mean(losses[-200:]):.3f}, held out {held:.3f}, {speed:.0f} tokens/s",
+                flush=True,
+            )
 
     final = held_loss(model, held_batches)
     model = ef.cast(model, jnp.bfloat16)
     rounded = held_loss(ef.float32(model), held_batches)
     per_byte = rounded * len(held_ids) / held_bytes
-    print(f"held-out loss {final:.4f} nats per token, {rounded:.4f} after rounding to bfloat16, {per_byte:.4f} per byte")
-    ef.save(model, args.out)
+    print(
+        f"held-out loss {final:.4f} nats per token, {rounded:.4f} after rounding to bfloat16, {per_byte:.4f} per byte"
+    )
+    ef.save(ef.unstack(model), args.out)
     tokenizer.save(str(args.out / "tokenizer.json"))
     (args.out / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "pad_token": EOS}, indent=2)
+        json.dumps(
+            {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "pad_token": EOS},
+            indent=2,
+        )
     )
     held_ids[: 64 * 256].astype(np.uint16).tofile(args.out / "held_out.u16")
     record = {

@@ -54,9 +54,7 @@ def test_resize(tied, make, key):
     assert jax.tree.structure(smaller) == jax.tree.structure(model)
     if isinstance(ef.input_embeddings(model).weight, jax.Array):
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), smaller, model)
-        np.testing.assert_allclose(
-            ef.forward(bigger, IDS).logits[..., :40], ef.forward(model, IDS).logits, atol=1e-6
-        )
+        np.testing.assert_allclose(ef.forward(bigger, IDS).logits[..., :40], ef.forward(model, IDS).logits, atol=1e-6)
         assert ef.forward(bigger, np.array([[47]])).logits.shape == (1, 1, 48)
     with pytest.raises(ValueError, match="is none"):
         ef.resize_embeddings(model, 0)

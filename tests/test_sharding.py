@@ -133,7 +133,12 @@ def test_path_rules_win(model):
 
 @pytest.mark.parametrize(
     "sizes, message",
-    [(dict(dp=-1), "only one axis"), (dict(fsdp=3), "needs 3 devices"), (dict(dp=3), "cannot be split"), (dict(tp=0), "positive")],
+    [
+        (dict(dp=-1), "only one axis"),
+        (dict(fsdp=3), "needs 3 devices"),
+        (dict(dp=3), "cannot be split"),
+        (dict(tp=0), "positive"),
+    ],
 )
 def test_bad_meshes(sizes, message):
     with pytest.raises(ef.ShardingError, match=message):

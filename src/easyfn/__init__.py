@@ -1,8 +1,20 @@
 """easyfn: any Hugging Face checkpoint as an immutable Equinox pytree, and everything you do to it a free function."""
 
-from . import models as models, nn as nn
-from . import _encoders as _encoders
+from jax import P as P
+
+from . import _encoders as _encoders, models as models, nn as nn
+from ._card import model_card as model_card
 from ._dtype import cast as cast, dtype_of as dtype_of, float32 as float32, half as half
+from ._embeddings import (
+    decoder as decoder,
+    encoder as encoder,
+    output_embeddings as output_embeddings,
+    resize_embeddings as resize_embeddings,
+    with_decoder as with_decoder,
+    with_input_embeddings as with_input_embeddings,
+    with_output_embeddings as with_output_embeddings,
+)
+from ._flops import flops as flops, flops_per_token as flops_per_token, sample_inputs as sample_inputs
 from ._forward import forward as forward, init_cache as init_cache, pure as pure
 from ._frozen import Frozen as Frozen
 from ._generate import (
@@ -14,22 +26,26 @@ from ._generate import (
     prefill as prefill,
 )
 from ._generation_config import GenerationConfig as GenerationConfig
-from ._sample import State as State
-from ._stream import stream as stream
 from ._loss import LossConfig as LossConfig, compute_loss as compute_loss, loss_from_logits as loss_from_logits
+from ._params import combine as combine, params as params, shapes as shapes, split as split, with_params as with_params
+from ._sample import State as State
 from ._seq2seq import encode as encode
-from ._card import model_card as model_card
-from ._flops import flops as flops, flops_per_token as flops_per_token, sample_inputs as sample_inputs
 from ._show import describe as describe, num_bytes as num_bytes, num_params as num_params, show as show
 from ._slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
 from ._stack import stack as stack, unstack as unstack
 from ._state import load_state as load_state, save_state as save_state
+from ._stream import stream as stream
 from ._task import mesh_of as mesh_of, model_type as model_type, supports as supports, task as task
 from ._train import TrainState as TrainState, to_state as to_state, train_step as train_step
 from ._trainable import is_adapter as is_adapter, trainable as trainable
-from ._params import combine as combine, params as params, shapes as shapes, split as split, with_params as with_params
 from ._tree import Stacked as Stacked
-from ._verb import NodeVerb as NodeVerb, NotSupported as NotSupported, Verb as Verb, node_verb as node_verb, verb as verb
+from ._verb import (
+    NodeVerb as NodeVerb,
+    NotSupported as NotSupported,
+    Verb as Verb,
+    node_verb as node_verb,
+    verb as verb,
+)
 from ._weight import (
     Slot as Slot,
     Weight as Weight,
@@ -64,6 +80,12 @@ from .lora import (
 from .models.family import families as families, family as family
 from .models.init import init as init
 from .nn import Context as Context, Output as Output, Runtime as Runtime, input_embeddings as input_embeddings
+from .quant import (
+    QuantConfig as QuantConfig,
+    dequantize as dequantize,
+    is_quantized as is_quantized,
+    quantize as quantize,
+)
 from .sharding import (
     ShardingError as ShardingError,
     ShardingRules as ShardingRules,
@@ -79,20 +101,4 @@ from .sharding import (
     shard as shard,
     shard_batch as shard_batch,
     shard_fns as shard_fns,
-)
-from jax import P as P
-from ._embeddings import (
-    decoder as decoder,
-    encoder as encoder,
-    output_embeddings as output_embeddings,
-    resize_embeddings as resize_embeddings,
-    with_decoder as with_decoder,
-    with_input_embeddings as with_input_embeddings,
-    with_output_embeddings as with_output_embeddings,
-)
-from .quant import (
-    QuantConfig as QuantConfig,
-    dequantize as dequantize,
-    is_quantized as is_quantized,
-    quantize as quantize,
 )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._tree import Pattern, join, is_leaf, matches, nothing_matched, rebuild
+from ._tree import Pattern, is_leaf, join, matches, nothing_matched, rebuild
 from ._verb import verb
 
 

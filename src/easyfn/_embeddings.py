@@ -22,11 +22,15 @@ def _exchange(verb_name: str, model: Any, old: Any, new: Any) -> Any:
     """`old`, a part of the model, for `new`: a layer like it, or an array for its weight."""
     if not isinstance(new, type(old)):
         if not hasattr(new, "shape"):
-            raise TypeError(f"{verb_name} takes a {type(old).__name__} or an array for its weight, not a {type(new).__name__}")
+            raise TypeError(
+                f"{verb_name} takes a {type(old).__name__} or an array for its weight, not a {type(new).__name__}"
+            )
         new = replace(old, {"weight": new})
     ours, theirs = tuple(old.weight.shape), tuple(new.weight.shape)
     if ours != theirs:
-        raise ValueError(f"{verb_name}: the new weight has shape {theirs}, the model needs {ours}; see ef.resize_embeddings")
+        raise ValueError(
+            f"{verb_name}: the new weight has shape {theirs}, the model needs {ours}; see ef.resize_embeddings"
+        )
     return replace(model, {_path_of(model, old): new})
 
 
@@ -61,7 +65,6 @@ def resize_embeddings(
 
     Raises `ValueError` if a weight to resize is quantized or has an adapter.
     """
-    old = model.config.vocab_size
     if pad_to_multiple_of:
         size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
     if size < 1:
@@ -142,6 +145,8 @@ def _part(which: Any, model: Any, name: str) -> Any:
 def with_decoder(model: Any, new: Any) -> Any:
     """`model` with another decoder of the same structure."""
     old = decoder(model)
-    if jax.tree.structure(old) != jax.tree.structure(new):
-        raise ValueError("with_decoder: the new decoder has another structure (fields, layers or config) than the old one")
+    if bool(jax.tree.structure(old) != jax.tree.structure(new)):
+        raise ValueError(
+            "with_decoder: the new decoder has another structure (fields, layers or config) than the old one"
+        )
     return replace(model, {_path_of(model, old): new})

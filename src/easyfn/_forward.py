@@ -142,7 +142,9 @@ def check_ids(model: Any, ids: Any, embeds: Any, *, prefix: str = "") -> tuple[A
         held = np.asarray(ids)  # a constant of somebody's jit is concrete, but what jnp makes of it would not be
         low, high = int(held.min()), int(held.max())
         if low < 0 or high >= size:
-            raise ValueError(f"input_ids hold {low if low < 0 else high}, outside the vocabulary of {size} (0 to {size - 1})")
+            raise ValueError(
+                f"input_ids hold {low if low < 0 else high}, outside the vocabulary of {size} (0 to {size - 1})"
+            )
     return jnp.asarray(ids), None
 
 

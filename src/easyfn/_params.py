@@ -31,7 +31,9 @@ def with_params(model: Any, new: dict[str, Any]) -> Any:
         if path not in old:
             raise KeyError(f"with_params: no array at {path!r}. {near(path, old)}")
         if value is not None and tuple(value.shape) != tuple(old[path].shape):
-            raise ValueError(f"with_params: {path} has shape {tuple(old[path].shape)}, the new array {tuple(value.shape)}")
+            raise ValueError(
+                f"with_params: {path} has shape {tuple(old[path].shape)}, the new array {tuple(value.shape)}"
+            )
     return replace(model, new)
 
 

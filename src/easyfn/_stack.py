@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ def unstack(model: Any) -> Any:
 def _layers(part: Any) -> list[Any]:
     if not isinstance(part, Stacked):
         return [unstack(part)]
-    return [jax.tree.map(lambda leaf: _index(leaf, i), block) for i in range(part.repeats) for block in part.blocks]
+    return [jax.tree.map(functools.partial(_index, i), block) for i in range(part.repeats) for block in part.blocks]
 
 
 def _stack_layers(layers: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -102,7 +103,7 @@ def _join(leaves: Sequence[Any]) -> Any:
     return jnp.stack(leaves)
 
 
-def _index(leaf: Any, i: int) -> Any:
+def _index(i: int, leaf: Any) -> Any:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         sharding = leaf.sharding
         if isinstance(sharding, jax.sharding.NamedSharding):

@@ -178,7 +178,14 @@ def matches(pattern: Pattern, path: str, node: Any) -> bool:
 def nothing_matched(verb: str, pattern: Any, candidates: Iterable[str]) -> ValueError:
     """The error for a pattern that selected nothing."""
     known = sorted({re.sub(r"(?<![^.])[\d:]+(?![^.])", "*", c) for c in candidates})
-    hint = near(pattern if isinstance(pattern, str) else " ".join(map(str, pattern)) if isinstance(pattern, (list, tuple)) else "", known)
+    hint = near(
+        pattern
+        if isinstance(pattern, str)
+        else " ".join(map(str, pattern))
+        if isinstance(pattern, (list, tuple))
+        else "",
+        known,
+    )
     return ValueError(
         f"{verb}: the pattern {pattern!r} matches nothing in this model. {hint} "
         f"It can reach: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}."

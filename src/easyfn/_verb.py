@@ -33,6 +33,7 @@ class Verb(Generic[P, R]):
     """
 
     def __init__(self, default: Callable[P, R], example: str | None = None) -> None:
+        self.__name__: str
         functools.update_wrapper(self, default)
         self._default = default
         self._example = example

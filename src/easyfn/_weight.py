@@ -65,7 +65,9 @@ def shape_of(w: Weight) -> tuple[int, ...]:
 
 @verb
 def format_of(w: Weight) -> str | None:
-    """The short name of a weight format, as `show` prints it (`int8`, `nf4/64`); `None` for an array and for whatever only wraps weights.
+    """The short name of a weight format, as `show` prints it (`int8`, `nf4/64`).
+
+    `None` for an array and for whatever only wraps weights.
 
     What answers a name is what `is_quantized` sees and `dequantize` replaces by `dense(w)`.
     """
@@ -170,7 +172,9 @@ def ragged_dot(w: Weight, x: jax.Array, group_sizes: jax.Array) -> jax.Array:
     return grouped_dot(dot, w, x, group_sizes)
 
 
-@verb(example="@ef.requantize.register({type})\ndef _(w, new): return quantize_as(w, new)   # `new` in the format of `w`")
+@verb(
+    example="@ef.requantize.register({type})\ndef _(w, new): return quantize_as(w, new)   # `new` in the format of `w`"
+)
 def requantize(w: Weight, new: jax.Array) -> Weight:
     """The dense array `new`, of the shape of `w`, in the format of `w`: what folding an adapter into a weight writes back.
 

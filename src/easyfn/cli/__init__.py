@@ -112,7 +112,9 @@ def finetune(args: argparse.Namespace) -> None:
     from .finetune import tune
 
     model = _load(args)
-    tuned, losses = tune(model, tokenizer_of(args.checkpoint), Path(args.text).read_text(), steps=args.steps, rank=args.rank)
+    tuned, losses = tune(
+        model, tokenizer_of(args.checkpoint), Path(args.text).read_text(), steps=args.steps, rank=args.rank
+    )
     ef.save_adapter(tuned, args.out)
     print(f"{args.out}: loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps")
 

@@ -66,7 +66,9 @@ def run(checkpoint: str, text_file: str, out: Path, steps: int) -> None:
     head("1. load")
     model = ef.load(checkpoint, dtype=jnp.float32)
     tokenizer = tokenizer_of(checkpoint)
-    console.print(f"{ef.model_type(model)}, {ef.num_params(model):,} parameters, {ef.num_bytes(model) / 1e6:.1f} MB in float32")
+    console.print(
+        f"{ef.model_type(model)}, {ef.num_params(model):,} parameters, {ef.num_bytes(model) / 1e6:.1f} MB in float32"
+    )
 
     head("2. show")
     console.print(str(ef.show(model)), markup=False, highlight=False, soft_wrap=True)
@@ -81,7 +83,9 @@ def run(checkpoint: str, text_file: str, out: Path, steps: int) -> None:
     sharded, report = ef.shard(model, None, mesh, report=True)
     after = held_out_loss(sharded, held)
     console.print(f"mesh {dict(mesh.shape)}; held-out loss {before:.5f} on one device, {after:.5f} on eight")
-    console.print(f"{len(report.replicated)} arrays are replicated, such as {report.replicated[0].path}: {report.replicated[0].why}")
+    console.print(
+        f"{len(report.replicated)} arrays are replicated, such as {report.replicated[0].path}: {report.replicated[0].why}"
+    )
 
     head("4. quantize to nf4")
     quantized = ef.quantize(sharded, "nf4")
@@ -106,7 +110,9 @@ def run(checkpoint: str, text_file: str, out: Path, steps: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     picture(losses, out / "loss.png")
     console.print(curve(losses), markup=False, highlight=False)
-    console.print(f"held-out loss {held_out_loss(tuned, held):.4f}, was {before:.4f}; the curve is in {out / 'loss.png'}")
+    console.print(
+        f"held-out loss {held_out_loss(tuned, held):.4f}, was {before:.4f}; the curve is in {out / 'loss.png'}"
+    )
 
     head("6. generate, before and after")
     prompt = text[cut : cut + 60].rsplit(" ", 1)[0]
@@ -130,7 +136,9 @@ def run(checkpoint: str, text_file: str, out: Path, steps: int) -> None:
     head("8. read back with easyfn, transformers and PEFT")
     ids = held[:2]
     ours = ef.forward(merged, ids).logits
-    checks = {"easyfn, the merged checkpoint": largest_difference(ef.forward(ef.load(out / "merged"), ids).logits, ours)}
+    checks = {
+        "easyfn, the merged checkpoint": largest_difference(ef.forward(ef.load(out / "merged"), ids).logits, ours)
+    }
     again = ef.load_adapter(ef.load(out / "nf4"), out / "adapter")
     checks["easyfn, nf4 checkpoint and adapter"] = largest_difference(
         ef.forward(again, ids).logits, ef.forward(tuned, ids).logits

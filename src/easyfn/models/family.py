@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from .._tree import near
 from ..io.names import Rule
 
-Builder = Callable[[Any], Any]
+Builder = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)

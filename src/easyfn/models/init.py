@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -14,7 +15,7 @@ from .family import build
 
 
 def init(config: Any, *, key: jax.Array, dtype: Any = jnp.float32, task: str | None = None) -> Any:
-    """A model with random weights.
+    """A model with random weights: of a config, or of an abstract model or layer.
 
     Matrices are normal with the config's `initializer_range` (0.02 if it has none), norms are neutral, biases zero, unless a
     layer says otherwise in its `slots`. Every array has a random stream of its own, named by its path: adding a layer does
@@ -25,9 +26,15 @@ def init(config: Any, *, key: jax.Array, dtype: Any = jnp.float32, task: str | N
     config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                                    num_attention_heads=4, num_key_value_heads=2)
     model = ef.init(config, key=jax.random.key(0))
+    layer = ef.init(ef.nn.Linear(4, 8), key=jax.random.key(1))
     ```
     """
-    model = build(config, task, key)
+    if isinstance(config, eqx.Module):
+        if task is not None:
+            raise ValueError("init: a task chooses what to build from a config; this is a model already")
+        model, config = config, getattr(config, "config", None)
+    else:
+        model = build(config, task, key)
     std = getattr(config, "initializer_range", None)
     if std is None:
         std = (getattr(config, "extra", None) or {}).get("initializer_range", 0.02)

@@ -26,6 +26,7 @@ from .encoder import (
     learned_positions as learned_positions,
 )
 from .encoder_heads import (
+    POOLINGS as POOLINGS,
     ClassificationHead as ClassificationHead,
     MaskedLM as MaskedLM,
     NextSentence as NextSentence,
@@ -33,7 +34,6 @@ from .encoder_heads import (
     QuestionAnswering as QuestionAnswering,
     SentenceEmbedding as SentenceEmbedding,
     TokenClassifier as TokenClassifier,
-    POOLINGS as POOLINGS,
     pool as pool,
     sentence_embedding as sentence_embedding,
 )

@@ -211,5 +211,3 @@ class Attention(eqx.Module):
 @layer_cache.register(Attention)
 def _(layer: Attention, batch_size: int, max_length: int, dtype) -> KV | Ring:
     return empty_kv(batch_size, layer.num_kv_heads, layer.head_dim, max_length, layer.window, dtype)
-
-

@@ -49,7 +49,9 @@ def layer_cache(layer: Any, batch_size: int, max_length: int, dtype: Any) -> Any
 
     if is_leaf(layer):
         return None
-    found = [c for _, child in children(layer)[0] if (c := layer_cache(child, batch_size, max_length, dtype)) is not None]
+    found = [
+        c for _, child in children(layer)[0] if (c := layer_cache(child, batch_size, max_length, dtype)) is not None
+    ]
     if len(found) > 1:
         raise layer_cache.missing(layer, "More than one part of it keeps a cache; say how they are combined.")
     return found[0] if found else None
@@ -67,7 +69,8 @@ def attend_to(
 ) -> tuple[KV | Ring | None, jax.Array, jax.Array, Mask]:
     """Stores new keys and values `(batch, heads, seq, dim)`; returns the cache, all keys, all values and their mask."""
 
-    def mask(key_slots: jax.Array, key_segments: jax.Array) -> Mask:
+    def mask(key_slots: jax.Array, key_segments: jax.Array | None) -> Mask:
+        assert key_segments is not None
         return Mask(context.slots, context.segment_ids, key_slots, key_segments, context.causal, window)
 
     new = mask(context.slots, context.segment_ids)
@@ -96,7 +99,7 @@ def attend_to(
             jnp.concatenate([_segments(context, before), context.segment_ids], axis=1),
         )
     from_new, index = kept
-    pick = lambda old, fresh: jnp.where(from_new[None, None, :, None], jnp.take(fresh, index, axis=2), old)  # noqa: E731
+    pick = lambda old, fresh: jnp.where(from_new[None, None, :, None], jnp.take(fresh, index, axis=2), old)
     return Ring(pick(cache.k, k), pick(cache.v, v)), keys, values, all_mask
 
 

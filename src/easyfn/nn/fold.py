@@ -21,7 +21,9 @@ def fold(layers: Any, x: jax.Array, context: Context, cache: Any = None) -> tupl
     `None` without a cache) and a dict with, for every output, a tuple over layers. `hidden_states` are the inputs of each
     layer, if the context wants them.
     """
-    caches, trace, index = [], {}, 0
+    caches: list[Any] = []
+    trace: Trace = {}
+    index = 0
     for n, layer in enumerate(layers):
         part = None if cache is None else cache[n]
         width = layer.num_layers if isinstance(layer, Stacked) else 1
@@ -58,7 +60,8 @@ def _scan(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: int
 
     def body(x: jax.Array, xs: Any) -> Any:
         blocks, caches, i = xs
-        new, extras = [], {}
+        new: list[Any] = []
+        extras: Trace = {}
         for j, block in enumerate(blocks):
             x, c, extra = _single(block, x, context, None if caches is None else caches[j], index + i * period + j)
             new.append(c)
@@ -68,9 +71,7 @@ def _scan(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: int
 
     # One compiled body: without prevent_cse=False on the checkpoint inside, XLA still keeps one copy of it.
     x, (cache, extras) = jax.lax.scan(body, x, (stack.blocks, cache, jax.numpy.arange(stack.repeats)))
-    trace = {
-        name: tuple(value[i] for i in range(stack.repeats) for value in values) for name, values in extras.items()
-    }
+    trace = {name: tuple(value[i] for i in range(stack.repeats) for value in values) for name, values in extras.items()}
     return x, cache, trace
 
 
@@ -83,8 +84,5 @@ def _(layers: tuple[Any, ...], batch_size: int, max_length: int, dtype: Any) -> 
 @layer_cache.register(Stacked)
 def _(stack: Stacked, batch_size: int, max_length: int, dtype: Any) -> Any:
     one = tuple(layer_cache(block, batch_size, max_length, dtype) for block in stack.blocks)
-    repeat = lambda leaf: jax.numpy.broadcast_to(leaf[None], (stack.repeats, *leaf.shape))  # noqa: E731
+    repeat = lambda leaf: jax.numpy.broadcast_to(leaf[None], (stack.repeats, *leaf.shape))
     return jax.tree.map(repeat, one)
-
-
-

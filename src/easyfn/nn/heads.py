@@ -29,7 +29,9 @@ class CausalLM(eqx.Module):
     ) -> None:
         config = model.config
         self.model = model
-        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, bias, axes=("vocab", "embed"), role="head")
+        self.lm_head = (
+            None if tied else Linear(config.hidden_size, config.vocab_size, bias, axes=("vocab", "embed"), role="head")
+        )
         self.config = config
         self.softcap = softcap
         self.scale = scale

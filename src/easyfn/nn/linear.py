@@ -76,7 +76,7 @@ class Embedding(eqx.Module):
         self.axes = axes
         self.std = std
 
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def __call__(self, ids: jax.Array | None) -> jax.Array:
         return take(self.weight, ids)
 
 

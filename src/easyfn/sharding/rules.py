@@ -87,9 +87,7 @@ def resolve_rules(model: Any, rules: ShardingRules | str | None) -> ShardingRule
     return rules
 
 
-def make_mesh(
-    *, dp: int = 1, fsdp: int = -1, ep: int = 1, tp: int = 1, sp: int = 1, devices: Any = None
-) -> Mesh:
+def make_mesh(*, dp: int = 1, fsdp: int = -1, ep: int = 1, tp: int = 1, sp: int = 1, devices: Any = None) -> Mesh:
     """A mesh with the axes `dp fsdp ep tp sp`; one size may be -1: whatever devices are left.
 
     - `dp` replicates weights and splits the batch, `fsdp` splits both, `ep` splits experts, `tp` splits the wide axes of
@@ -108,7 +106,9 @@ def make_mesh(
         raise ShardingError(f"make_mesh: sizes are positive or -1, not {', '.join(bad)}")
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise ShardingError(f"make_mesh: only one axis may be -1, not {' and '.join(free)}; fsdp is -1 unless you say so")
+        raise ShardingError(
+            f"make_mesh: only one axis may be -1, not {' and '.join(free)}; fsdp is -1 unless you say so"
+        )
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free:
         if len(devices) % fixed:

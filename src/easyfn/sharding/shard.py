@@ -52,7 +52,9 @@ def place(model: Any, rules: ShardingRules | str | None, mesh: Mesh) -> dict[str
         raise ShardingError(f"shard: the rules name {word!r}, an axis that no weight has. {near(word, sorted(names))}")
     wanted = {axis for name in rules.axes for axis in rules.mesh_axes(name)}
     if unknown := wanted - set(mesh.axis_names):
-        raise ShardingError(f"shard: the rules use the mesh axis {sorted(unknown)[0]!r}; the mesh has {', '.join(mesh.axis_names)}")
+        raise ShardingError(
+            f"shard: the rules use the mesh axis {sorted(unknown)[0]!r}; the mesh has {', '.join(mesh.axis_names)}"
+        )
     used_paths: set[str] = set()
     errors: list[str] = []
     placed: dict[str, Placement] = {}
@@ -67,9 +69,7 @@ def place(model: Any, rules: ShardingRules | str | None, mesh: Mesh) -> dict[str
     return placed
 
 
-def _place_slot(
-    f: Found, rules: ShardingRules, mesh: Mesh, used: set[str], errors: list[str]
-) -> dict[str, Placement]:
+def _place_slot(f: Found, rules: ShardingRules, mesh: Mesh, used: set[str], errors: list[str]) -> dict[str, Placement]:
     override = next((spec for p in expand(f.path) if (spec := rules.for_path(p)) is not None), None)
     shape = shape_of(f.weight)
     lead = len(shape) - len(f.slot.axes)  # the axis of a stacked run
@@ -84,7 +84,9 @@ def _place_slot(
         axes = tuple(a for a in axes if mesh.shape[a] > 1)
         taken = [a for a in axes if any(a in other for other in dense)]
         if taken:
-            errors.append(f"{f.path}: the mesh axis {taken[0]!r} would split two axes of one weight {f.slot.axes}; map one elsewhere")
+            errors.append(
+                f"{f.path}: the mesh axis {taken[0]!r} would split two axes of one weight {f.slot.axes}; map one elsewhere"
+            )
             axes = ()
         size = math.prod(mesh.shape[a] for a in axes)
         if shape[lead + n] % size:
@@ -200,7 +202,9 @@ def gather(model: Any) -> Any:
 
     def one(leaf: Any) -> Any:
         sharding = getattr(leaf, "sharding", None)
-        return _put(leaf, NamedSharding(sharding.mesh, PartitionSpec())) if isinstance(sharding, NamedSharding) else leaf
+        return (
+            _put(leaf, NamedSharding(sharding.mesh, PartitionSpec())) if isinstance(sharding, NamedSharding) else leaf
+        )
 
     return jax.tree.map(one, model)
 
@@ -261,13 +265,15 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         if not leaf.ndim:
             return _put(leaf, NamedSharding(mesh, PartitionSpec()))
         if leaf.shape[0] % rows:
-            raise ShardingError(f"shard_batch: {name} has {leaf.shape[0]} rows, which dp x fsdp = {rows} does not divide")
+            raise ShardingError(
+                f"shard_batch: {name} has {leaf.shape[0]} rows, which dp x fsdp = {rows} does not divide"
+            )
         split = leaf.ndim > 1 and seq > 1
         if split and leaf.shape[1] % seq:
-            raise ShardingError(f"shard_batch: {name} has {leaf.shape[1]} tokens, which sp = {seq} does not divide; pad them")
+            raise ShardingError(
+                f"shard_batch: {name} has {leaf.shape[1]} tokens, which sp = {seq} does not divide; pad them"
+            )
         spec = PartitionSpec(("dp", "fsdp"), "sp") if split else PartitionSpec(("dp", "fsdp"))
         return _put(leaf, NamedSharding(mesh, spec))
 
     return jtu.tree_map_with_path(one, batch)
-
-
