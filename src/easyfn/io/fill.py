@@ -222,7 +222,8 @@ def assemble(
     work = [(p, n) for p, n in units(model, special) if not set(expand(p)) & skip]
     filled: dict[str, Any] = {}
     problems: list[str] = []
-    device = jax.config.jax_default_device  # `with jax.default_device(...)` speaks of its own thread only
+    options: Any = jax.config  # whose attributes are made as it runs, out of sight of type checkers
+    device = options.jax_default_device  # `with jax.default_device(...)` speaks of its own thread only
 
     def run(item: tuple[str, Any]) -> None:
         path, node = item

@@ -63,7 +63,7 @@ def torch_agrees(case: Case) -> None:
         out = case.module(**{name: torch.tensor(np.asarray(value)) for name, value in inputs.items()})
     want = {name: value.float().numpy() for name in got if (value := getattr(out, name, None)) is not None}
     got = {name: value for name, value in got.items() if name in want}
-    seen = np.asarray(inputs["attention_mask"])[..., None] > 0 if case.tokens == "input_ids" else True
+    seen = np.asarray(inputs["attention_mask"])[..., None] > 0
     for name in per_token(got):
         mask = seen[..., 0] if got[name].ndim == 2 else seen
         got[name], want[name] = np.where(mask, got[name], 0), np.where(mask, want[name], 0)

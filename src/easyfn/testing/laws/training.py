@@ -22,7 +22,8 @@ def _gradient(train: Any, frozen: Any, inputs: dict[str, jax.Array]) -> Any:
     def number(train: Any) -> jax.Array:
         answers = forward(eqx.combine(train, frozen), inputs)[0]
         noise = {name: jax.random.normal(jax.random.key(n), v.shape) for n, (name, v) in enumerate(answers.items())}
-        return sum(jnp.sum(v.astype(jnp.float32) * noise[name]) for name, v in answers.items())
+        terms = [jnp.sum(v.astype(jnp.float32) * noise[name]) for name, v in answers.items()]
+        return jnp.sum(jnp.stack(terms))
 
     return eqx.filter_grad(number)(train)
 
