@@ -35,7 +35,17 @@ def _exchange(verb_name: str, model: Any, old: Any, new: Any) -> Any:
 
 
 def with_input_embeddings(model: Any, embeddings: Any) -> Any:
-    """`model` with another input embedding: a layer, or an array `(vocab, embed)`. A tied head changes with it."""
+    """`model` with another input embedding: a layer, or an array `(vocab, embed)`. A tied head changes with it.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    model = ef.with_input_embeddings(model, jax.numpy.zeros((64, 32)))
+    assert not ef.input_embeddings(model).weight.any()
+    ```
+    """
     return _exchange("with_input_embeddings", model, input_embeddings(model), embeddings)
 
 
@@ -51,7 +61,17 @@ def output_embeddings(model: Any) -> Any:
 
 
 def with_output_embeddings(model: Any, embeddings: Any) -> Any:
-    """`model` with another head: a layer, or an array `(vocab, embed)`. If it is tied, the input embedding changes too."""
+    """`model` with another head: a layer, or an array `(vocab, embed)`. If it is tied, the input embedding changes too.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    model = ef.with_output_embeddings(model, jax.numpy.zeros((64, 32)))
+    assert not ef.output_embeddings(model).weight.any()
+    ```
+    """
     return _exchange("with_output_embeddings", model, output_embeddings(model), embeddings)
 
 
@@ -64,6 +84,15 @@ def resize_embeddings(
     the config's `initializer_range`; rows beyond a smaller size are cut off.
 
     Raises `ValueError` if a weight to resize is quantized or has an adapter.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    bigger = ef.resize_embeddings(model, 70, pad_to_multiple_of=8)
+    assert bigger.config.vocab_size == 72
+    ```
     """
     if pad_to_multiple_of:
         size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
@@ -143,7 +172,17 @@ def _part(which: Any, model: Any, name: str) -> Any:
 
 
 def with_decoder(model: Any, new: Any) -> Any:
-    """`model` with another decoder of the same structure."""
+    """`model` with another decoder of the same structure.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    zeros = jax.tree.map(jax.numpy.zeros_like, ef.decoder(model))
+    model = ef.with_decoder(model, zeros)
+    ```
+    """
     old = decoder(model)
     if bool(jax.tree.structure(old) != jax.tree.structure(new)):
         raise ValueError(

@@ -61,7 +61,16 @@ def flops(model: Any, batch_size: int, sequence_length: int, *, training: bool =
 
 
 def flops_per_token(model: Any, sequence_length: int = 1024, *, training: bool = False) -> float:
-    """`ef.flops(model, 1, sequence_length)` over its tokens: about twice the parameters in matrices, and attention."""
+    """`ef.flops(model, 1, sequence_length)` over its tokens: about twice the parameters in matrices, and attention.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    assert ef.flops_per_token(model, 8) == ef.flops(model, 1, 8) / 8
+    ```
+    """
     return flops(model, 1, sequence_length, training=training) / sequence_length
 
 

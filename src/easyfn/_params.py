@@ -25,6 +25,15 @@ def with_params(model: Any, new: dict[str, Any]) -> Any:
     """`model` with the arrays of `new` in their places. Paths that `new` does not name are kept.
 
     Raises `KeyError` for a path that the model does not have, and `ValueError` for another shape.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    new = ef.with_params(model, {"model.norm.weight": jax.numpy.zeros(32)})
+    assert not new.model.norm.weight.any() and model.model.norm.weight.all()
+    ```
     """
     old = leaves(model)
     for path, value in new.items():
@@ -38,7 +47,16 @@ def with_params(model: Any, new: dict[str, Any]) -> Any:
 
 
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of every array by its dotted path."""
+    """The shape of every array by its dotted path.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    assert ef.shapes(model)["model.norm.weight"] == (32,)
+    ```
+    """
     return {path: tuple(leaf.shape) for path, leaf in leaves(model).items()}
 
 
@@ -46,6 +64,16 @@ def split(model: Any, which: Any = eqx.is_array) -> tuple[Any, Any]:
     """Two models in one: where `which` (a predicate or a boolean tree) holds, and the rest; holes are `None`.
 
     The same as `eqx.partition`; `ef.split(model, ef.trainable(model))` is the usual call.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    adapted = ef.apply_lora(model, key=jax.random.key(1))
+    trains, frozen = ef.split(adapted, ef.trainable(adapted))
+    adapted = ef.combine(trains, frozen)
+    ```
     """
     return eqx.partition(model, which)
 

@@ -31,7 +31,26 @@ _OFF = -jnp.inf
 
 
 class State(NamedTuple):
-    """What a processor is told, and what it may remember."""
+    """What a processor is told, and what it may remember.
+
+    A processor is any function `(state, ids, logits) -> (logits, state)`, with float32 `logits` `(batch, vocab)` and
+    int32 `ids` `(batch, max_length)`: prompt and tokens so far, -1 where there is no token. One with memory has a
+    method `init(ids, vocab_size) -> memory`, whose arrays lead with the batch axis, and returns
+    `state._replace(memory=...)`.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+
+    def never_nine(state, ids, logits):
+        return logits.at[:, 9].set(-jax.numpy.inf), state
+
+    out = ef.generate(model, jax.numpy.array([[1, 2]]), max_new_tokens=4, processors=[never_nine])
+    assert not (out.sequences == 9).any()
+    ```
+    """
 
     length: Any  # [] int32: the columns of `ids` that are written
     prompt_length: Any  # of these, the prompt's

@@ -216,6 +216,14 @@ def num_params(model: Any, *, trainable_only: bool = False) -> int:
 
     Adapters are not counted, since they merge into their weights. `trainable_only` counts instead the entries of the
     arrays that a training step changes (so with a LoRA: the adapters).
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    assert ef.num_params(ef.quantize(model, "8bit")) == ef.num_params(model) > 0
+    ```
     """
     if trainable_only:
         chosen, found = trainable(model), leaves(model)
@@ -224,7 +232,16 @@ def num_params(model: Any, *, trainable_only: bool = False) -> int:
 
 
 def num_bytes(model: Any) -> int:
-    """The bytes of all arrays of a model, codes, scales and adapters included; abstract ones as if they were there."""
+    """The bytes of all arrays of a model, codes, scales and adapters included; abstract ones as if they were there.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    assert ef.num_bytes(ef.half(model)) == ef.num_bytes(model) // 2
+    ```
+    """
     return sum(_bytes(leaf) for leaf in leaves(model).values())
 
 

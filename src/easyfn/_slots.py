@@ -20,7 +20,16 @@ class Found(NamedTuple):
 
 
 def find_slots(model: Any, roles: tuple[str, ...] | None = None) -> list[Found]:
-    """Every filled weight slot of a model, or those of the given roles, in the order of the model."""
+    """Every filled weight slot of a model, or those of the given roles, in the order of the model.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    assert ef.find_slots(model, ("head",))[0].path == "lm_head.weight"
+    ```
+    """
     found = []
     for path, node in nodes(model):
         for name, slot in slots(node).items():
@@ -35,6 +44,15 @@ def select_slots(verb: str, model: Any, pattern: Pattern, roles: tuple[str, ...]
 
     `"all-linear"` is every slot of role `linear` and `experts`: never a head, a router or an embedding. Other patterns search
     in the dotted path of the slot, and reach the given `roles`. Selecting nothing is an error.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    found = ef.select_slots("my_verb", model, "q_proj", ("linear",))
+    assert [f.path for f in found][0] == "model.layers.0.self_attn.q_proj.weight"
+    ```
     """
     if isinstance(pattern, str) and pattern == "all-linear":
         chosen = find_slots(model, ("linear", "experts"))
@@ -49,6 +67,19 @@ def map_slots(verb: NodeVerb[..., Any], model: Any, how: Callable[[str, Slot, An
     """`model` with `how(path, slot, weight)` in every filled slot; `how` returns the same object to leave a slot alone.
 
     A layer whose type is registered with `verb` is given to its implementation instead.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+
+    @ef.node_verb
+    def double(model):
+        return ef.map_slots(double, model, lambda path, slot, weight: 2 * weight)
+
+    assert ef.forward(double(model), jax.numpy.array([[1, 2]])).logits.shape == (1, 2, 64)
+    ```
     """
 
     def go(path: str, node: Any) -> Any:
@@ -63,6 +94,8 @@ def map_slots(verb: NodeVerb[..., Any], model: Any, how: Callable[[str, Slot, An
             return verb.which(type(node))(node, bound)
 
         def change(name: str, child: Any) -> Any:
+            if child is None:  # a slot that this layer leaves empty
+                return None
             full = join(path, name)
             return how(full, facts[name], child) if name in facts else go(full, child)
 

@@ -112,6 +112,15 @@ def mesh_of(model: Any) -> Mesh | None:
     """The mesh that a model's arrays (or its abstract leaves) are placed on, `None` if they are on single devices.
 
     Raises `ValueError` if they are on more than one mesh.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    mesh = ef.make_mesh()
+    assert ef.mesh_of(model) is None and ef.mesh_of(ef.fully_shard(model, mesh)) == mesh
+    ```
     """
     found: dict[Mesh, str] = {}
     for path, leaf in leaves(model).items():

@@ -118,6 +118,16 @@ def train_step(
 
     The metrics are those of the loss, and `grad_norm`. Under `jit`, give all of these but `key` with
     `functools.partial`. Optimizers that want the loss too (plateau schedules, line searches) get it.
+
+    ```python
+    import functools, jax, optax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    state = ef.to_state(model, optax.sgd(0.1))
+    step = jax.jit(functools.partial(ef.train_step, accumulate=2), donate_argnums=0)
+    state, metrics = step(state, {"input_ids": jax.numpy.ones((4, 8), int)})
+    ```
     """
     if isinstance(loss, LossConfig):
         cfg = loss

@@ -59,7 +59,14 @@ def slots(node: Any) -> dict[str, Slot]:
 
 @verb
 def shape_of(w: Weight) -> tuple[int, ...]:
-    """The shape of the dense weight that `w` stands for."""
+    """The shape of the dense weight that `w` stands for.
+
+    ```python
+    import jax, easyfn as ef
+    linear = ef.quantize(ef.init(ef.nn.Linear(64, 8), key=jax.random.key(0)), "nf4")
+    assert ef.shape_of(linear.weight) == (8, 64)
+    ```
+    """
     return tuple(w.shape)
 
 
@@ -98,6 +105,11 @@ def dot(w: Weight, x: jax.Array, *, dtype: Any = None) -> jax.Array:
 
     The result has `dtype`, or else the promoted type of the two. Leading dimensions are flattened, because the
     backward pass of a 3-D matmul is twice as slow in XLA on CPU.
+
+    ```python
+    import jax.numpy as jnp, easyfn as ef
+    assert ef.dot(jnp.ones((3, 4)), jnp.ones((2, 5, 4))).shape == (2, 5, 3)
+    ```
     """
     if not hasattr(w, "ndim"):
         raise dot.missing(w, "It is neither an array nor a weight format.")
@@ -156,6 +168,11 @@ def take(w: Weight, ids: jax.Array) -> Any:
 
     For an array: `w[ids]`. A format answers a dense array for a table `(rows, dim)`. Ids out of range are
     clamped under `jit`; `forward` checks concrete ids.
+
+    ```python
+    import jax.numpy as jnp, easyfn as ef
+    assert ef.take(jnp.ones((64, 32)), jnp.array([[1, 2, 3]])).shape == (1, 3, 32)
+    ```
     """
     if not hasattr(w, "ndim"):
         raise take.missing(w, "It is neither an array nor a weight format.")
@@ -168,6 +185,12 @@ def ragged_dot(w: Weight, x: jax.Array, group_sizes: jax.Array) -> jax.Array:
 
     `w`: `(experts, out, in)`; `x`: `(rows, in)`, sorted by expert; `group_sizes`: `(experts,)`. Returns `(rows, out)`.
     A format whose arrays all have the experts in front needs no rule of its own: each expert's slice goes through `dot`.
+
+    ```python
+    import jax.numpy as jnp, easyfn as ef
+    out = ef.ragged_dot(jnp.ones((2, 3, 4)), jnp.ones((5, 4)), jnp.array([3, 2]))
+    assert out.shape == (5, 3)
+    ```
     """
     return grouped_dot(dot, w, x, group_sizes)
 

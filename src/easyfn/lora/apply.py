@@ -247,6 +247,16 @@ def join_lora(base: Any, adapter: Mapping[str, Any]) -> Any:
     An adapter made on the listed layers fits a stacked base too, and the other way round. Raises `KeyError` for a
     slot that the base does not have and `ValueError` for a shape that does not fit or a slot that has an adapter
     already.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    base, adapter = ef.split_lora(ef.apply_lora(model, key=jax.random.key(1)))
+    adapter = jax.tree.map(lambda x: 0.5 * x, adapter)
+    model = ef.join_lora(base, adapter)
+    ```
     """
     found = {f.path: f for f in find_slots(base, ROLES)}
     fitted = _fit(dict(adapter), list(found))
@@ -300,6 +310,15 @@ def remove_lora(model: Any) -> Any:
     """The model without its adapters, bit for bit as it was before.
 
     Raises `ValueError` if there is none, and for adapters that began by changing the base (`init="pissa"`, `"olora"`).
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    again = ef.remove_lora(ef.apply_lora(model, key=jax.random.key(1)))
+    assert again.lm_head is not None and not ef.has_lora(again)
+    ```
     """
     base, adapter = split_lora(model)
     if changed := [path for path, w in adapter.items() if getattr(w, "start", None)]:

@@ -87,7 +87,13 @@ def family(
 
 
 def families() -> dict[str, Family]:
-    """Every registered family by its `model_type`."""
+    """Every registered family by its `model_type`.
+
+    ```python
+    import easyfn as ef
+    assert ef.families()["gpt2"].config is ef.models.GPT2Config
+    ```
+    """
     return dict(_families)
 
 

@@ -76,6 +76,14 @@ def input_embeddings(model: Any) -> Any:
 
     By default the first of the fields `embed_tokens`, `wte`, `word_embeddings`, `shared` or `embeddings` of the model, or of
     the model it wraps.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    assert ef.input_embeddings(model).weight.shape == (64, 32)
+    ```
     """
     for field in ("embed_tokens", "wte", "word_embeddings", "shared"):
         if hasattr(model, field):

@@ -143,12 +143,31 @@ def _mesh_for(mesh: Mesh | None) -> Mesh:
 
 
 def partition_specs(model: Any, rules: ShardingRules | str | None = None, mesh: Mesh | None = None) -> Any:
-    """A tree like the model with a `PartitionSpec` for every array."""
+    """A tree like the model with a `PartitionSpec` for every array.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    specs = ef.partition_specs(model, "fsdp", ef.make_mesh())
+    ```
+    """
     return replace_leaves(model, {p: placement.spec for p, placement in place(model, rules, _mesh_for(mesh)).items()})
 
 
 def named_shardings(model: Any, rules: ShardingRules | str | None = None, mesh: Mesh | None = None) -> Any:
-    """A tree like the model with a `NamedSharding` for every array: what `jax.jit`'s `in_shardings` takes."""
+    """A tree like the model with a `NamedSharding` for every array: what `jax.jit`'s `in_shardings` takes.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    places = ef.named_shardings(model, "fsdp", ef.make_mesh())
+    model = jax.device_put(model, places)
+    ```
+    """
     mesh = _mesh_for(mesh)
     placed = place(model, rules, mesh)
     return replace_leaves(model, {p: NamedSharding(mesh, placement.spec) for p, placement in placed.items()})
@@ -198,7 +217,17 @@ def _put(leaf: Any, sharding: Any) -> Any:
 
 
 def gather(model: Any) -> Any:
-    """The inverse of [`easyfn.shard`][]: every array whole on every device of the mesh it is on."""
+    """The inverse of [`easyfn.shard`][]: every array whole on every device of the mesh it is on.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    model = ef.gather(ef.shard(model, "fsdp", ef.make_mesh()))
+    assert model.model.norm.weight.is_fully_replicated
+    ```
+    """
 
     def one(leaf: Any) -> Any:
         sharding = getattr(leaf, "sharding", None)
@@ -213,6 +242,14 @@ def fully_shard(model: Any, mesh: Mesh | None = None) -> Any:
     """`model` with every array split over all devices at once, along its largest axis that divides; the rest whole.
 
     The least memory per device, whatever the layers say of their axes (ZeRO-3).
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    model = ef.fully_gather(ef.fully_shard(model, ef.make_mesh()))
+    ```
     """
     mesh = _mesh_for(mesh)
     names = tuple(n for n in mesh.axis_names if mesh.shape[n] > 1)
@@ -235,7 +272,16 @@ def fully_gather(model: Any, device: Any = None) -> Any:
 
 
 def shard_fns(model: Any, rules: ShardingRules | str | None = None, mesh: Mesh | None = None) -> Any:
-    """A tree like the model with, for every array, the function that puts such an array in its place."""
+    """A tree like the model with, for every array, the function that puts such an array in its place.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    model = jax.tree.map(lambda put, x: put(x), ef.shard_fns(model, "fsdp", ef.make_mesh()), model)
+    ```
+    """
     shardings = named_shardings(model, rules, mesh)
     return jax.tree.map(_to, shardings, is_leaf=lambda s: isinstance(s, NamedSharding))
 
@@ -257,7 +303,13 @@ def data_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """A batch (a tree of arrays with rows first) on the mesh. Raises if the rows, or the sequence under `sp`, do not divide."""
+    """A batch (a tree of arrays with rows first) on the mesh. Raises if the rows, or the sequence under `sp`, do not divide.
+
+    ```python
+    import jax, numpy as np, easyfn as ef
+    batch = ef.shard_batch({"input_ids": np.ones((jax.device_count(), 4), int)}, ef.make_mesh())
+    ```
+    """
     rows, seq = mesh.shape["dp"] * mesh.shape["fsdp"], mesh.shape["sp"]
 
     def one(path: Any, leaf: Any) -> Any:
