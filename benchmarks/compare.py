@@ -262,7 +262,9 @@ def main() -> None:
         else:
             for case in CASES.get(what, [what.replace(",", " ")]):
                 r = interleaved(case, args.rounds)
-                numbers = f"{r['torch']:.3f} | {r['easyfn']:.3f} | {r['ratio']:.2f} | {r['paired']:.2f} | {r['first']:.1f}"
+                numbers = (
+                    f"{r['torch']:.3f} | {r['easyfn']:.3f} | {r['ratio']:.2f} | {r['paired']:.2f} | {r['first']:.1f}"
+                )
                 print(f"| {case} | {numbers} |", flush=True)
 
 

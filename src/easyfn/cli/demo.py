@@ -76,8 +76,10 @@ def run(checkpoint: str, text_file: str, out: Path, steps: int) -> None:
     head("3. shard over 8 fake devices")
     mesh = ef.make_mesh(dp=2, fsdp=2, tp=2)
     text = Path(text_file).read_text()
-    cut = int(len(text) * 0.85)
-    held = blocks(tokenizer, text[cut:], 128)[:8]
+    paragraphs = text.split("\n\n")  # every tenth is held out
+    learned = "\n\n".join(p for n, p in enumerate(paragraphs) if n % 10)
+    unseen = "\n\n".join(paragraphs[::10])
+    held = blocks(tokenizer, unseen, 128)[:32]
     held = held[: len(held) // 4 * 4]
     before = held_out_loss(model, held)
     sharded, report = ef.shard(model, None, mesh, report=True)
@@ -101,7 +103,7 @@ def run(checkpoint: str, text_file: str, out: Path, steps: int) -> None:
         tuned, losses = tune(
             quantized,
             tokenizer,
-            text[:cut],
+            learned,
             steps=steps,
             rank=16,
             mesh=mesh,
@@ -115,7 +117,7 @@ def run(checkpoint: str, text_file: str, out: Path, steps: int) -> None:
     )
 
     head("6. generate, before and after")
-    prompt = text[cut : cut + 60].rsplit(" ", 1)[0]
+    prompt = max(paragraphs[::10], key=len)[:80].rsplit(" ", 1)[0]
     tuned = ef.fully_gather(tuned)
     for name, who in (("before", model), ("after", tuned)):
         console.print(f"[bold]{name}[/]")
@@ -144,6 +146,8 @@ def run(checkpoint: str, text_file: str, out: Path, steps: int) -> None:
         ef.forward(again, ids).logits, ef.forward(tuned, ids).logits
     )
     torch, transformers, peft = extra("torch"), extra("transformers"), extra("peft")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     torch_ids = torch.tensor(np.asarray(ids), dtype=torch.long)
     with torch.no_grad():
         theirs = transformers.AutoModelForCausalLM.from_pretrained(out / "merged")
