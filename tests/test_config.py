@@ -1,12 +1,14 @@
 """Configs: every key is used, declared ignorable, or refused by name; and written back."""
 
 import json
+from pathlib import Path
 
 import jax
 import pytest
 
 import easyfn as ef
 from cases import CASES
+from easyfn._generation_config import resolve
 from easyfn.io import config as configs
 
 LLAMA = {
@@ -93,3 +95,58 @@ def test_write_and_read_again(name):
 def test_abstract_takes_a_dtype_and_holds_no_numbers():
     model = ef.abstract(LLAMA, dtype="bfloat16")
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.dtype == "bfloat16" for leaf in jax.tree.leaves(model))
+
+
+# Configs of well-known checkpoints in their own, mostly older spelling, and how many parameters those have.
+HUB = json.loads(Path(__file__).with_name("hub_configs.json").read_text())
+
+
+@pytest.mark.parametrize("name", list(HUB))
+def test_configs_of_the_hub(name):
+    config = ef.read_config(HUB[name]["config"], generation=HUB[name].get("generation"))
+    model = ef.abstract(config)
+    assert ef.num_params(model) == HUB[name]["parameters"]
+    if ef.can_generate(model):
+        resolve(config, None, {})  # every key of its generation_config.json has a meaning
+
+
+def test_a_switch_is_harmless_only_while_it_is_off():
+    assert ef.read_config({**LLAMA, "rope_interleaved": False})
+    with pytest.raises(ef.UnknownConfigKey, match="rope_interleaved=True"):
+        ef.read_config({**LLAMA, "rope_interleaved": True})
+
+
+def test_a_config_of_transformers():
+    from transformers import LlamaConfig
+
+    theirs = LlamaConfig(**{k: v for k, v in LLAMA.items() if k != "model_type"})
+    assert ef.read_config(theirs).hidden_size == 32
+    for config in (theirs, LLAMA):
+        with pytest.raises(ValueError, match=r"ef\.read_config"):
+            ef.init(config, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("value", ["32", 32.5, -32])
+def test_sizes_are_whole_numbers(value):
+    with pytest.raises(ValueError, match=f"hidden_size={value!r} must be an integer"):
+        ef.read_config({**LLAMA, "hidden_size": value})
+
+
+@pytest.mark.parametrize(
+    "kind, needs", [("linear", "factor"), ("llama3", "low_freq_factor"), ("longrope", "long_factor")]
+)
+def test_a_rotary_scaling_without_its_numbers(kind, needs):
+    with pytest.raises(ValueError, match=f"{kind}.*needs.*{needs}"):
+        ef.read_config({**LLAMA, "rope_scaling": {"type": kind}})
+
+
+def test_a_class_of_long_ago_has_a_successor():
+    small = {"d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 20}
+    model = ef.abstract({"model_type": "t5", "architectures": ["T5WithLMHeadModel"], **small})
+    assert ef.torch_class(model).__name__ == "T5ForConditionalGeneration"
+
+
+def test_only_floating_dtypes(tmp_path):
+    for dtype in ("int8", "auto", "float33"):
+        with pytest.raises(ValueError, match=f"dtype='{dtype}' is no floating point dtype.*quantize"):
+            ef.abstract(LLAMA, dtype=dtype)

@@ -198,6 +198,16 @@ def test_gpt2_without_its_prefix(folders, tmp_path):
     assert_same(ef.load(tmp_path, task="base"), ef.load(folders("gpt2")).model)
 
 
+def test_experts_in_one_tensor(folders):
+    """A bare `state_dict()` of transformers holds the experts joined; its files hold them one by one."""
+    from easyfn.io.torch import _numpy
+
+    state = {k: _numpy(v) for k, v in CASES["mixtral"].torch().state_dict().items()}
+    assert "model.layers.0.mlp.experts.gate_up_proj" in state
+    model = ef.load(folders("mixtral"))
+    assert_same(ef.from_state_dict(model.config, state), model)
+
+
 def test_a_tied_twin_in_the_file_must_be_equal(folders, tmp_path):
     tensors = safetensors_numpy(folders("llama-tied") / "model.safetensors")
     _write(tmp_path, {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}, folders("llama-tied"))

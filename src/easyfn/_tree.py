@@ -156,12 +156,15 @@ def matches(pattern: Pattern, path: str, node: Any) -> bool:
 
     A path through a stacked run must be selected for all of its layers or for none.
     """
-    if isinstance(pattern, str):
-        compiled = [re.compile(pattern)]
-    elif callable(pattern):
-        compiled = None
-    else:
-        compiled = [re.compile(p) for p in pattern]
+    try:
+        compiled = (
+            None if callable(pattern) else [re.compile(p) for p in ([pattern] if isinstance(pattern, str) else pattern)]
+        )
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"the pattern {pattern!r} is none: a regular expression like 'q_proj|v_proj', a list of such, or a "
+            f"function of (path, node) ({error})"
+        ) from None
 
     def hit(p: str) -> bool:
         return bool(pattern(p, node)) if compiled is None else any(c.search(p) for c in compiled)  # type: ignore[operator]

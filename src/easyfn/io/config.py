@@ -13,16 +13,20 @@ from .._frozen import Frozen, freeze, thaw
 IGNORABLE = frozenset(
     """architectures auto_map bad_words_ids begin_suppress_tokens bos_token_id cache_implementation
     chunk_size_feed_forward decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range is_decoder
-    is_encoder_decoder keys_to_ignore_at_inference label2id length_penalty max_length min_length model_type
-    name_or_path no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
-    output_hidden_states output_past output_router_logits output_scores pad_token_id prefix pretraining_tp
-    problem_type pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate
-    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
-    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p unsloth_fixed
-    unsloth_version use_bfloat16 use_cache vocab_file quantization_config""".split()  # noqa: SIM905
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing id2label initializer_range is_decoder is_encoder_decoder
+    keys_to_ignore_at_inference label2id length_penalty max_length max_sequence_length min_length model_max_length
+    model_type name_or_path neftune_noise_alpha no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+    output_attentions output_hidden_states output_past output_router_logits output_scores pad_token_id prefix
+    pretraining_tp problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
+    unsloth_fixed unsloth_version use_bfloat16 use_cache vocab_file quantization_config transformers.js_config
+    sentence_transformers sbert_ce_default_activation_function xla_device""".split()  # noqa: SIM905
 )
+
+# Switches of other families and of forks: they say nothing while they are off.
+SWITCHES = frozenset(["add_cross_attention", "attention_bias", "mlp_bias", "rope_interleaved", "use_mrope"])
 
 
 class UnknownConfigKey(ValueError):
@@ -60,7 +64,11 @@ def read(cls: type, data: Mapping[str, Any], ignore: frozenset[str] = frozenset(
     matters = {
         k: v
         for k, v in rest.items()
-        if k not in IGNORABLE and k not in ignore and not k.startswith("_") and v is not None
+        if k not in IGNORABLE
+        and k not in ignore
+        and not k.startswith("_")
+        and v is not None
+        and not (v is False and k in SWITCHES)
     }
     if matters:
         listed = ", ".join(f"{k}={v!r}" for k, v in sorted(matters.items()))
@@ -76,6 +84,10 @@ def read(cls: type, data: Mapping[str, Any], ignore: frozenset[str] = frozenset(
     ]
     if missing:
         raise ValueError(f"{where}: {cls.__name__} needs {', '.join(missing)}, which the file does not give")
+    for name, value in known.items():
+        whole = fields[name].type in (int, "int", "int | None") and value is not None
+        if whole and (not isinstance(value, int) or value < 0):
+            raise ValueError(f"{where}: {name}={value!r} must be an integer of at least 0")
     if "extra" in fields:
         known["extra"] = Frozen({k: v for k, v in rest.items() if k not in ("extra", "generation")})
     return cls(**known)
@@ -117,11 +129,18 @@ def only(data: Mapping[str, Any], key: str, *allowed: Any) -> None:
         raise UnknownConfigKey(f"config.json: {key}={value!r} is not implemented, only {known}")
 
 
-# What `nn.inverse_frequencies` reads. Another key (`mrope_section`, ...) would change the rotation.
+# What each kind cannot do without; transformers needs the same.
+_ROPE_NEEDS = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"),
+}
+# What `nn.inverse_frequencies` reads (and `finetuned`, a remark). Another key (`mrope_section`, ...) would change the rotation.
 _ROPE_KEYS = frozenset(
     """rope_type rope_theta partial_rotary_factor factor original_max_position_embeddings attention_factor
     beta_fast beta_slow short_factor long_factor low_freq_factor high_freq_factor mscale mscale_all_dim
-    truncate""".split()  # noqa: SIM905
+    truncate finetuned""".split()  # noqa: SIM905
 )
 
 
@@ -156,6 +175,8 @@ def rope_parameters(data: dict[str, Any], *, theta: float = 10000.0) -> dict[str
                 part.setdefault("original_max_position_embeddings", data["max_position_embeddings"])
         if unknown := sorted(k for k, v in part.items() if k not in _ROPE_KEYS and v is not None):
             raise UnknownConfigKey(f"config.json: rotary positions with {', '.join(unknown)} are not implemented")
+        if lost := [k for k in _ROPE_NEEDS.get(part["rope_type"], ()) if part.get(k) is None]:
+            raise ValueError(f"config.json: rope_type {part['rope_type']!r} needs {', '.join(lost)}; it has {part}")
         return part
 
     if any(isinstance(value, Mapping) for value in parameters.values()):

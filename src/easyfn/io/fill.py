@@ -71,6 +71,9 @@ def match(model: Any, config: Any, known: Family, task: str, source: Source, rea
         if path in out.packed:
             continue
         found = [find_name(n, held, known.prefix) for n in t.names]
+        if not any(found) and (own := find_name(path, held, known.prefix)) and tuple(held[own].shape) == t.shape:
+            # Our path is the name in transformers' modules: a bare `state_dict()`, where experts are joined already.
+            t, found = Tensors(path, (own,), "same", 0, t.shape), [own]
         names = [n for n in found if n is not None]
         used |= set(names)
         if lost := [n for n, f in zip(t.names, found, strict=True) if f is None]:

@@ -37,7 +37,7 @@ def read_config(
     local_files_only: bool = False,
     generation: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The config of a checkpoint: of a folder, a hub repository, a `config.json`, or its content as a dict.
+    """The config of a checkpoint: of a folder, a hub repository, a `config.json`, its content, or transformers' object.
 
     The class is that of the family that its `model_type` names. `config_overrides` replace keys of the file. The
     content of
@@ -54,6 +54,8 @@ def read_config(
     assert config.n_layer == 2
     ```
     """
+    if hasattr(path, "to_dict"):  # a config of transformers
+        path = path.to_dict()
     if isinstance(path, Mapping):
         data, where = dict(path), "config.json"
     else:
@@ -104,7 +106,7 @@ def abstract(config_or_path: Any, *, dtype: Any = None, task: str | None = None)
     ```
     """
     config = config_or_path if dataclasses.is_dataclass(config_or_path) else read_config(config_or_path)
-    return abstract_config(config, task, None if dtype is None else _dtype(dtype))
+    return abstract_config(config, task, None if dtype is None else float_dtype(dtype))
 
 
 def load(
@@ -221,7 +223,7 @@ def _build(
 ) -> Any:
     known = family_of(config)
     task = task_of(known, config, task)
-    dtype = None if dtype is None else _dtype(dtype)
+    dtype = None if dtype is None else float_dtype(dtype)
     model = abstract_config(config, task, None)
     sources = match(model, config, known, task, source, _reader(config))
     if sources.missing and key is None:
@@ -300,6 +302,20 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
     if isinstance(name, str) and hasattr(ml_dtypes, name):
         return np.dtype(getattr(ml_dtypes, name))
     return jnp.dtype(name)
+
+
+def float_dtype(dtype: Any) -> np.dtype[Any]:
+    """The dtype that the floating point arrays of a model shall have; integers come from `ef.quantize`."""
+    try:
+        found = _dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(
+            f"dtype={dtype!r} is no floating point dtype: give 'float32', 'bfloat16' or 'float16', None to keep each "
+            "array's own, or quantize= for integers"
+        )
+    return found
 
 
 def _numpy(tensor: Any) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import operator
 import os
 import re
 import secrets
@@ -84,6 +85,8 @@ def save(
     ```
     """
     limit = _bytes(max_shard_size)
+    if step is not None and operator.index(step) < 0:
+        raise ValueError(f"save: step={step} is negative")
     if is_abstract(model):
         raise ValueError("save: the model is abstract: it has shapes and no numbers. Fill it with ef.init or ef.load")
     known = family_of(model)
@@ -186,9 +189,9 @@ def to_state_dict(model: Any) -> dict[str, Any]:
 
 def entries(model: Any, dtype: Any = None) -> list[Entry]:
     """Every tensor of the file, in the order of the model; nothing is read yet."""
-    from .load import _dtype
+    from .load import float_dtype
 
-    dtype = None if dtype is None else _dtype(dtype)
+    dtype = None if dtype is None else float_dtype(dtype)
     found: list[Entry] = []
     latest: list[Any] = [None, None]
     for source, weight, disk in _weights(model, _Layer):
@@ -295,8 +298,8 @@ def _weights(model: Any, layer: Callable[[Any, int], Any]) -> Iterator[tuple[Ten
 
 
 def _bytes(size: int | str) -> int:
-    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
-        return size
+    if isinstance(size, int | np.integer) and not isinstance(size, bool) and size > 0:
+        return int(size)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B\s*", str(size), re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"max_shard_size is a number of bytes or like '5GB' or '500MiB', not {size!r}")

@@ -29,6 +29,9 @@ def torch_class(model: Any) -> Any:
             "give ef.family(..., architectures={'TheClass': task})"
         )
     transformers = _transformers("torch_class")
+    if not hasattr(transformers, name):  # a class of long ago: its successor has the same task
+        same = (other for other, kind in known.architectures.items() if kind == known.architectures[name])
+        name = next((other for other in same if hasattr(transformers, other)), name)
     if not hasattr(transformers, name):
         raise ValueError(f"torch_class: transformers {transformers.__version__} has no {name}")
     return getattr(transformers, name)

@@ -93,7 +93,17 @@ family(
         "BertForQuestionAnswering": "question-answering",
     },
     names=_names,
-    ignore=("position_embedding_type", "add_cross_attention"),
+    # directionality, pooler_*: TensorFlow's words, which transformers never read
+    ignore=(
+        "position_embedding_type",
+        "add_cross_attention",
+        "directionality",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+    ),
     # Buffers; and the twin of the tied bias, which older files hold.
     ignore_tensors=(r"embeddings\.(position|token_type)_ids$", r"^cls\.predictions\.decoder\.bias$"),
     prefix="bert",

@@ -112,7 +112,10 @@ def family_of(what: Any) -> Family:
     for known in _families.values():
         if known.config is type(config):
             return known
-    raise ValueError(f"{type(config).__name__} is the config of no registered family: register it with ef.family(...)")
+    name = type(config).__name__
+    if hasattr(config, "to_dict") or isinstance(config, Mapping):
+        raise ValueError(f"a {name} is not yet a config of easyfn: ef.read_config makes one of it")
+    raise ValueError(f"{name} is the config of no registered family: register it with ef.family(...)")
 
 
 def _load_entry_points() -> None:

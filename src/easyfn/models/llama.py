@@ -71,6 +71,7 @@ family(
     "llama",
     config=LlamaConfig,
     tasks=decoder_tasks(llama),
-    architectures=decoder_classes("Llama"),
+    architectures={**decoder_classes("Llama"), "LLaMAForCausalLM": "causal-lm"},  # its name in the first checkpoints
+    ignore=("is_llama_config",),
     ignore_tensors=(r"rotary_emb\.inv_freq$",),
 )

@@ -233,7 +233,16 @@ family(
     },
     architectures={"Mamba2ForCausalLM": "causal-lm", "Mamba2Model": "base"},
     names=(rename("model.{rest}", "backbone.{rest}"),),
-    # rms_norm, norm_before_gate: older files carry them, and transformers never read them
-    ignore=("time_step_rank", "rescale_prenorm_residual", "rms_norm", "norm_before_gate"),
+    # Most of them stand in older files, of Mamba 1 or its trainers, and transformers never reads them.
+    ignore=(
+        "intermediate_size",
+        "norm_before_gate",
+        "rescale_prenorm_residual",
+        "rms_norm",
+        "time_step_init_scheme",
+        "time_step_rank",
+        "time_step_scale",
+        "use_mambapy",
+    ),
     prefix="backbone",
 )
