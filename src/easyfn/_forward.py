@@ -104,6 +104,8 @@ def with_keys(model: Any, key: jax.Array) -> Any:
 def call(model: Any, context: Context, layers: Any, inputs: dict[str, Any]) -> Output:
     """Calls a model with the inputs that are given; an input that it does not know is refused by name."""
     given = {name: jnp.asarray(v) if isinstance(v, np.ndarray) else v for name, v in inputs.items() if v is not None}
+    if not accepted(model):
+        raise forward.missing(model, "It is no model: its __call__ names no inputs.")
     unknown = set(given) - accepted(model)
     if unknown:
         known = ", ".join(sorted(accepted(model)))
@@ -126,26 +128,46 @@ def check_ids(model: Any, ids: Any, embeds: Any, *, prefix: str = "") -> tuple[A
     if (ids is None) == (embeds is None):
         raise ValueError(f"forward takes {prefix}input_ids or {prefix}inputs_embeds: give exactly one of them")
     if ids is None:
-        if embeds.ndim != 3:
-            raise ValueError(f"inputs_embeds must have shape (batch, seq, embed), not {embeds.shape}")
+        embeds = jnp.asarray(embeds)
+        if embeds.ndim != 3 or 0 in embeds.shape:
+            raise ValueError(f"{prefix}inputs_embeds must have shape (batch, seq, embed), not {embeds.shape}")
+        config = getattr(model, "config", None)
+        width = getattr(config, "embedding_size", None) or getattr(config, "hidden_size", None)
+        if width is not None and embeds.shape[2] != width:
+            raise ValueError(f"{prefix}inputs_embeds are {embeds.shape[2]} wide, and the model's embeddings {width}")
         return None, embeds
     if not isinstance(ids, jax.Array):
-        ids = np.asarray(ids)
+        ids = rectangular(ids)
     if ids.ndim != 2:
-        raise ValueError(f"input_ids must have shape (batch, seq), not {ids.shape}; add a batch axis with ids[None]")
+        raise ValueError(
+            f"{prefix}input_ids must have shape (batch, seq), not {ids.shape}; add a batch axis with ids[None]"
+        )
+    if 0 in ids.shape:
+        raise ValueError(
+            f"{prefix}input_ids of shape {ids.shape} has no tokens: an empty prompt; start it with the model's bos_token_id"
+        )
     if not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"input_ids must be integers, not {ids.dtype}")
-    if ids.shape[1] == 0:
-        raise ValueError("input_ids has no tokens: an empty prompt; start it with the model's bos_token_id")
+        raise ValueError(f"{prefix}input_ids must be integers, not {ids.dtype}")
     size = getattr(getattr(model, "config", None), "vocab_size", None)
     if size is not None and ids.size and not isinstance(ids, jax.core.Tracer):
         held = np.asarray(ids)  # a constant of somebody's jit is concrete, but what jnp makes of it would not be
         low, high = int(held.min()), int(held.max())
         if low < 0 or high >= size:
             raise ValueError(
-                f"input_ids hold {low if low < 0 else high}, outside the vocabulary of {size} (0 to {size - 1})"
+                f"{prefix}input_ids hold {low if low < 0 else high}, outside the vocabulary of {size} (0 to {size - 1})"
             )
     return jnp.asarray(ids), None
+
+
+def rectangular(ids: Any) -> np.ndarray:
+    """Token ids as an array; who gives rows of different lengths is told what to do."""
+    try:
+        return np.asarray(ids)
+    except ValueError as error:
+        raise ValueError(
+            "the rows of token ids differ in length: pad them (on the left, to generate) and give an attention_mask "
+            "with 0 for the padding"
+        ) from error
 
 
 def make_context(
@@ -226,6 +248,8 @@ def _mask(value: Any, shape: tuple[int, int], cache: Cache | None) -> jax.Array 
     value = jnp.asarray(value)
     if value.ndim != 2:
         raise ValueError(f"attention_mask must have shape (batch, seq), not {value.shape}; use segment_ids for packing")
+    if not isinstance(value, jax.core.Tracer) and value.dtype != bool and np.any(np.asarray(value) < 0):
+        raise ValueError("attention_mask is 1 for tokens and 0 for padding: it is not added to the scores")
     if cache is not None and value.shape[1] > shape[1]:
         value = value[:, -shape[1] :]  # transformers' form: the past included
     return _shaped("attention_mask", value, shape)
@@ -278,6 +302,9 @@ def pure(model: Any) -> tuple[Callable[..., Output], dict[str, Any]]:
     skeleton = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
 
     def apply(params: dict[str, Any], input_ids: Any = None, **inputs: Any) -> Output:
+        if absent := [path for path in known if path not in params]:
+            raise KeyError(f"apply: params lack {len(absent)} of {len(known)} arrays: {', '.join(absent[:5])}")
         return forward(with_params(skeleton, params), input_ids, **inputs)
 
-    return apply, params(model)
+    known = params(model)
+    return apply, known

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._forward import accepted, forward, init_cache
+from ._forward import accepted, forward, init_cache, rectangular
 from ._generation_config import GenerationConfig, resolve, with_defaults
 from ._sample import draw, initial, process, processors_of
 from ._verb import verb
@@ -435,7 +435,7 @@ def prepare(
 
 def _checked(model: Any, ids: Any, mask: Any) -> tuple[Any, Any]:
     """Ids and mask of the right shape, inside the vocabulary, with something in every row."""
-    ids = ids if isinstance(ids, jax.Array) else np.asarray(ids)
+    ids = ids if isinstance(ids, jax.Array) else rectangular(ids)
     if ids.ndim != 2:
         raise ValueError(
             f"generate: ids must have shape (batch, seq), not {ids.shape}; add a batch axis with ids[None]"
@@ -467,7 +467,12 @@ def _no_empty_rows(mask: np.ndarray, what: str) -> None:
 
 def _keys(key: Any, rows: int) -> jax.Array:
     if key is None:
-        raise ValueError("generate: sampling (do_sample=True) needs key=jax.random.key(seed), or one key per row")
+        raise ValueError(
+            "generate: sampling (do_sample=True, perhaps from the checkpoint's generation_config.json) needs "
+            "key=jax.random.key(seed), or one key per row; for greedy decoding pass do_sample=False"
+        )
+    if not isinstance(key, (jax.Array, np.ndarray)):
+        raise TypeError(f"generate: key must be a PRNG key, jax.random.key(seed), not {key!r}")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.shape not in ((), (rows,)):
