@@ -72,5 +72,5 @@ def test_qlora_learns_a_text_it_has_not_seen(model):
     tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
     text = (TINY.parent.parent / "LICENSE").read_text()
     tuned, losses = tune(ef.quantize(model, "nf4"), tokenizer, text, steps=30, rank=8, length=64, batch_size=4)
-    assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:3])
+    assert np.mean(losses[-5:]) < 0.92 * np.mean(losses[:3])
     assert ef.is_quantized(tuned) and ef.has_lora(tuned)
