@@ -377,6 +377,11 @@ def _():
     return _bert("BertForMaskedLM", hidden_act="gelu_new", layer_norm_eps=1e-5)
 
 
+@case("bert-untied", task="masked-lm", causal=False, variant=True)
+def _():
+    return _bert("BertForMaskedLM", tie_word_embeddings=False)  # its decoder has a bias of its own
+
+
 @case("bert-pretraining", task="pretraining", causal=False, variant=True)
 def _():
     return _bert("BertForPreTraining")

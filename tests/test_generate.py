@@ -391,6 +391,7 @@ def test_every_option_of_transformers_is_known():
         ({"max_length": 3}, "no room after a prompt of 3"),
         ({"max_length": 9, "max_new_tokens": 3}, "twice"),
         ({"do_sample": True}, "key="),
+        ({"do_sample": True, "key": 0}, "jax.random.key(seed)"),
         ({"bad_words_ids": [[VOCAB]]}, f"outside the vocabulary of {VOCAB}"),
         ({"suppress_tokens": 3}, "suppress_tokens"),
         ({"max_new_tokens": 63}, "learned 64 positions"),
@@ -448,6 +449,12 @@ def test_generation_config_of_the_checkpoint_is_honoured():
     config = ef.GenerationConfig(max_new_tokens=2)
     assert ef.generate(told, ids, config=config).sequences.shape == (1, 5)
     assert ef.generate(told, ids, config=config, max_new_tokens=3).sequences.shape == (1, 6)
+    assert ef.generate(told, ids, config={"max_new_tokens": 2}).sequences.shape == (1, 5)
+    from transformers import GenerationConfig
+
+    assert ef.generate(told, ids, config=GenerationConfig(max_new_tokens=2)).sequences.shape == (1, 5)
+    with pytest.raises(TypeError, match=r"ef\.GenerationConfig"):
+        ef.generate(told, ids, config=2)
     sampling = with_generation(model, do_sample=True, temperature=0.6)
     with pytest.raises(ValueError, match="key="):
         ef.generate(sampling, ids)
@@ -463,6 +470,7 @@ def test_generation_config_is_a_value():
     a = ef.GenerationConfig(eos_token_id=[1, 2], sequence_bias={(3,): 1.0}, bad_words_ids=[[4]])
     b = ef.GenerationConfig(eos_token_id=(1, 2), sequence_bias=[[[3], 1.0]], bad_words_ids=((4,),))
     assert a == b and hash(a) == hash(b) and a.eos == (1, 2) and a.pad == 1
+    assert ef.GenerationConfig(eos_token_id=np.array([1, 2])).eos == (1, 2)
     with pytest.raises(dataclasses.FrozenInstanceError):
         a.top_k = 3
 

@@ -99,6 +99,44 @@ def test_position_ids_and_inputs_embeds(name):
     close(got, want, mask)
 
 
+def test_what_the_tables_do_not_have():
+    """Learned positions and token types beyond the table: an error where ids are concrete, NaN (no clamped row) in jit."""
+    model = CASES["gpt2"].model()  # 64 positions
+    ids, _ = tokens(1, 66, pad=False)
+    with pytest.raises(ValueError, match="position 65 is beyond the 64 learned positions"):
+        ef.forward(model, ids)
+    assert np.isnan(jax.jit(lambda m, i: ef.forward(m, i).logits)(model, ids)[0, -1]).all()
+    with pytest.raises(ValueError, match="position -1 is beyond"):
+        ef.forward(model, ids[:, :2], position_ids=[[-1, 0]])
+    with pytest.raises(ValueError, match="token_type_ids hold 97"):
+        ef.forward(model, ids[:, :2], token_type_ids=[[0, VOCAB]])
+    typed = ef.forward(model, ids[:, :2], token_type_ids=[[3, 4]]).logits
+    want = torch_run(CASES["gpt2"], ids[:, :2], token_type_ids=np.array([[3, 4]]))["logits"]
+    np.testing.assert_allclose(typed, want, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_ids": [[]]}, "empty prompt"),
+        ({"input_ids": [[1.0]]}, "must be integers"),
+        ({"inputs_embeds": [[1.0, 2.0]]}, "inputs_embeds must have shape"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[0.0, -1e9]]}, "not added to the scores"),
+    ],
+)
+def test_inputs_that_make_no_sense(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        ef.forward(CASES["llama"].model(), **inputs)
+
+
+def test_forward_of_what_is_no_model():
+    with pytest.raises(ef.NotSupported, match="no inputs"):
+        ef.forward(CASES["llama"].model().config, [[1]])
+    apply, params = ef.pure(CASES["llama-tied"].model())
+    with pytest.raises(KeyError, match="params lack 1 of"):
+        apply({k: v for k, v in params.items() if k != "model.norm.weight"}, [[1]])
+
+
 PIECES = (([5, 1, 1, 4], 11), ([3, 8], 16))
 
 

@@ -212,6 +212,10 @@ def test_generate_with_a_decoder_prompt():
     ours = ef.generate(ef.stack(case.model()), ids, attention_mask=mask, **settings)
     np.testing.assert_array_equal(ours.sequences, theirs)
     assert ef.task(case.model()) == "seq2seq-lm" and ef.can_generate(case.model())
+    again = ef.generate(CASES["t5"].model(), ids, decoder_input_ids=[[0, 5]] * len(ids), max_new_tokens=2)
+    assert again.sequences.shape[1] <= 4
+    with pytest.raises(ValueError, match="decoder_input_ids hold 97"):
+        ef.generate(CASES["t5"].model(), ids, decoder_input_ids=[[97]] * len(ids), max_new_tokens=2)
 
 
 @pytest.mark.parametrize("name", [*T5, "t5-encoder"])

@@ -26,12 +26,12 @@ _OUTPUTS = ("hidden_states", "attentions", "router_logits")
 @verb
 def forward(
     model: Any,
-    input_ids: Int[Array, "batch seq"] | np.ndarray | None = None,
+    input_ids: Int[Array, "batch seq"] | np.ndarray | list[Any] | None = None,
     *,
     attention_mask: Any = None,
     position_ids: Any = None,
     segment_ids: Any = None,
-    inputs_embeds: Float[Array, "batch seq embed"] | None = None,
+    inputs_embeds: Float[Array, "batch seq embed"] | np.ndarray | list[Any] | None = None,
     cache: Cache | None = None,
     output_hidden_states: bool = False,
     output_attentions: bool = False,

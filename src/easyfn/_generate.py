@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._forward import accepted, forward, init_cache, rectangular
+from ._forward import accepted, check_ids, forward, init_cache, rectangular
 from ._generation_config import GenerationConfig, resolve, with_defaults
 from ._sample import draw, initial, process, processors_of
 from ._verb import verb
@@ -291,8 +291,8 @@ def generate(
     ids: Any,
     *,
     attention_mask: Any = None,
-    key: jax.Array | None = None,
-    config: GenerationConfig | None = None,
+    key: Any = None,
+    config: Any = None,
     processors: Sequence[Any] = (),
     return_cache: bool = False,
     runtime: Runtime = Runtime(),
@@ -306,7 +306,8 @@ def generate(
       the prompt is padding (unless it also ends a row): transformers' rule.
     - `key`: a PRNG key, needed for sampling. Row `i` draws from `fold_in(key, i)`; with a vector of keys each row
       has its own, and gives the same tokens alone and in any batch.
-    - `config`, `options`: see [`easyfn.GenerationConfig`][]: `max_new_tokens=`, `do_sample=`, `temperature=`, ...
+    - `config`, `options`: see [`easyfn.GenerationConfig`][]: `max_new_tokens=`, `do_sample=`, `temperature=`, ...; a
+      mapping or transformers' own `GenerationConfig` is a config too.
       Options win over `config`, which wins over the checkpoint's own. An unknown or unsupported option is refused.
       Other names that the model takes (`decoder_input_ids`, ...) go to the model.
     - `processors`: functions `(state, ids, logits) -> (logits, state)`, see [`easyfn.State`][]; they run after the
@@ -364,7 +365,7 @@ def prepare(
     ids: Any,
     attention_mask: Any,
     key: Any,
-    config: GenerationConfig | None,
+    config: Any,
     processors: Sequence[Any],
     return_cache: bool,
     runtime: Runtime,
@@ -378,6 +379,9 @@ def prepare(
     ids, attention_mask = _checked(model, ids, attention_mask)
     takes = accepted(model) - {"input_ids", "inputs_embeds", "logits_to_keep", "token_type_ids"}
     inputs = {name: value for name, value in options.items() if name in takes and value is not None}
+    if "decoder_input_ids" in inputs:
+        inputs["decoder_input_ids"], _ = check_ids(model, inputs["decoder_input_ids"], None, prefix="decoder_")
+    inputs = {name: jnp.asarray(v) if isinstance(v, (list, np.ndarray)) else v for name, v in inputs.items()}
     options = {name: value for name, value in options.items() if name not in takes}
     c = resolve(getattr(model, "config", None), config, options)
 
@@ -474,7 +478,7 @@ def _keys(key: Any, rows: int) -> jax.Array:
     if not isinstance(key, (jax.Array, np.ndarray)):
         raise TypeError(f"generate: key must be a PRNG key, jax.random.key(seed), not {key!r}")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
+        key = jax.random.wrap_key_data(jnp.asarray(key))
     if key.shape not in ((), (rows,)):
         raise ValueError(f"generate: key must be one key or one per row ({rows},), not of shape {key.shape}")
     return key

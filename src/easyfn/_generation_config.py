@@ -162,7 +162,10 @@ class GenerationConfig:
         if isinstance(bias, Mapping) and not isinstance(bias, Frozen):
             object.__setattr__(self, "sequence_bias", tuple((tuple(k), float(v)) for k, v in bias.items()))
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, freeze(getattr(self, field.name)))
+            value = getattr(self, field.name)
+            if isinstance(value, (np.ndarray, jax.Array)) and value.ndim and not isinstance(value, jax.core.Tracer):
+                value = value.tolist()  # ids
+            object.__setattr__(self, field.name, freeze(value))
         _validate(self)
 
     def replace(self, **changes: Any) -> GenerationConfig:
@@ -189,7 +192,7 @@ def _ids(value: Any) -> tuple[int, ...]:
     return tuple(int(i) for i in (value if isinstance(value, tuple) else (value,)) if int(i) >= 0)
 
 
-def resolve(model_config: Any, config: GenerationConfig | None, options: Mapping[str, Any]) -> GenerationConfig:
+def resolve(model_config: Any, config: Any, options: Mapping[str, Any]) -> GenerationConfig:
     """The complete config of one call: options, then `config`, then the checkpoint's, then transformers' defaults."""
     given = GenerationConfig(**_known(options, "generate"))
     chosen = {name: getattr(given, name) for name in FIELDS if getattr(given, name) is not None}
@@ -217,9 +220,16 @@ def with_defaults(config: GenerationConfig) -> GenerationConfig:
     return config.replace(**unset)
 
 
-def _set(config: GenerationConfig | None) -> dict[str, Any]:
+def _set(config: Any) -> dict[str, Any]:
+    """What a config says: one of ours, a mapping, or transformers' own."""
     if config is None:
         return {}
+    if hasattr(config, "to_diff_dict"):
+        config = config.to_diff_dict()
+    if isinstance(config, Mapping):
+        return _known(config, "config", file=True)
+    if not isinstance(config, GenerationConfig):
+        raise TypeError(f"generate: config must be an ef.GenerationConfig, not {type(config).__name__}")
     return {name: getattr(config, name) for name in FIELDS if getattr(config, name) is not None}
 
 
@@ -255,7 +265,11 @@ def _known(options: Mapping[str, Any], where: str, *, file: bool = False) -> dic
             why = "easyfn does not have this option of transformers, and an option is never ignored"
         else:
             why = f"no such option. {near(name, FIELDS)}"
-        write = f" Load with config_overrides, or set config.generation without {name}." if file else " Leave it out."
+        write = (
+            f" Load with config_overrides, or set config.generation without {name}."
+            if where.endswith(".json")
+            else " Leave it out."
+        )
         listed = ", ".join(f"{n}={options[n]!r}" for n in refused)
         raise ValueError(f"{where}: {listed} is not supported: {why}.{write}")
     return kept

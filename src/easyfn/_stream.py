@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from ._generate import Carry, Plan, prepare, start, step
-from ._generation_config import GenerationConfig
 from .nn.context import Runtime
 
 _start = jax.jit(start, static_argnames="plan")
@@ -26,8 +25,8 @@ def stream(
     ids: Any,
     *,
     attention_mask: Any = None,
-    key: jax.Array | None = None,
-    config: GenerationConfig | None = None,
+    key: Any = None,
+    config: Any = None,
     processors: Sequence[Any] = (),
     runtime: Runtime = Runtime(),
     **options: Any,

@@ -25,10 +25,12 @@ from ..nn import (
     activation,
     attend,
     attend_to,
+    chosen_rows,
     dropout,
     empty_kv,
     fold,
     layer_cache,
+    learned_positions,
     max_positions,
     merge_heads,
     split_heads,
@@ -176,12 +178,12 @@ class GPT2(eqx.Module):
         *,
         input_ids: jax.Array | None = None,
         inputs_embeds: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
+        token_type_ids: Any = None,
     ) -> Output:
         x = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
-        x = x + self.wpe(context.position_ids)
+        x = x + learned_positions(self.wpe, context.position_ids)
         if token_type_ids is not None:
-            x = x + self.wte(token_type_ids)
+            x = x + chosen_rows(self.wte, token_type_ids, "token_type_ids")
         x = dropout(x, self.config.embd_pdrop, context, 3)
         x, cache, trace = fold(self.h, x, context, cache)
         x = self.ln_f(x)

@@ -20,6 +20,7 @@ from .encoder import (
     EncoderLayer as EncoderLayer,
     EncoderLayers as EncoderLayers,
     TextEncoder as TextEncoder,
+    chosen_rows as chosen_rows,
     encoder_mask as encoder_mask,
     first_token as first_token,
     last_token as last_token,

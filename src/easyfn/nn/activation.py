@@ -29,6 +29,9 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
+    "mish": jax.nn.mish,
+    "relu6": jax.nn.relu6,
+    "leaky_relu": jax.nn.leaky_relu,
     "linear": lambda x: x,
 }
 

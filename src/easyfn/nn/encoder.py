@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .activation import activation
 from .attention import attend, merge_heads, split_heads
@@ -35,6 +36,18 @@ def last_token(x: jax.Array, context: Context) -> jax.Array:
     return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
 
 
+def chosen_rows(table: Embedding, ids: Any, name: str) -> jax.Array:
+    """Rows of a small table by the caller's `ids`, called `name`; concrete ids that it does not have are a `ValueError`."""
+    from .._weight import shape_of
+
+    held = None if isinstance(ids, jax.core.Tracer) else np.asarray(ids)
+    if held is not None and held.size and not 0 <= held.min() <= held.max() < (size := shape_of(table.weight)[0]):
+        raise ValueError(
+            f"{name} hold {held.min() if held.min() < 0 else held.max()}, and this model has {size} of them"
+        )
+    return table(jnp.asarray(ids))
+
+
 def learned_positions(table: Embedding, positions: jax.Array, *, offset: int = 0) -> jax.Array:
     """Rows `positions + offset` of a table of learned positions, shape `(batch, seq, embed)`.
 
@@ -44,13 +57,15 @@ def learned_positions(table: Embedding, positions: jax.Array, *, offset: int = 0
     from .._weight import shape_of
 
     size = shape_of(table.weight)[0] - offset
-    if not isinstance(positions, jax.core.Tracer) and positions.size and int(positions.max()) >= size:
-        raise ValueError(
-            f"position {int(positions.max())} is beyond the {size} learned positions of this model "
-            "(max_position_embeddings): shorten the input"
-        )
+    if not isinstance(positions, jax.core.Tracer) and positions.size:
+        low, high = int(positions.min()), int(positions.max())
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"position {low if low < 0 else high} is beyond the {size} learned positions of this model "
+                f"(0 to {size - 1}): shorten the input"
+            )
     x = table(positions + offset)
-    return jnp.where((positions < size)[..., None], x, jnp.asarray(jnp.nan, x.dtype))
+    return jnp.where(((positions >= 0) & (positions < size))[..., None], x, jnp.asarray(jnp.nan, x.dtype))
 
 
 class Dense(eqx.Module):
@@ -201,12 +216,12 @@ class EncoderEmbeddings(eqx.Module):
         context: Context,
         input_ids: Any,
         inputs_embeds: jax.Array | None,
-        token_type_ids: jax.Array | None,
+        token_type_ids: Any,
     ) -> jax.Array:
         x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.token_type_embeddings is not None:
-            types = jnp.zeros(x.shape[:2], jnp.int32) if token_type_ids is None else jnp.asarray(token_type_ids)
-            x = x + self.token_type_embeddings(types)
+            types = np.zeros(x.shape[:2], np.int32) if token_type_ids is None else token_type_ids
+            x = x + chosen_rows(self.token_type_embeddings, types, "token_type_ids")
         x = x + learned_positions(self.position_embeddings, context.position_ids, offset=self.offset)
         return dropout(self.LayerNorm(x), self.dropout, context, 1_000_003)
 
@@ -236,7 +251,7 @@ class TextEncoder(eqx.Module):
         *,
         input_ids: Any = None,
         inputs_embeds: jax.Array | None = None,
-        token_type_ids: jax.Array | None = None,
+        token_type_ids: Any = None,
     ) -> Output:
         if cache is not None:
             raise ValueError(f"{type(self.config).__name__} is an encoder: it keeps no cache")

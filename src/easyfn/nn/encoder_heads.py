@@ -24,7 +24,8 @@ from .output import Output
 class MaskedLM(eqx.Module):
     """Scores over the vocabulary for every token: `decoder(norm(act(dense(x)))) + bias`.
 
-    `decoder` is `None` when it is tied to the input embeddings. With `next_sentence`, `seq_relationship` reads
+    `decoder` is `None` when it is tied to the input embeddings; one of its own has a bias of its own, and then `bias` is
+    in the file and adds nothing, as in transformers. With `next_sentence`, `seq_relationship` reads
     the pooled first token: `seq_relationship_logits` `(batch, 2)`, whether the second sentence follows (0) or not (1).
     """
 
@@ -51,7 +52,7 @@ class MaskedLM(eqx.Module):
         self.model = model
         self.dense = Linear(config.hidden_size, size, True, axes=("mlp", "embed"))
         self.norm = LayerNorm(size, config.layer_norm_eps)
-        self.decoder = None if tied else Linear(size, config.vocab_size, axes=("vocab", "embed"), role="head")
+        self.decoder = None if tied else Linear(size, config.vocab_size, True, axes=("vocab", "embed"), role="head")
         self.bias = declare(config.vocab_size)
         self.seq_relationship = _pair(config.hidden_size) if next_sentence else None
         self.config = config
@@ -76,9 +77,10 @@ def _(head: MaskedLM) -> dict[str, Slot]:
 @head_logits.register(MaskedLM)
 def _(head: MaskedLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
     hidden = head.norm(activation(head.act)(head.dense(hidden)))
-    weight = input_embeddings(head).weight if head.decoder is None else head.decoder.weight
-    logits = dot(weight, hidden, dtype=dtype)
-    return logits + along_last(head.bias.astype(logits.dtype), logits)
+    table = input_embeddings(head) if head.decoder is None else head.decoder
+    bias = head.bias if head.decoder is None else head.decoder.bias
+    logits = dot(table.weight, hidden, dtype=dtype)
+    return logits if bias is None else logits + along_last(bias.astype(logits.dtype), logits)
 
 
 class NextSentence(eqx.Module):
