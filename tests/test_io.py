@@ -594,3 +594,18 @@ def test_generation_config_travels(folders, tmp_path):
     assert model.config.generation["eos_token_id"] == (2, 3)
     ef.save(model, tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"temperature": 0.7, "eos_token_id": [2, 3]}
+
+
+def test_a_saved_model_loads_as_the_same_tree(tmp_path):
+    """Structure included: a jitted function does not compile anew for it, and `jax.tree.map` runs over both."""
+    config = ef.models.LlamaConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = ef.init(config, key=jax.random.key(0))
+    ef.save(model, tmp_path / "model")
+    assert jax.tree.structure(ef.load(tmp_path / "model", progress=False)) == jax.tree.structure(model)

@@ -25,6 +25,9 @@ IGNORABLE = frozenset(
     sentence_transformers sbert_ce_default_activation_function xla_device""".split()  # noqa: SIM905
 )
 
+# Of these the model knows better than the file: `save` writes them anew. So a model loaded has the config of the model saved.
+DERIVED = frozenset(["model_type", "dtype", "torch_dtype", "transformers_version"])
+
 # Switches of other families and of forks: they say nothing while they are off.
 SWITCHES = frozenset(["add_cross_attention", "attention_bias", "mlp_bias", "rope_interleaved", "use_mrope"])
 
@@ -36,8 +39,7 @@ class UnknownConfigKey(ValueError):
 class Config:
     """What every family's config dataclass must have; only a description, not a base class.
 
-    `model_type`, and two fields: `extra` (keys without influence on the mathematics, kept for the way back) and
-    `generation`
+    `model_type`, and two fields: `extra` (keys without influence on the mathematics, kept for the way back) and `generation`
     (the content of `generation_config.json`).
     """
 
@@ -50,8 +52,7 @@ def read(cls: type, data: Mapping[str, Any], ignore: frozenset[str] = frozenset(
     """A config of class `cls` from the JSON of a `config.json`.
 
     Every key is a field of `cls`, or listed as ignorable (by transformers' conventions or by the family), or `null`;
-    otherwise [`easyfn.UnknownConfigKey`][] names it. A required field that is missing is a `ValueError`. If the
-    class has
+    otherwise [`easyfn.UnknownConfigKey`][] names it. A required field that is missing is a `ValueError`. If the class has
     a static method `normalize(data) -> data` it sees the JSON first: there older spellings become today's.
     """
     data = dict(data)
@@ -89,7 +90,7 @@ def read(cls: type, data: Mapping[str, Any], ignore: frozenset[str] = frozenset(
         if whole and (not isinstance(value, int) or value < 0):
             raise ValueError(f"{where}: {name}={value!r} must be an integer of at least 0")
     if "extra" in fields:
-        known["extra"] = Frozen({k: v for k, v in rest.items() if k not in ("extra", "generation")})
+        known["extra"] = Frozen({k: v for k, v in rest.items() if k not in ("extra", "generation", *DERIVED)})
     return cls(**known)
 
 

@@ -75,6 +75,9 @@ def read_config(
     if not isinstance(data.get("model_type"), str):
         raise ValueError(f"{where}: it has no model_type, so there is no telling the architecture")
     known = family_of(data["model_type"])
+    named = [known.architectures.get(a) for a in data.get("architectures") or ()]
+    if named == [next(iter(known.tasks))]:  # what it is unless somebody says otherwise
+        data = {k: v for k, v in data.items() if k != "architectures"}
     config = configs.read(known.config, data, known.ignore, where)
     if generation and any(f.name == "generation" for f in dataclasses.fields(config)):
         config = dataclasses.replace(config, generation=Frozen(generation))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,25 @@ class Family:
 
 
 _families: dict[str, Family] = {}
+
+# Ours, by the file that registers them: it is imported when one is asked for, so that a hundred cost nothing at import.
+BUILT_IN = {
+    "bert": "bert",
+    "gemma3_text": "gemma3",
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "mamba2": "mamba2",
+    "mistral": "mistral",
+    "mixtral": "mixtral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "t5": "t5",
+}
+
+
+def _import(model_type: str) -> None:
+    if model_type in BUILT_IN:
+        importlib.import_module(f"easyfn.models.{BUILT_IN[model_type]}")
 
 
 def family(
@@ -94,6 +114,8 @@ def families() -> dict[str, Family]:
     assert ef.families()["gpt2"].config is ef.models.GPT2Config
     ```
     """
+    for model_type in BUILT_IN:
+        _import(model_type)
     return dict(_families)
 
 
@@ -101,17 +123,20 @@ def family_of(what: Any) -> Family:
     """The family of a `model_type`, a config, or a model."""
     if isinstance(what, str):
         if what not in _families:
+            _import(what)
+        if what not in _families:
             _load_entry_points()
         if what not in _families:
+            known = families()
             raise ValueError(
-                f"unknown architecture {what!r}. {near(what, _families)} easyfn knows: {', '.join(sorted(_families))}. "
+                f"unknown architecture {what!r}. {near(what, known)} easyfn knows: {', '.join(sorted(known))}. "
                 'Register your own with ef.family("' + what + '", config=..., model=...).'
             )
         return _families[what]
     config = getattr(what, "config", what)
-    for known in _families.values():
-        if known.config is type(config):
-            return known
+    for entry in _families.values():
+        if entry.config is type(config):
+            return entry
     name = type(config).__name__
     if hasattr(config, "to_dict") or isinstance(config, Mapping):
         raise ValueError(f"a {name} is not yet a config of easyfn: ef.read_config makes one of it")
