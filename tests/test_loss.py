@@ -252,7 +252,19 @@ def test_classifier(problem_type, num_labels, batch):
     assert "accuracy" in metrics or problem_type == "regression" or num_labels == 1
 
 
+def test_lists_are_arrays(model, batch):
+    lists = {name: value.tolist() for name, value in batch.items()}
+    np.testing.assert_allclose(ef.compute_loss(model, lists)[0], loss_of(model, batch)[0], rtol=1e-5)
+
+
+def test_every_number_is_a_target_of_a_regression():
+    loss, _ = ef.loss_from_logits(jnp.zeros((2, 1)), [-100.0, 2.0], ef.LossConfig(kind="regression"))
+    assert loss == (100**2 + 2**2) / 2
+
+
 def test_errors_teach(model, batch):
+    with pytest.raises(ValueError, match="kind='cross-entropy'"):
+        ef.loss_from_logits(jnp.zeros((2, 4)), jnp.zeros(2, int))
     with pytest.raises(TypeError, match="atention_mask"):
         ef.compute_loss(model, {"input_ids": batch["input_ids"], "atention_mask": batch["attention_mask"]})
     with pytest.raises(ValueError, match="labels hold 99"):

@@ -1,5 +1,6 @@
 """Training: the same trajectory as torch, any optimizer, exactly the trainable leaves, resumed exactly."""
 
+import dataclasses
 import functools
 import sys
 
@@ -84,7 +85,7 @@ def test_only_what_is_chosen_trains_and_has_optimizer_state():
     changed = {path for path in after if not np.array_equal(before[path], after[path])}
     assert changed == chosen
     with pytest.raises(ValueError, match="matches nothing"):
-        ef.to_state(fresh(), optax.sgd(1.0), trainable="no_such_layer")
+        ef.to_state(fresh(), optax.sgd(1.0), trainable=["norm", "no_such_layer"])
 
 
 def test_integers_are_refused_and_left_alone():
@@ -113,6 +114,7 @@ OPTIMIZERS = {
         optax.sgd(optax.warmup_cosine_decay_schedule(0.0, 0.1, 2, 10)),
     ),
     "plateau": lambda: optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau()),
+    "accumulating": lambda: optax.MultiSteps(optax.adamw(1e-2), 2),
     "hyperparams": lambda: optax.inject_hyperparams(optax.lion)(learning_rate=1e-3),
 }
 
@@ -156,6 +158,12 @@ def test_donation_reuses_every_byte_of_the_state():
     assert memory.alias_size_in_bytes >= 3 * ef.num_bytes(CASES[NAME].model())
 
 
+def test_no_array_is_donated_twice():
+    state = ef.to_state(fresh(), optax.lbfgs(memory_size=2))  # keeps the parameters themselves
+    held = [id(leaf) for leaf in jax.tree.leaves(state)]
+    assert len(set(held)) == len(held)
+
+
 def test_abstract_state():
     model = jax.eval_shape(lambda m: m, CASES[NAME].model())
     state = ef.to_state(model, optax.adam(1e-3))
@@ -186,6 +194,34 @@ def test_resume_is_exact(tmp_path):
         ef.load_state(blank, tmp_path, step=2)
     with pytest.raises(ValueError, match=r"unexpected: opt_state\.0\.mu"):
         ef.load_state(ef.to_state(fresh(), optax.sgd(0.1)), tmp_path)
+
+
+def test_sharded_state_stays_where_it_is(tmp_path):
+    mesh = ef.make_mesh(fsdp=4, tp=2)
+    rules = dataclasses.replace(ef.default_rules(fresh()), indivisible="replicate")
+    optimizer, batch = optax.adamw(1e-2), next(batches())
+    split = lambda model: ef.to_state(ef.shard(model, rules, mesh), optimizer)
+    state, start = split(fresh()), split(fresh())
+    update = jax.jit(lambda state, batch: ef.train_step(state, batch), donate_argnums=0)
+    alone = ef.to_state(fresh(), optimizer)
+    for _ in range(2):
+        state, metrics = update(state, batch)
+        alone, same = step(alone, batch)
+    assert update._cache_size() == 1  # the second step finds what the first expected
+    np.testing.assert_allclose(metrics["loss"], same["loss"], rtol=1e-4)
+    ef.save_state(state, tmp_path)
+    blank = split(jax.eval_shape(fresh))
+    for other in (start, ef.load_state(blank, tmp_path)):
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True):
+            assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+    jax.tree.map(np.testing.assert_array_equal, state, ef.load_state(blank, tmp_path))
+
+
+def test_prng_keys_are_saved_too(tmp_path):
+    tree = {"key": jax.random.key(3), "seen": jnp.arange(2)}
+    ef.save_state(tree, tmp_path, step=0)
+    back = ef.load_state(jax.eval_shape(lambda: tree), tmp_path)
+    np.testing.assert_array_equal(jax.random.bits(back["key"]), jax.random.bits(tree["key"]))
 
 
 def test_without_orbax_the_extra_is_named(monkeypatch, tmp_path):

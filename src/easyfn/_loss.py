@@ -32,7 +32,8 @@ class LossConfig:
     - `z_loss` z: adds `z * logsumexp(logits) ** 2` per token, which keeps logits from drifting.
     - `aux_loss_weight`: of the routers' load balancing loss. By default as transformers: the config's
       `router_aux_loss_coef` if the config (or the batch) says `output_router_logits`, else nothing.
-    - `ignore_index`: labels of this value count neither in the sum nor in the denominator.
+    - `ignore_index`: labels of this value count neither in the sum nor in the denominator (but in a regression, where
+      every number is a target).
     - `reduction`: `mean` over counted tokens, `sum`, or `none` (the shape of the labels, 0 where not counted; for a
       shifted loss entry `t` is what predicting `t + 1` cost). The sum of `none` is `sum`; over the count it is `mean`.
     - `chunk_size`: with it, logits over the vocabulary exist for this many tokens at a time only (at least one of each
@@ -114,9 +115,9 @@ def language_loss(
     kind = _kind(cfg, "causal-lm", ("causal-lm", "cross-entropy"))
     inputs, labels = split_labels(batch)
     if labels is None:
-        labels = inputs.get("input_ids")
-        if labels is None:
+        if inputs.get("input_ids") is None:
             raise ValueError("compute_loss: a batch of inputs_embeds needs labels")
+        labels = as_array(inputs["input_ids"])
     wanted = {**inputs, "key": key, "runtime": runtime, **_router(model, inputs, cfg)}
     segments = segments_of(inputs, labels.shape)
     if kind == "causal-lm":
@@ -273,6 +274,11 @@ def shift(labels: Any, segments: jax.Array | None, ignore_index: int = -100) -> 
     """Labels moved one place left (the last one ignored), and which of them count: those whose predictor is a token of
     the same document. All arrays `(batch, seq)`."""
     labels = as_array(labels)
+    if labels.ndim != 2:
+        raise ValueError(
+            f"a causal-lm loss shifts labels of shape (batch, seq), and these have {labels.shape}; "
+            "for labels as they stand: LossConfig(kind='cross-entropy')"
+        )
     end = [(0, 0), (0, 1)]
     moved = jnp.pad(labels, end, constant_values=ignore_index)[:, 1:]
     if segments is None:
@@ -283,14 +289,15 @@ def shift(labels: Any, segments: jax.Array | None, ignore_index: int = -100) -> 
 
 def segments_of(inputs: Mapping[str, Any], shape: tuple[int, ...]) -> jax.Array | None:
     """The segments of a batch, 0 for padding, from its `segment_ids` and `attention_mask`; `None` if it has neither."""
-    segments, mask = inputs.get("segment_ids"), inputs.get("attention_mask")
-    for name, value in (("segment_ids", segments), ("attention_mask", mask)):
-        if value is not None and tuple(value.shape) != tuple(shape):
-            raise ValueError(f"{name} has shape {tuple(value.shape)} and the labels {tuple(shape)}")
+    found = {name: as_array(inputs[name]) for name in ("segment_ids", "attention_mask") if inputs.get(name) is not None}
+    for name, value in found.items():
+        if value.shape != tuple(shape):
+            raise ValueError(f"{name} has shape {value.shape} and the labels {tuple(shape)}")
+    segments, mask = found.get("segment_ids"), found.get("attention_mask")
     if mask is None:
-        return None if segments is None else jnp.asarray(segments)
-    seen = (jnp.asarray(mask) != 0).astype(jnp.int32)
-    return seen if segments is None else jnp.asarray(segments) * seen
+        return segments
+    seen = (mask != 0).astype(jnp.int32)
+    return seen if segments is None else segments * seen
 
 
 def split_labels(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -469,11 +476,12 @@ def _elementwise(logits: jax.Array, labels: jax.Array, kind: str, cfg: LossConfi
         labels = labels[..., None]
     check_shape(labels, logits.shape)
     x, y = logits.astype(jnp.float32), labels.astype(jnp.float32)
-    counted = labels != cfg.ignore_index
-    if kind == "regression":
+    counted = jnp.ones(labels.shape, bool)
+    if kind == "regression":  # every number is a target, that of ignore_index too
         each = jnp.square(x - y)
         rows = {"loss": each}
     else:
+        counted = labels != cfg.ignore_index
         each = jnp.maximum(x, 0.0) - x * y + jnp.log1p(jnp.exp(-jnp.abs(x)))
         rows = {"loss": each, "accuracy": ((x > 0) == (y > 0.5)).astype(jnp.float32)}
     rows = {name: jnp.where(counted, value, 0.0).reshape(-1) for name, value in rows.items()}

@@ -56,7 +56,11 @@ def load_state(like: Any, directory: str | Path, *, step: int | None = None) -> 
         _compare(wanted, saved, path)
         how = orbax.checkpoint_utils.construct_restore_args(wanted)
         found = checkpointer.restore(path, args=orbax.args.PyTreeRestore(item=wanted, restore_args=how))
-    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
+    leaves = [
+        jax.random.wrap_key_data(found[name], impl=_impl(leaf)) if _is_key(leaf) else found[name]
+        for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _orbax(who: str) -> Any:
@@ -71,9 +75,27 @@ def _steps(root: Path) -> list[int]:
     return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit()) if root.is_dir() else []
 
 
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _impl(key: Any) -> Any:
+    found: list[Any] = []
+    jax.eval_shape(lambda k: found.append(jax.random.key_impl(k)), key)  # of an abstract key too
+    return found[0]
+
+
+def _data(leaf: Any) -> Any:
+    """The numbers of a PRNG key, for a file."""
+    if not _is_key(leaf):
+        return leaf
+    abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+    return jax.eval_shape(jax.random.key_data, leaf) if abstract else jax.random.key_data(leaf)
+
+
 def _flat(tree: Any) -> dict[str, Any]:
     """Every array by its path, in the order of the tree."""
-    found = {path: leaf for path, leaf in nodes(tree) if is_leaf(leaf)}
+    found = {path: _data(leaf) for path, leaf in nodes(tree) if is_leaf(leaf)}
     if len(found) != len(jax.tree.leaves(tree)):
         raise ValueError("two arrays of this tree have one path: give its containers names")
     return found

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ._dtype import cast
 from ._loss import LossConfig, Metrics, compute_loss
+from ._task import mesh_of
 from ._trainable import trainable as trainable_of
-from ._tree import Pattern, children, is_abstract, is_leaf, join, leaves, matches, nothing_matched, rebuild
+from ._tree import Pattern, children, is_abstract, is_leaf, join, leaves, matches, nodes, nothing_matched, rebuild
 from .nn.context import Runtime
+
+Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
 
 
 class TrainState(eqx.Module):
@@ -28,19 +32,23 @@ class TrainState(eqx.Module):
     frozen: Any
     opt_state: Any
     step: Any  # int32 scalar, steps done
-    optimizer: optax.GradientTransformation = eqx.field(static=True)
+    optimizer: Optimizer = eqx.field(static=True)
+    shardings: tuple = eqx.field(static=True, default=())  # of the parameters, if on a mesh: a step leaves them there
 
     @property
     def model(self) -> Any:
         return eqx.combine(self.params, self.frozen)
 
 
-def to_state(model: Any, optimizer: optax.GradientTransformation, *, trainable: Any = None) -> TrainState:
-    """A fresh training state. The optimizer's state exists for trainable arrays only.
+def to_state(model: Any, optimizer: Optimizer, *, trainable: Any = None) -> TrainState:
+    """A fresh training state. The optimizer's state exists for trainable arrays only, and lies where they lie.
 
     `trainable` is a boolean tree, a pattern of paths (`"layers.1|norm"`), or by default what [`easyfn.trainable`][]
     says: adapters if there are any, else every floating point array that is not part of a quantized weight. An array of
     integers cannot be trained: `ValueError`. Works on abstract models (the state is abstract, for `ef.load_state`).
+
+    A model can be called, and optax calls what it can: give `optax.masked`, `optax.multi_transform` and the like a mask
+    or labels in the model's structure as a function, `lambda params: labels`.
 
     ```python
     import jax, optax, easyfn as ef
@@ -53,6 +61,8 @@ def to_state(model: Any, optimizer: optax.GradientTransformation, *, trainable: 
     assert int(state.step) == 2
     ```
     """
+    if not hasattr(optimizer, "init"):
+        raise TypeError(f"to_state takes an optax optimizer, such as optax.adamw(1e-4), not {optimizer!r}")
     params, frozen = eqx.partition(model, _which(model, trainable))
     if not (chosen := leaves(params)):
         raise ValueError("to_state: nothing in this model is trainable")
@@ -60,8 +70,56 @@ def to_state(model: Any, optimizer: optax.GradientTransformation, *, trainable: 
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(f"to_state: {path} is an array of {leaf.dtype}, which has no gradient; leave it frozen")
     start = lambda params: (optimizer.init(params), jnp.zeros((), jnp.int32))
-    opt_state, step = jax.eval_shape(start, params) if is_abstract(model) else start(params)
-    return TrainState(params, frozen, opt_state, step, optimizer)
+    opt_state, step = jax.eval_shape(start, params) if is_abstract(model) else _own(start(params), params)
+    shardings = _homes(chosen, mesh_of(model))
+    opt_state, step = _beside(params, shardings, (opt_state, step))
+    return TrainState(params, frozen, opt_state, step, optimizer, shardings)
+
+
+def _own(tree: Any, params: Any) -> Any:
+    """The tree without arrays that are also somewhere else: an optimizer may keep the parameters themselves (L-BFGS), and
+    one buffer cannot be donated twice."""
+    seen = {id(leaf) for leaf in jax.tree.leaves(params)}
+
+    def one(leaf: Any) -> Any:
+        if id(leaf) in seen:
+            return jnp.copy(leaf)
+        seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(one, tree)
+
+
+def _homes(chosen: Mapping[str, Any], mesh: Mesh | None) -> tuple[NamedSharding, ...]:
+    """Where each parameter of a model on a mesh lies."""
+    if mesh is None:
+        return ()
+    found = (getattr(leaf, "sharding", None) for leaf in chosen.values())
+    return tuple(s if isinstance(s, NamedSharding) else NamedSharding(mesh, PartitionSpec()) for s in found)
+
+
+def _beside(params: Any, shardings: tuple[NamedSharding, ...], tree: Any) -> Any:
+    """A tree made of parameters, or of an optimizer's state, on the mesh of the parameters: what is kept per parameter
+    lies where that does, the rest is everywhere.
+
+    XLA would choose for itself: the state would wander, and the second step compile once more.
+    """
+    if not shardings:
+        return tree
+    chosen = leaves(params)
+    homes = dict(zip(chosen, shardings, strict=True))
+    everywhere = NamedSharding(shardings[0].mesh, PartitionSpec())
+
+    def one(path: str, leaf: Any) -> Any:
+        while path and path not in homes:
+            path = path.partition(".")[2]  # opt_state's "0.mu.model.norm.weight" is about "model.norm.weight"
+        sharding = homes[path] if path and chosen[path].shape == leaf.shape else everywhere
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.lax.with_sharding_constraint(leaf, sharding)
+
+    placed = [one(path, leaf) for path, leaf in nodes(tree) if is_leaf(leaf)]
+    return jax.tree.unflatten(jax.tree.structure(tree), placed)
 
 
 def _which(model: Any, trainable: Any) -> Any:
@@ -70,18 +128,18 @@ def _which(model: Any, trainable: Any) -> Any:
     strings = isinstance(trainable, (list, tuple)) and all(isinstance(p, str) for p in trainable)
     if not (isinstance(trainable, str) or strings or callable(trainable)) or isinstance(trainable, eqx.Module):
         return trainable
-    pattern: Pattern = trainable
+    patterns: list[Pattern] = [trainable] if isinstance(trainable, str) or callable(trainable) else list(trainable)
     able: list[str] = []
-    hits: list[str] = []
+    used: set[int] = set()
 
     def go(path: str, node: Any, may: Any) -> Any:
         if is_leaf(node):
             if may is not True or not hasattr(node, "dtype") or not jnp.issubdtype(node.dtype, jnp.floating):
                 return False
             able.append(path)
-            if hit := matches(pattern, path, node):
-                hits.append(path)
-            return hit
+            hits = [n for n, pattern in enumerate(patterns) if matches(pattern, path, node)]
+            used.update(hits)
+            return bool(hits)
         if trainable_of.knows(
             type(node)
         ):  # a format says which of its parts are parameters, and which codes and scales
@@ -90,16 +148,17 @@ def _which(model: Any, trainable: Any) -> Any:
         return rebuild(node, lambda name, child: go(join(path, name), child, may is True or inner.get(name)))
 
     tree = go("", model, True)
-    if not hits:
-        raise nothing_matched("to_state", pattern, able)
+    for n, pattern in enumerate(patterns):
+        if n not in used:
+            raise nothing_matched("to_state", pattern, able)
     return tree
 
 
 def train_step(
     state: TrainState,
     batch: Mapping[str, Any],
-    *,
     loss: Callable[..., tuple[jax.Array, Metrics]] | LossConfig = LossConfig(),
+    *,
     key: jax.Array | None = None,
     compute_dtype: Any = None,
     accumulate: int = 1,
@@ -160,8 +219,9 @@ def train_step(
     more = {"value": value, "grad": gradients, "value_fn": lambda params: objective(params, batch, key)[0]}
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, **more)
     params = optax.apply_updates(state.params, updates)
+    params, opt_state, count = _beside(state.params, state.shardings, (params, opt_state, state.step + 1))
     metrics = {"loss": value, **metrics, "grad_norm": _norm(gradients)}
-    return TrainState(params, state.frozen, opt_state, state.step + 1, state.optimizer), metrics
+    return TrainState(params, state.frozen, opt_state, count, state.optimizer, state.shardings), metrics
 
 
 def _norm(tree: Any) -> jax.Array:
@@ -182,11 +242,14 @@ def _accumulated(
         # every parts-th row: where devices hold blocks of rows, each part takes some of every block
         return jnp.swapaxes(value.reshape(value.shape[0] // parts, parts, *value.shape[1:]), 0, 1)
 
-    pieces = {name: divided(name, value) for name, value in batch.items() if value is not None}
+    switches = {name: value for name, value in batch.items() if isinstance(value, bool)}
+    pieces = {n: divided(n, value) for n, value in batch.items() if value is not None and n not in switches}
 
     def one(carry: Any, piece: Any) -> Any:
         index, part = piece
-        (value, metrics), gradients = slope(params, part, None if key is None else jax.random.fold_in(key, index))
+        (value, metrics), gradients = slope(
+            params, {**part, **switches}, None if key is None else jax.random.fold_in(key, index)
+        )
         metrics = {"loss": value, **metrics}
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
         number = counted(metrics)
