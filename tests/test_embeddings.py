@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import easyfn as ef
+from cases import CASES
 from easyfn.models.family import build
 
 
@@ -69,3 +70,24 @@ def test_decoder_and_encoder(key):
         ef.encoder(model)
     with pytest.raises(ValueError, match="another structure"):
         ef.with_decoder(model, model.model.norm)
+
+
+def test_numpy_sizes_and_arrays_become_what_a_model_holds(key):
+    model = ef.resize_embeddings(ef.init(config(True), key=key), np.int64(50))
+    assert type(model.config.vocab_size) is int
+    other = ef.with_input_embeddings(model, np.zeros((50, 32)))
+    again = ef.with_params(model, {"model.norm.weight": [2.0] * 32})
+    for leaf in (other.model.embed_tokens.weight, again.model.norm.weight):
+        assert isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32
+
+
+def test_encoder_and_decoder_of_heads():
+    def support(name):
+        return {part: ef.supports(CASES[name].model(), part) for part in ("encoder", "decoder", "encode")}
+
+    none = {"encoder": False, "decoder": False, "encode": False}
+    assert support("llama-classifier") == none | {"decoder": True}
+    assert support("bert") == none | {"encoder": True}  # its head's `decoder` is an output layer
+    assert support("t5") == {"encoder": True, "decoder": True, "encode": True}
+    assert not ef.supports(CASES["bert-base"].model(), "output_embeddings")
+    assert ef.task(CASES["t5-encoder"].model()) == "encoder"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import easyfn as ef
+from cases import CASES
 from easyfn import quant
 
 CONFIG = ef.models.LlamaConfig(
@@ -253,3 +254,19 @@ def test_memory_of_a_training_step_holds_no_dense_copy():
             compiled = jax.jit(step).lower(jax.ShapeDtypeStruct((1, 4, 256), jnp.float32), small).compile()
             temporary = compiled.memory_analysis().temp_size_in_bytes
             assert temporary < 0.4 * dense, (method, arrange, temporary / dense)
+
+
+def test_cast_by_pattern_reaches_quantized_weights_and_adapters(key):
+    layer = ef.apply_lora(ef.quantize({"q_proj": ef.init(ef.nn.Linear(64, 8), key=key)}, "nf4"), rank=2, key=key)
+    adapter = ef.cast(layer, jnp.bfloat16, r"\.a$|\.b$")["q_proj"].weight
+    assert adapter.a.dtype == adapter.b.dtype == jnp.bfloat16 and adapter.base.dtype == "float32"
+    whole = ef.cast(layer, jnp.bfloat16, r"q_proj\.weight$")["q_proj"].weight
+    assert whole.a.dtype == jnp.bfloat16 and whole.base.dtype == "bfloat16"
+    with pytest.raises(ValueError, match=r"Near misses: q_proj\.weight"):
+        ef.cast(ef.remove_lora(layer), jnp.bfloat16, "qproj")
+
+
+@pytest.mark.parametrize("pattern", ["q_porj", "q_porj|v_porj", ["layers.0.self_attn.q_porj"], r"\.q_prj\."])
+def test_a_misspelt_pattern_shows_near_misses(pattern):
+    with pytest.raises(ValueError, match=r"Near misses: \S*self_attn\.q_proj\.weight"):
+        ef.quantize(CASES["llama"].model(), ef.QuantConfig("nf4", pattern=pattern))

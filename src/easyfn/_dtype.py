@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ._tree import Pattern, is_leaf, join, matches, nothing_matched, rebuild
 from ._verb import verb
+from ._weight import format_of
 
 
 @verb
@@ -31,8 +32,12 @@ def cast(model: Any, dtype: Any, pattern: Pattern | None = None) -> Any:
     hit: list[str] = []
 
     def go(path: str, node: Any) -> Any:
-        if cast.knows(type(node)):
-            return cast.which(type(node))(node, dtype) if pattern is None or matches(pattern, path, node) else node
+        if cast.knows(type(node)) and (pattern is None or matches(pattern, path, node)):
+            hit.append(path)
+            return cast.which(type(node))(node, dtype)
+        if format_of(node) is not None:
+            seen.append(path)
+            return node
         if not is_leaf(node):
             return rebuild(node, lambda name, child: go(join(path, name), child))
         if not hasattr(node, "dtype") or not jnp.issubdtype(node.dtype, jnp.floating):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import operator
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 
+from ._params import as_leaf
 from ._slots import find_slots
 from ._tree import is_leaf, nodes, rebuild, replace
 from ._verb import verb
+from .nn.cache import layer_cache
 from .nn.heads import input_embeddings
 
 
@@ -21,6 +24,7 @@ def _path_of(model: Any, part: Any) -> str:
 def _exchange(verb_name: str, model: Any, old: Any, new: Any) -> Any:
     """`old`, a part of the model, for `new`: a layer like it, or an array for its weight."""
     if not isinstance(new, type(old)):
+        new = as_leaf(new)
         if not hasattr(new, "shape"):
             raise TypeError(
                 f"{verb_name} takes a {type(old).__name__} or an array for its weight, not a {type(new).__name__}"
@@ -76,7 +80,7 @@ def with_output_embeddings(model: Any, embeddings: Any) -> Any:
 
 
 def resize_embeddings(
-    model: Any, size: int, *, pad_to_multiple_of: int | None = None, key: jax.Array | None = None
+    model: Any, size: SupportsIndex, *, pad_to_multiple_of: int | None = None, key: jax.Array | None = None
 ) -> Any:
     """`model` with a vocabulary of `size` entries: every weight with a `vocab` axis, and the config.
 
@@ -94,6 +98,7 @@ def resize_embeddings(
     assert bigger.config.vocab_size == 72
     ```
     """
+    size = operator.index(size)  # NumPy's integers have no place in a config
     if pad_to_multiple_of:
         size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
     if size < 1:
@@ -159,16 +164,19 @@ def decoder(model: Any) -> Any:
 
 
 def _part(which: Any, model: Any, name: str) -> Any:
-    if hasattr(model, name):
-        return getattr(model, name)
-    if hasattr(model, "model"):
-        inner = model.model
-        both = hasattr(inner, "encoder") or hasattr(inner, "decoder")
-        if both:
-            return _part(which, inner, name)
-        if (name == "decoder") == hasattr(model, "lm_head"):
-            return inner
+    base = getattr(model, "model", None)
+    if base is None:  # only a head has one, and what a head calls `decoder` is its output layer
+        if getattr(model, name, None) is not None:
+            return getattr(model, name)
+    elif hasattr(base, "encoder") or hasattr(base, "decoder"):
+        return _part(which, base, name)
+    elif (name == "decoder") == _keeps_cache(base):
+        return base
     raise which.missing(model, f"It has no {name}.")
+
+
+def _keeps_cache(model: Any) -> bool:
+    return jax.eval_shape(lambda: layer_cache(model, 1, 1, jnp.float32)) is not None
 
 
 def with_decoder(model: Any, new: Any) -> Any:

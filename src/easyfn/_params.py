@@ -6,6 +6,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ._tree import leaves, near, replace
 
@@ -36,6 +38,7 @@ def with_params(model: Any, new: dict[str, Any]) -> Any:
     ```
     """
     old = leaves(model)
+    new = {path: as_leaf(value) for path, value in new.items()}
     for path, value in new.items():
         if path not in old:
             raise KeyError(f"with_params: no array at {path!r}. {near(path, old)}")
@@ -44,6 +47,11 @@ def with_params(model: Any, new: dict[str, Any]) -> Any:
                 f"with_params: {path} has shape {tuple(old[path].shape)}, the new array {tuple(value.shape)}"
             )
     return replace(model, new)
+
+
+def as_leaf(value: Any) -> Any:
+    """A value for the place of an array: NumPy's and lists become JAX arrays, other leaves stay what they are."""
+    return jnp.asarray(value) if isinstance(value, (np.ndarray, np.generic, list, tuple, float, int)) else value
 
 
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from ._embeddings import decoder, encoder, output_embeddings
 from ._forward import accepted, init_cache
 from ._tree import leaves, near, nodes
 from ._verb import NodeVerb, NotSupported, Verb, verb
@@ -19,7 +21,8 @@ from .nn.heads import CausalLM, SequenceClassifier, input_embeddings
 def task(model: Any) -> str:
     """What a model is for: `causal-lm`, `sequence-classification`, `base`, ..., the words of `ef.load(task=...)`.
 
-    Heads are registered. Any other model has the only task of its family, or else is `base`.
+    Heads are registered. Any other model has the only task of its family, or the one that is built by its class, or
+    else is `base`.
 
     ```python
     import easyfn as ef
@@ -31,10 +34,12 @@ def task(model: Any) -> str:
     from .models.family import family_of
 
     try:
-        tasks = list(family_of(model).tasks)
+        tasks = family_of(model).tasks
     except ValueError:
         return "base"
-    return tasks[0] if len(tasks) == 1 else "base"
+    if len(tasks) == 1:
+        return next(iter(tasks))
+    return next((name for name, builder in tasks.items() if builder is type(model)), "base")
 
 
 @task.register(CausalLM)
@@ -48,8 +53,15 @@ def _(model: SequenceClassifier) -> str:
 
 
 def model_type(model: Any) -> str:
-    """The `model_type` of a model's config: `llama`, `gpt2`, ..., or the name of its class if it has no such config."""
-    return getattr(getattr(model, "config", None), "model_type", None) or type(model).__name__
+    """The `model_type` of a model's family: `llama`, `gpt2`, ..., or the name of its class if it is of none."""
+    from .models.family import family_of
+
+    if named := getattr(getattr(model, "config", None), "model_type", None):
+        return named
+    try:
+        return family_of(model).model_type
+    except ValueError:
+        return type(model).__name__
 
 
 def supports(model: Any, what: Callable[..., Any] | str) -> bool:
@@ -97,13 +109,28 @@ def _ask_to_generate(model: Any) -> None:
     _ask_for_cache(model)
 
 
+def _ask_to_encode(model: Any) -> None:
+    from ._seq2seq import encode
+
+    jax.eval_shape(encode, model, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+
+
 _QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "compute_loss": _ask_for_tokens,
     "train_step": _ask_for_tokens,
     "init_cache": _ask_for_cache,
     "generate": _ask_to_generate,
     "stream": _ask_to_generate,
+    "prefill": _ask_to_generate,
+    "decode_step": _ask_to_generate,
     "input_embeddings": input_embeddings,
+    "with_input_embeddings": input_embeddings,
+    "output_embeddings": output_embeddings,
+    "with_output_embeddings": output_embeddings,
+    "encode": _ask_to_encode,
+    "encoder": encoder,
+    "decoder": decoder,
+    "with_decoder": decoder,
     "forward": lambda model: accepted(model),
 }
 

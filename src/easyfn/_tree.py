@@ -7,6 +7,7 @@ was stacked prints as a Python slice in the place of the index: `model.layers.0:
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -135,8 +136,24 @@ def at(model: Any, path: str) -> Any:
 def near(word: str, words: Iterable[str]) -> str:
     """A sentence with the closest known spellings."""
     known = [w for w in words if w]
-    close = difflib.get_close_matches(word, known, n=4, cutoff=0.3)
+    close = closest(word, known)
     return f"Near misses: {', '.join(close)}." if close else f"Known: {', '.join(known[:8])}."
+
+
+def closest(word: str, words: Iterable[str]) -> list[str]:
+    """The four words most like `word`, as a whole or in as many neighbouring parts of their path as it has."""
+    size = word.count(".") + 1
+
+    @functools.cache
+    def alike(piece: str) -> float:
+        return difflib.SequenceMatcher(None, word, piece).ratio()
+
+    def score(path: str) -> float:
+        parts = path.split(".")
+        return max(alike(path), *(alike(".".join(parts[i : i + size])) for i in range(len(parts))))
+
+    scores = {w: score(w) for w in words}
+    return sorted((w for w in scores if scores[w] >= 0.5), key=lambda w: -scores[w])[:4]
 
 
 _slice = re.compile(r"(?<![^.])(\d+):(\d+):(\d+)(?![^.])")
@@ -181,16 +198,13 @@ def matches(pattern: Pattern, path: str, node: Any) -> bool:
 def nothing_matched(verb: str, pattern: Any, candidates: Iterable[str]) -> ValueError:
     """The error for a pattern that selected nothing."""
     known = sorted({re.sub(r"(?<![^.])[\d:]+(?![^.])", "*", c) for c in candidates})
-    hint = near(
-        pattern
-        if isinstance(pattern, str)
-        else " ".join(map(str, pattern))
-        if isinstance(pattern, (list, tuple))
-        else "",
-        known,
-    )
+    asked = [pattern] if isinstance(pattern, str) else pattern if isinstance(pattern, (list, tuple)) else []
+    spelt = [re.sub(r"[\\^$()\[\]?+*]", "", word) for one in asked for word in str(one).split("|")]
+    words = [re.sub(r"(?<![^.])\d+(?![^.])", "*", word.strip(".")) for word in spelt]
+    close = dict.fromkeys(path for word in words if word for path in closest(word, known))
+    hint = f"Near misses: {', '.join(list(close)[:4])}. " if close else ""
     return ValueError(
-        f"{verb}: the pattern {pattern!r} matches nothing in this model. {hint} "
+        f"{verb}: the pattern {pattern!r} matches nothing in this model. {hint}"
         f"It can reach: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}."
     )
 

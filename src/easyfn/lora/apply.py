@@ -114,7 +114,12 @@ def _choose(model: Any, pattern: Pattern, layers: int | Sequence[int] | None, ex
     chosen = select_slots("apply_lora", model, pattern, ROLES)
     if layers is not None:
         wanted = {layers} if isinstance(layers, int) else set(layers)
-        chosen = [f for f in chosen if matches(lambda path, _: _layer(path) in wanted, f.path, f.weight)]
+        if torn := [f.path for f in chosen if len({_layer(path) in wanted for path in expand(f.path)}) > 1]:
+            raise ValueError(
+                f"apply_lora: layers={sorted(wanted)} are some of the stacked run {torn[0]!r}. Call ef.unstack(model) "
+                "first, then apply_lora, then ef.stack."
+            )
+        chosen = [f for f in chosen if _layer(expand(f.path)[0]) in wanted]
         if not chosen:
             raise ValueError(f"apply_lora: no slot of {pattern!r} is in the layers {sorted(wanted)}")
     if exclude is not None:
@@ -320,6 +325,8 @@ def remove_lora(model: Any) -> Any:
     assert again.lm_head is not None and not ef.has_lora(again)
     ```
     """
+    if not has_lora(model):
+        raise _no_adapter("remove_lora")
     base, adapter = split_lora(model)
     if changed := [path for path, w in adapter.items() if getattr(w, "start", None)]:
         raise ValueError(

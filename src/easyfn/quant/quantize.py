@@ -14,7 +14,7 @@ from .._slots import Found, find_slots, map_slots, select_slots
 from .._tree import is_abstract, is_leaf, join, lift, nodes, rebuild
 from .._verb import node_verb
 from .._weight import Weight, dense, format_of
-from .config import QuantConfig
+from .config import METHODS, QuantConfig
 
 REACHED = ("linear", "experts", "head", "embedding", "router")  # by some pattern; "all-linear" is the first two
 NAMED = ("head", "embedding", "router")  # only by a pattern that needs their name
@@ -53,9 +53,13 @@ def quantize(model: Any, cfg: Config) -> Any:
 
 def assign(model: Any, cfg: Config) -> dict[str, QuantConfig]:
     """Which config each slot's path gets. A config that gets none is an error: a typo must not pass for a choice."""
-    configs = [
-        QuantConfig(c) if isinstance(c, str) else c for c in ([cfg] if isinstance(cfg, (str, QuantConfig)) else cfg)
-    ]
+    each: Sequence[Any] = cfg if isinstance(cfg, (list, tuple)) else [cfg]
+    if wrong := [c for c in each if not isinstance(c, (str, QuantConfig))]:
+        raise TypeError(
+            f"quantize takes an ef.QuantConfig, the name of a method ({', '.join(METHODS)}), or a list of these, "
+            f"not {wrong[0]!r}"
+        )
+    configs = [QuantConfig(c) if isinstance(c, str) else c for c in each]
     if not configs:
         raise ValueError("quantize: an empty list of configs")
     chosen: dict[str, QuantConfig] = {}
