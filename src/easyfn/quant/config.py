@@ -51,7 +51,7 @@ class QuantConfig:
 
     **Arguments**
 
-    - `method`: `"8bit"` (int8 per output channel), `"nf4"`, `"fp4"` (bitsandbytes' 4-bit formats) and what else
+    - `method`: `"8bit"` or `"int8"` (per output channel), `"nf4"`, `"fp4"` (bitsandbytes' 4-bit formats) and what else
       `easyfn.quant.METHODS` lists.
     - `group_size`: entries that share a scale; `None` is the method's own choice.
     - `pattern`: which slots, as everywhere (`ef.select_slots`). `"all-linear"` is every linear layer and every

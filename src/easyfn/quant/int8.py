@@ -43,6 +43,7 @@ def to_int8(w: Any) -> Int8:
 
 
 @method("8bit")
+@method("int8")  # the same format by its usual name
 def _(w: Any, cfg: QuantConfig) -> Int8:
     cfg.refuse("group_size", "double_quant")
     return to_int8(w)
