@@ -17,8 +17,7 @@ def locate(name_or_path: Any, *, weights: bool = True, progress: bool = True, **
     """The local folder of a checkpoint: a folder as it is, or a hub repository fetched into the cache.
 
     `options` are huggingface_hub's: `revision`, `token`, `cache_dir`, `local_files_only`. Only the files that easyfn
-    reads
-    are fetched, all of one commit.
+    reads are fetched, all of one commit.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -123,10 +122,8 @@ def push_to_hub(
     """Uploads a model as [`easyfn.save`][] writes it, in one commit; returns the commit's URL.
 
     The repository is created if there is none (`private` as asked). `revision` is a branch, created if need be;
-    `create_pr`
-    opens a pull request instead of committing. Files of the repository that easyfn does not write are kept; shards
-    of the
-    model that the new one no longer has are deleted in the same commit.
+    `create_pr` opens a pull request instead of committing. Files of the repository that easyfn does not write are
+    kept; shards of the model that the new one no longer has are deleted in the same commit.
     """
     from huggingface_hub import HfApi
 

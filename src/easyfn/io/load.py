@@ -40,8 +40,7 @@ def read_config(
     """The config of a checkpoint: of a folder, a hub repository, a `config.json`, its content, or transformers' object.
 
     The class is that of the family that its `model_type` names. `config_overrides` replace keys of the file. The
-    content of
-    a `generation_config.json` beside it (or `generation`) goes into `config.generation`.
+    content of a `generation_config.json` beside it (or `generation`) goes into `config.generation`.
 
     Raises [`easyfn.UnknownConfigKey`][] for keys that could change the mathematics and are not implemented, and
     `ValueError`
@@ -136,8 +135,7 @@ def load(
     - `name_or_path`: a folder with `config.json` and safetensors files, or `"user/name"`.
     - `dtype`: of the floating point arrays; `None` keeps each tensor's own.
     - `task`: `causal-lm`, `base`, ...; `None` takes what the checkpoint was saved as. Heads that the task does not
-      have are
-      dropped.
+      have are dropped.
     - `key`: a PRNG key. A head that the checkpoint lacks is drawn at random with it; without one it is an error.
     - `mesh`, `rules`: load every array sharded, as [`easyfn.shard`][] would; a process reads only the rows that its
       devices hold.
@@ -185,8 +183,7 @@ def from_state_dict(
     """A model from tensors under Hugging Face's names: numpy, JAX or torch, the names of `save_pretrained`'s files.
 
     `config` is a config or the content of a `config.json`. JAX arrays are taken as they are, others are copied.
-    `more` are
-    arguments of [`easyfn.load`][] (`key`, `mesh`, `rules`, `quantize`, `stack`); errors are the same.
+    `more` are arguments of [`easyfn.load`][] (`key`, `mesh`, `rules`, `quantize`, `stack`); errors are the same.
 
     ```python
     import jax, easyfn as ef

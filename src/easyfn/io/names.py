@@ -21,8 +21,7 @@ class Rule(NamedTuple):
     """`ours` is a template of a path (`{i}` stands for a number, `{rest}` for anything), `theirs` of a tensor's name.
 
     `kind`: `rename` applies to what other rules produce; `transposed` swaps the last two axes; `experts` gathers one
-    tensor
-    per expert `{e}` along a new leading axis; `concatenated` joins several tensors along an axis.
+    tensor per expert `{e}` along a new leading axis; `concatenated` joins several tensors along an axis.
     """
 
     kind: str
