@@ -14,7 +14,7 @@ WINDOW = {
     "right_padding_is_invisible_to_the_cache": "a window counts places, so padding between a prompt and its continuation "
     "takes room in it; generate moves padding to the left"
 }
-EXPECTED: dict[str, dict[str, str]] = {"mistral": WINDOW, "gemma3": WINDOW}
+EXPECTED: dict[str, dict[str, str]] = {"mistral": WINDOW, "gemma3": WINDOW, "mixtral": WINDOW}
 DECODER = {"decoder_input_ids": np.random.default_rng(3).integers(3, cases.VOCAB, (2, 8))}
 
 

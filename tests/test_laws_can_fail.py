@@ -45,8 +45,6 @@ def model(name: str, *, config=tp.ThirdConfig, of=tp.ThirdLM, methods=None, sett
     own = dataclasses.dataclass(frozen=True)(type("Config", (config,), {"model_type": name, "__annotations__": {}}))
     cls = type("Broken" + name, (of,), {"__annotations__": {}, **(methods or {})})
     ef.family(name, config=own, model=cls, names=names, override=True)
-    if not ef.can_generate.which(cls)(None):
-        ef.can_generate.register(cls)(lambda model: True)
     options = {"quantization": ("sixteenths",), **case}
     return Case(name=name, make=lambda key: cls(own(**(settings or {})), key=key), **options)
 

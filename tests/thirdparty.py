@@ -210,8 +210,3 @@ class ThirdLM(eqx.Module):
 
 
 ef.family("third", config=ThirdConfig, model=ThirdLM)
-
-
-@ef.can_generate.register(ThirdLM)
-def _(model):
-    return True

@@ -15,9 +15,10 @@ import numpy as np
 from ._forward import accepted, check_ids, forward, init_cache, rectangular
 from ._generation_config import GenerationConfig, resolve, with_defaults
 from ._sample import draw, initial, process, processors_of
+from ._task import task
 from ._verb import verb
 from .nn.context import Runtime
-from .nn.heads import CausalLM, max_positions
+from .nn.heads import max_positions
 
 Tracer = jax.core.Tracer
 
@@ -51,19 +52,14 @@ class Generation(eqx.Module):
 
 @verb
 def can_generate(model: Any) -> bool:
-    """Whether [`easyfn.generate`][] works on a model. A language model of your own says so by registering `True`.
+    """Whether [`easyfn.generate`][] works on a model: by default, if its task is a language model's.
 
     ```python
     import easyfn as ef
     assert not ef.can_generate("a string")
     ```
     """
-    return False
-
-
-@can_generate.register(CausalLM)
-def _(model: CausalLM) -> bool:
-    return True
+    return task(model) in ("causal-lm", "seq2seq-lm")
 
 
 @verb

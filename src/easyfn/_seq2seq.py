@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ._forward import accepted, advance, call, check_ids, forward, make_context
-from ._generate import can_generate, decode_step, decoder_prompt
+from ._generate import decode_step, decoder_prompt
 from ._loss import (
     LossConfig,
     Metrics,
@@ -217,11 +217,6 @@ def _source_segments(hidden: jax.Array, attention_mask: Any, segment_ids: Any) -
 @task.register(Seq2SeqLM)
 def _(model: Seq2SeqLM) -> str:
     return "seq2seq-lm"
-
-
-@can_generate.register(Seq2SeqLM)
-def _(model: Seq2SeqLM) -> bool:
-    return True
 
 
 @decoder_prompt.register(Seq2SeqLM)

@@ -95,14 +95,15 @@ def read(cls: type, data: Mapping[str, Any], ignore: frozenset[str] = frozenset(
 
 
 def write(config: Any) -> dict[str, Any]:
-    """The JSON of a config: its fields and what it carries in `extra`, with its `model_type`."""
+    """The JSON of a config: its fields and what it carries in `extra`, with its `model_type` if it knows it."""
     data: dict[str, Any] = thaw(getattr(config, "extra", Frozen()))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         # What is None by default is left out: transformers takes a key that is null for said, not for its default.
         if field.name not in ("extra", "generation") and not (value is None and field.default is None):
             data[field.name] = thaw(value)
-    data["model_type"] = config.model_type
+    if hasattr(config, "model_type"):
+        data["model_type"] = config.model_type
     denormalize = getattr(type(config), "denormalize", None)
     return data if denormalize is None else denormalize(data)
 
@@ -149,9 +150,8 @@ def rope_parameters(data: dict[str, Any], *, theta: float = 10000.0) -> dict[str
     """Rewrites older spellings of the rotary settings (`rope_theta`, `rope_scaling`) as `rope_parameters`.
 
     Follows transformers `PreTrainedConfig.standardize_rope_params`. Parameters may be nested by kind of layer.
-    `theta` is the
-    base of a family whose file gives none. Raises [`easyfn.UnknownConfigKey`][] for a parameter that is not
-    implemented.
+    `theta` is the base of a family whose file gives none. Raises [`easyfn.UnknownConfigKey`][] for a parameter that
+    is not implemented.
     """
     data = dict(data)
     scaling = data.pop("rope_scaling", None)

@@ -65,12 +65,10 @@ def save(
     **Returns** the folder written.
 
     The files are written and synced in a hidden folder beside, which then takes the place of the old one: a crash
-    leaves
-    the old model or the new one. (Where the system cannot exchange two folders at once, and if `directory` is a mount
-    point or the working directory, the files are moved one by one, the config last.) Stacked and sharded models are
-    written tensor by tensor, without a second copy of the whole; tied weights once; quantized weights as their
-    registered
-    disk format has them (`easyfn.io.formats`).
+    leaves the old model or the new one. (Where the system cannot exchange two folders at once, and if `directory` is
+    a mount point or the working directory, the files are moved one by one, the config last.) Stacked and sharded
+    models are written tensor by tensor, without a second copy of the whole; tied weights once; quantized weights as
+    their registered disk format has them (`easyfn.io.formats`).
 
     **Raises** `ValueError` for an abstract model, and for one with LoRA adapters: fold them in with `ef.merge_lora`, or
     write them with `ef.save_adapter`.
@@ -122,7 +120,8 @@ def save(
 def config_json(model: Any, known: Family | None = None, found: Sequence[Entry] | None = None) -> dict[str, Any]:
     """The `config.json` of a model: its config, the transformers class that it is, the dtype of its tensors."""
     known = known or family_of(model)
-    data = {k: v for k, v in configs.write(model.config).items() if not k.startswith("_") and k != "torch_dtype"}
+    written = {"model_type": known.model_type, **configs.write(model.config)}
+    data = {k: v for k, v in written.items() if not k.startswith("_") and k != "torch_dtype"}
     if (architecture := architecture_of(model, known)) is not None:
         data["architectures"] = [architecture]
     counts: Counter[str] = Counter()
@@ -138,6 +137,11 @@ def config_json(model: Any, known: Family | None = None, found: Sequence[Entry] 
         data.pop("id2label", None), data.pop("label2id", None)
     data.pop("quantization_config", None)
     if (disk := _format(model)) is not None and disk.settings is not None:
+        if not hasattr(model.config, "extra"):
+            raise ValueError(
+                f"save: {type(model.config).__name__} has no field for what quantized weights need to be read back; "
+                "give it `extra: ef.Frozen = ef.Frozen()`"
+            )
         data["quantization_config"] = {**disk.settings(model), "quant_method": disk.method}
     return data
 

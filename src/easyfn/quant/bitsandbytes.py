@@ -56,7 +56,8 @@ def _stored(name: str, header: Mapping[str, Any]) -> str | None:
 
 
 def _scb(name: str) -> str:
-    return f"{name.rpartition('.')[0]}.SCB"
+    layer, _, last = name.rpartition(".")
+    return f"{layer}.SCB" if last == "weight" else f"{name}.SCB"  # a layer of one's own may have several matrices
 
 
 def _tensors(name: str, kind: str | None, header: Mapping[str, Any]) -> list[str]:
