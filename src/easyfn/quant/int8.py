@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -70,6 +71,7 @@ def _(w: Int8, axes: tuple[str | None, ...]) -> Any:
 
 
 @dense.register(Int8)
+@functools.partial(jax.jit, inline=True)  # one program where it is called eagerly, nothing of its own inside another
 def _(w: Int8) -> jax.Array:
     scales = lax.stop_gradient(w.scales) * (1 / 127)
     return (w.codes.astype(jnp.float32) * scales).astype(w.dtype)

@@ -212,6 +212,7 @@ def _(w: NF4, axes: tuple[str | None, ...]) -> Any:
 
 
 @dense.register(NF4)
+@functools.partial(jax.jit, inline=True)  # one program where it is called eagerly, nothing of its own inside another
 def _(w: NF4) -> jax.Array:
     even, odd = planes(w)
     return jnp.stack([even, odd], axis=-1).reshape(shape_of(w)).astype(w.dtype)
