@@ -1,5 +1,6 @@
 """A harsh session: warnings are errors, rank promotion raises, eight fake devices, beartype on the public signatures."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -25,3 +26,13 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def _bounded_memory():
+    """Compiled programs pile up over two thousand tests: they are dropped when a worker has grown large."""
+    yield
+    statm = Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 3 * 2**30:
+        jax.clear_caches()
+        gc.collect()
