@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
+import pytest
 
 import cases
 from easyfn.testing import Case, laws
@@ -22,6 +23,7 @@ def case(name: str) -> Case:
     """The case of `tests/cases.py` of that name."""
     known = cases.CASES[name]
     return Case(
+        quantization=("8bit", "nf4") if name in ("llama", "mixtral") else ("nf4",),  # a format meets one of each kind
         name=name,
         torch=known.torch,
         make=lambda key: known.model(),
@@ -32,9 +34,16 @@ def case(name: str) -> Case:
     )
 
 
-FAMILIES = [n for n in cases.names(variant=False)]
+QUICK = ["llama", "bert", "t5", "mamba2"]  # a decoder, an encoder, both, and a recurrence
+REST = [name for name in cases.names(variant=False) if name not in QUICK]
 
 
-@laws.parametrize(*(case(name) for name in FAMILIES))
+@laws.parametrize(*(case(name) for name in QUICK))
 def test_family(law):
+    law()
+
+
+@pytest.mark.slow
+@laws.parametrize(*(case(name) for name in REST))
+def test_every_family(law):
     law()
