@@ -26,7 +26,7 @@ IGNORABLE = frozenset(
 )
 
 # Of these the model knows better than the file: `save` writes them anew. So a model loaded has the config of the model saved.
-DERIVED = frozenset(["model_type", "dtype", "torch_dtype", "transformers_version"])
+DERIVED = frozenset(["model_type", "dtype", "torch_dtype"])
 
 # Switches of other families and of forks: they say nothing while they are off.
 SWITCHES = frozenset(["add_cross_attention", "attention_bias", "mlp_bias", "rope_interleaved", "use_mrope"])
