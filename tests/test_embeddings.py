@@ -77,6 +77,8 @@ def test_numpy_sizes_and_arrays_become_what_a_model_holds(key):
     assert type(model.config.vocab_size) is int
     other = ef.with_input_embeddings(model, np.zeros((50, 32)))
     again = ef.with_params(model, {"model.norm.weight": [2.0] * 32})
+    table = ef.init(ef.nn.Embedding(8, 4), key=key)
+    assert ef.resize_embeddings(table, 9).weight.shape == (9, 4)  # a layer without a config
     for leaf in (other.model.embed_tokens.weight, again.model.norm.weight):
         assert isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32
 

@@ -76,6 +76,8 @@ def test_stacked_quantized_and_adapted_models():
     model = abstract(LLAMA)
     whole = ef.flops(model, 2, 8)
     assert ef.flops(ef.stack(model), 2, 8) == whole  # XLA counts the body of the loop once
+    for method in ("8bit", "nf4"):  # 8bit: few rows meet the codes in two integer products
+        assert ef.flops(ef.quantize(model, method), 2, 8) == whole
     adapted = ef.apply_lora(model, "q_proj", rank=4, key=jax.random.key(0))
     q = LLAMA.num_attention_heads * LLAMA.head_dim
     assert ef.flops(adapted, 2, 8) - whole == 2 * 16 * 3 * 4 * (LLAMA.hidden_size + q)

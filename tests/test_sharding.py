@@ -1,5 +1,7 @@
 """Sharding changes where numbers live, never the numbers; misfits are told, all at once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,3 +150,12 @@ def test_bad_meshes(sizes, message):
 def test_batches_that_do_not_divide():
     with pytest.raises(ef.ShardingError, match="6 rows"):
         ef.shard_batch({"input_ids": jnp.zeros((6, 4), int)}, ef.make_mesh())
+
+
+def test_a_deep_sharded_model_is_quantized_without_a_deadlock():
+    """XLA on CPU deadlocks when 32 computations with collectives are queued; here are 56, each of several."""
+    deep = ef.init(dataclasses.replace(CONFIG, hidden_size=64, num_hidden_layers=8), key=jax.random.key(0))
+    sharded = ef.shard(deep, None, ef.make_mesh(dp=2, fsdp=2, tp=2))
+    for _ in range(3):
+        small = ef.quantize(sharded, "8bit")
+    jax.tree.map(np.testing.assert_array_equal, ef.fully_gather(small), ef.quantize(deep, "8bit"))

@@ -82,7 +82,7 @@ def with_output_embeddings(model: Any, embeddings: Any) -> Any:
 def resize_embeddings(
     model: Any, size: SupportsIndex, *, pad_to_multiple_of: int | None = None, key: jax.Array | None = None
 ) -> Any:
-    """`model` with a vocabulary of `size` entries: every weight with a `vocab` axis, and the config.
+    """`model` with a vocabulary of `size` entries: every weight with a `vocab` axis, and the config if there is one.
 
     New rows are the mean of the old ones (Hewitt 2021; what transformers does by default), with a `key` plus normal noise of
     the config's `initializer_range`; rows beyond a smaller size are cut off.
@@ -103,6 +103,7 @@ def resize_embeddings(
         size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
     if size < 1:
         raise ValueError(f"resize_embeddings: a vocabulary of {size} entries is none")
+    config: Any = getattr(model, "config", None)
     new: dict[str, Any] = {}
     for n, found in enumerate(find_slots(model)):
         if "vocab" not in found.slot.axes:
@@ -114,11 +115,13 @@ def resize_embeddings(
             )
         axis = found.weight.ndim - len(found.slot.axes) + found.slot.axes.index("vocab")
         own = None if key is None else jax.random.fold_in(key, n)
-        std = float((getattr(model.config, "extra", None) or {}).get("initializer_range", 0.02))
+        std = float((getattr(config, "extra", None) or {}).get("initializer_range", 0.02))
         new[found.path] = _resized(found.weight, axis, size, own, std)
     if not new:
         raise ValueError("resize_embeddings: no layer of the model has a `vocab` axis")
-    return with_config(replace(model, new), dataclasses.replace(model.config, vocab_size=size), model.config)
+    if not hasattr(config, "vocab_size"):
+        return replace(model, new)
+    return with_config(replace(model, new), dataclasses.replace(config, vocab_size=size), config)
 
 
 def _resized(w: Any, axis: int, size: int, key: jax.Array | None, std: float) -> Any:

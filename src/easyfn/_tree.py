@@ -215,9 +215,17 @@ def is_abstract(tree: Any) -> bool:
 
 
 def lift(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, but evaluated abstractly when an argument is abstract."""
+    """`function`, but evaluated abstractly when an argument is abstract, and else waited for.
+
+    Verbs that compute weight by weight wait for each: on a mesh of CPU devices XLA deadlocks once 32 computations that
+    reduce over devices are queued.
+    """
 
     def lifted(*args: Any) -> Any:
-        return jax.eval_shape(function, *args) if is_abstract(args) else function(*args)
+        if is_abstract(args):
+            return jax.eval_shape(function, *args)
+        result = function(*args)
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jtu.tree_leaves(result))
+        return result if traced else jax.block_until_ready(result)
 
     return lifted

@@ -100,7 +100,7 @@ def _names(pattern: str, found: Found) -> bool:
 
 
 def _check(model: Any, chosen: dict[str, QuantConfig]) -> None:
-    finite: dict[str, Any] = {}
+    broken: list[str] = []
     for path, slot, weight in ((f.path, f.slot, f.weight) for f in find_slots(model, REACHED)):
         if path not in chosen:
             continue
@@ -113,9 +113,10 @@ def _check(model: Any, chosen: dict[str, QuantConfig]) -> None:
                 f"quantize: {path} ({slot.role}) holds a {type(weight).__name__}, not a plain floating point array. "
                 "Quantize before you add adapters: ef.apply_lora(ef.quantize(model, cfg), ...)."
             )
-        if not is_abstract(weight) and not isinstance(weight, jax.core.Tracer):
-            finite[path] = _all_finite(weight)
-    if broken := [path for path, ok in finite.items() if not bool(ok)]:
+        concrete = not is_abstract(weight) and not isinstance(weight, jax.core.Tracer)
+        if concrete and not bool(_all_finite(weight)):
+            broken.append(path)
+    if broken:
         raise ValueError(
             f"quantize: NaN or infinite values in {', '.join(broken[:8])}{', ...' if len(broken) > 8 else ''}; "
             "a scale made of them would spoil whole rows"
