@@ -227,7 +227,7 @@ def test_every_key_of_the_config_is_accounted_for(name, tmp_path):
     hash(config)
     again = write(config)
     for key, value in saved.items():
-        if not key.startswith("_"):
+        if not key.startswith("_") and key != "dtype":  # `save` says it from the tensors
             assert value is None or again[key] == value, key
     assert read(known.config, again, known.ignore) == config
     extra = {"extra": ef.Frozen()}
