@@ -26,14 +26,20 @@ def against_dense(w: Any, g: jax.Array) -> jax.Array:
 
 
 def register_format(
-    cls: type, product: Product, back: Product = against_dense, *, rows: Callable[[Any, jax.Array], Any] | None = None
+    cls: type,
+    product: Product,
+    back: Product = against_dense,
+    *,
+    rows: Callable[[Any, jax.Array], Any] | None = None,
+    enter: Callable[[Any, jax.Array], tuple[Any, jax.Array]] | None = None,
 ) -> None:
     """Teaches the verbs a weight format of which `dense` and `shape_of` are known.
 
     `product(w, rows)` is the float32 product of `rows`, `(m, in)` in any float dtype, with a 2-D weight; `back(w, g)`
     is the product with its transpose, for the gradient of the input, given a block of the weight's rows at a time.
-    `rows(w, ids)` gives rows of a table, still packed; by default those of every array. The format has a field
-    `codes` and a static field `dtype`, that of the dense array it stands for.
+    `rows(w, ids)` gives rows of a table, still packed; by default those of every array. `enter(w, rows)` is what happens
+    to the input first, and what is left of the weight then (smoothing, an order of columns); it is differentiated as
+    it is written. The format has a field `codes` and a static field `dtype`, that of the dense array it stands for.
     """
 
     @dot.register(cls)
@@ -45,6 +51,8 @@ def register_format(
         flat = x.reshape(-1, x.shape[-1])
         if not jnp.issubdtype(flat.dtype, jnp.floating):
             flat = flat.astype(w.dtype)
+        if enter is not None:
+            w, flat = enter(w, flat)
         y = _frozen(product, back, flat.dtype.name, w, flat)
         return y.astype(out).reshape(*x.shape[:-1], shape[0])
 
