@@ -160,7 +160,7 @@ def round_groups(
     ```python
     import jax.numpy as jnp, easyfn as ef
     codes, scales, zeros = ef.quant.round_groups(jnp.array([[-4.0, 1, 2, 3]]), 4, 2)
-    assert codes.tolist() == [[-8, 2], [-5, -8]] and scales.tolist() == [[0.5, -0.375]] and zeros is None
+    assert codes.tolist() == [[-8, 2, -5, -8]] and scales.tolist() == [[0.5, -0.375]] and zeros is None
     ```
     """
     width = w.shape[-1]
