@@ -27,6 +27,7 @@ from ._generate import (
 )
 from ._generation_config import GenerationConfig as GenerationConfig
 from ._loss import LossConfig as LossConfig, compute_loss as compute_loss, loss_from_logits as loss_from_logits
+from ._observe import observe as observe, second_moment as second_moment
 from ._params import combine as combine, params as params, shapes as shapes, split as split, with_params as with_params
 from ._sample import State as State
 from ._seq2seq import encode as encode
