@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from .._frozen import Frozen
-from .._weight import Slot, slots
+from .._weight import Slot, Weight, dense, slots
 from ..io.names import rename
 from ..nn import (
     CausalConv1d,
@@ -91,9 +91,9 @@ class Mamba2Mixer(eqx.Module):
 
     in_proj: Linear  # to gate, convolution channels (x, B, C) and one time step per head
     conv1d: CausalConv1d
-    A_log: jax.Array
-    D: jax.Array
-    dt_bias: jax.Array
+    A_log: Weight
+    D: Weight
+    dt_bias: Weight
     norm: GatedRMSNorm
     out_proj: Linear
     config: Mamba2Config = eqx.field(static=True)
@@ -126,14 +126,14 @@ class Mamba2Mixer(eqx.Module):
         u, b, c_ = jnp.split(xbc, (inner, inner + shared), axis=-1)
         u = u.reshape(batch, length, c.num_heads, c.head_dim)
         b, c_ = (m.reshape(batch, length, c.n_groups, c.state_size) for m in (b, c_))
-        dt = jax.nn.softplus(dt.astype(f32) + self.dt_bias.astype(f32)[None, None])
+        dt = jax.nn.softplus(dt.astype(f32) + dense(self.dt_bias).astype(f32)[None, None])
         dt = jnp.where(documents.real[..., None], jnp.clip(dt, *c.time_step_limit), 0.0)  # padding takes no time
-        a = -jnp.exp(self.A_log.astype(f32))
+        a = -jnp.exp(dense(self.A_log).astype(f32))
         if length == 1:
             y, ssm = scan_step(u, dt, a, b, c_, documents, state.ssm)
         else:
             y, ssm = scan_chunks(u, dt, a, b, c_, documents, state.ssm, chunk=c.chunk_size)
-        y = y + u * self.D.astype(f32)[None, None, :, None]
+        y = y + u * dense(self.D).astype(f32)[None, None, :, None]
         y = self.out_proj(self.norm(y.reshape(batch, length, inner), gate))
         return y, None if cache is None else SSMState(conv, ssm, documents.last)
 
@@ -183,7 +183,7 @@ class Mamba2Block(eqx.Module):
         self.mixer = Mamba2Mixer(config)
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, dict[str, Any]]:
-        h, cache = self.mixer(self.norm(x.astype(self.norm.weight.dtype)), context, cache)
+        h, cache = self.mixer(self.norm(x.astype(dense(self.norm.weight).dtype)), context, cache)
         return x + h.astype(x.dtype), cache, {}
 
 
@@ -210,7 +210,7 @@ class Mamba2(eqx.Module):
         inputs_embeds: jax.Array | None = None,
     ) -> Output:
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        dtype = self.norm_f.weight.dtype
+        dtype = dense(self.norm_f.weight).dtype
         x = x.astype(jnp.float32 if self.config.residual_in_fp32 else dtype)
         x, cache, trace = fold(self.layers, x, context, cache)
         x = self.norm_f(x).astype(dtype)

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._weight import Slot, dot, slots
+from .._weight import Slot, Weight, dense, dot, slots
 from .activation import activation
 from .context import Context, dropout
 from .encoder import first_token, last_token
@@ -33,7 +33,7 @@ class MaskedLM(eqx.Module):
     dense: Linear
     norm: LayerNorm
     decoder: Linear | None
-    bias: jax.Array
+    bias: Weight
     seq_relationship: Linear | None
     config: Any = eqx.field(static=True)
     act: str = eqx.field(static=True)
@@ -80,7 +80,7 @@ def _(head: MaskedLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
     table = input_embeddings(head) if head.decoder is None else head.decoder
     bias = head.bias if head.decoder is None else head.decoder.bias
     logits = dot(table.weight, hidden, dtype=dtype)
-    return logits if bias is None else logits + along_last(bias.astype(logits.dtype), logits)
+    return logits if bias is None else logits + along_last(dense(bias).astype(logits.dtype), logits)
 
 
 class NextSentence(eqx.Module):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .._verb import verb
-from .._weight import dot
+from .._weight import dense, dot
 from .context import Context
 from .linear import Linear, along_last
 from .output import Output
@@ -62,7 +62,7 @@ def _(model: CausalLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
     else:
         logits = dot(model.lm_head.weight, hidden, dtype=dtype)
         if model.lm_head.bias is not None:
-            logits = logits + along_last(model.lm_head.bias.astype(logits.dtype), logits)
+            logits = logits + along_last(dense(model.lm_head.bias).astype(logits.dtype), logits)
     if model.scale != 1.0:
         logits = logits * jnp.asarray(model.scale, logits.dtype)
     if model.softcap is not None:

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._weight import Slot, Weight, dot, slots, take
+from .._weight import Slot, Weight, dense, dot, slots, take
 
 Axes = tuple[str | None, ...]
 
@@ -31,7 +31,7 @@ class Linear(eqx.Module):
     """
 
     weight: Weight
-    bias: jax.Array | None
+    bias: Weight | None
     axes: Axes = eqx.field(static=True)
     role: str = eqx.field(static=True)
     std: float | None = eqx.field(static=True)
@@ -54,7 +54,7 @@ class Linear(eqx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = dot(self.weight, x)
-        return y if self.bias is None else y + along_last(self.bias.astype(y.dtype), y)
+        return y if self.bias is None else y + along_last(dense(self.bias).astype(y.dtype), y)
 
 
 @slots.register(Linear)

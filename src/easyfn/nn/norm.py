@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._weight import Slot, slots
+from .._weight import Slot, Weight, dense, slots
 from .linear import along_last, declare
 
 
@@ -16,7 +16,7 @@ class RMSNorm(eqx.Module):
     Gemma stores `weight - 1`: its `offset` is 1.
     """
 
-    weight: jax.Array
+    weight: Weight
     eps: float = eqx.field(static=True)
     offset: float = eqx.field(static=True)
 
@@ -28,15 +28,15 @@ class RMSNorm(eqx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         h = x.astype(jnp.float32)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
-        weight = along_last(self.weight.astype(jnp.float32), h)
+        weight = along_last(dense(self.weight).astype(jnp.float32), h)
         return (h * (self.offset + weight if self.offset else weight)).astype(x.dtype)
 
 
 class LayerNorm(eqx.Module):
     """`(x - mean) / sqrt(var + eps) * weight + bias` over the last axis (Ba et al., 2016)."""
 
-    weight: jax.Array
-    bias: jax.Array | None
+    weight: Weight
+    bias: Weight | None
     eps: float = eqx.field(static=True)
 
     def __init__(self, dim: int, eps: float = 1e-5, *, bias: bool = True) -> None:
@@ -48,9 +48,9 @@ class LayerNorm(eqx.Module):
         h = x.astype(jnp.float32)
         h = h - jnp.mean(h, axis=-1, keepdims=True)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
-        h = h * along_last(self.weight.astype(jnp.float32), h)
+        h = h * along_last(dense(self.weight).astype(jnp.float32), h)
         if self.bias is not None:
-            h = h + along_last(self.bias.astype(jnp.float32), h)
+            h = h + along_last(dense(self.bias).astype(jnp.float32), h)
         return h.astype(x.dtype)
 
 

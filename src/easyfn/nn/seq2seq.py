@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._weight import dot
+from .._weight import dense, dot
 from .cache import CrossKV, layer_cache
 from .context import Context, Mask
 from .heads import head_logits, input_embeddings
@@ -121,4 +121,4 @@ def _(model: Seq2SeqLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
         return dot(input_embeddings(model).weight, hidden, dtype=dtype)
     logits = dot(model.lm_head.weight, hidden, dtype=dtype)
     bias = model.lm_head.bias
-    return logits if bias is None else logits + along_last(bias.astype(logits.dtype), logits)
+    return logits if bias is None else logits + along_last(dense(bias).astype(logits.dtype), logits)

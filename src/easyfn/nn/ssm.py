@@ -49,7 +49,7 @@ class CausalConv1d(eqx.Module):
     """A depthwise causal convolution over the sequence: every channel mixes its own last `kernel` inputs."""
 
     weight: Weight  # [channels, 1, kernel], as torch's Conv1d stores it
-    bias: jax.Array | None
+    bias: Weight | None
     axes: tuple[str | None, ...] = eqx.field(static=True)
 
     def __init__(
@@ -97,14 +97,15 @@ class CausalConv1d(eqx.Module):
         else:
             before = jnp.any(documents.real[:, 1:] & ~documents.real[:, :-1])  # a token after padding
             y, new = jax.lax.cond(before, packed, convolve, *arguments)
-        return y if self.bias is None else y + along_last(self.bias.astype(jnp.float32), y), new.astype(state.dtype)
+        if self.bias is not None:
+            y = y + along_last(dense(self.bias).astype(jnp.float32), y)
+        return y, new.astype(state.dtype)
 
 
 @slots.register(CausalConv1d)
 def _(conv: CausalConv1d) -> dict[str, Slot]:
-    bound = conv.weight.shape[-1] ** -0.5  # torch's own default for a convolution
-
     def uniform(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+        bound = shape[-1] ** -0.5  # torch's own default for a convolution
         return jax.random.uniform(key, shape, jnp.float32, -bound, bound).astype(dtype)
 
     return {"weight": Slot("conv", conv.axes, uniform), "bias": Slot("bias", conv.axes[:1], "zeros")}
@@ -182,7 +183,7 @@ def scan_chunks(
 class GatedRMSNorm(eqx.Module):
     """`weight * normalise(x * silu(gate))`, each of `groups` equal parts of the last axis normalised on its own."""
 
-    weight: jax.Array
+    weight: Weight
     groups: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
 
@@ -197,7 +198,7 @@ class GatedRMSNorm(eqx.Module):
         h = x.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
         parts = h.reshape(*h.shape[:-1], self.groups, -1)
         parts = parts * jax.lax.rsqrt(jnp.mean(parts * parts, axis=-1, keepdims=True) + self.eps)
-        return (parts.reshape(h.shape) * along_last(self.weight.astype(jnp.float32), h)).astype(gate.dtype)
+        return (parts.reshape(h.shape) * along_last(dense(self.weight).astype(jnp.float32), h)).astype(gate.dtype)
 
 
 @slots.register(GatedRMSNorm)
