@@ -48,6 +48,7 @@ def test_exchange(tied, key):
 @pytest.mark.parametrize("make", [lambda c, k: ef.init(c, key=k), lambda c, k: build(c)])
 def test_resize(tied, make, key):
     model = make(config(tied), key)
+    assert ef.resize_embeddings(model, None, pad_to_multiple_of=96).config.vocab_size == 96
     bigger = ef.resize_embeddings(model, 45, pad_to_multiple_of=8, key=key)
     assert bigger.config.vocab_size == bigger.model.config.vocab_size == 48
     assert ef.input_embeddings(bigger).weight.shape == (48, 32)

@@ -80,9 +80,11 @@ def with_output_embeddings(model: Any, embeddings: Any) -> Any:
 
 
 def resize_embeddings(
-    model: Any, size: SupportsIndex, *, pad_to_multiple_of: int | None = None, key: jax.Array | None = None
+    model: Any, size: SupportsIndex | None, *, pad_to_multiple_of: int | None = None, key: jax.Array | None = None
 ) -> Any:
     """`model` with a vocabulary of `size` entries: every weight with a `vocab` axis, and the config if there is one.
+
+    `None` keeps the size, to be rounded up to `pad_to_multiple_of`.
 
     New rows are the mean of the old ones (Hewitt 2021; what transformers does by default), with a `key` plus normal noise of
     the config's `initializer_range`; rows beyond a smaller size are cut off.
@@ -98,6 +100,8 @@ def resize_embeddings(
     assert bigger.config.vocab_size == 72
     ```
     """
+    if size is None:
+        size = input_embeddings(model).weight.shape[0]
     size = operator.index(size)  # NumPy's integers have no place in a config
     if pad_to_multiple_of:
         size = -(-size // pad_to_multiple_of) * pad_to_multiple_of

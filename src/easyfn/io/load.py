@@ -224,8 +224,9 @@ def _build(
     known = family_of(config)
     task = task_of(known, config, task)
     dtype = None if dtype is None else float_dtype(dtype)
+    reader, config = _reader(config)
     model = abstract_config(config, task, None)
-    sources = match(model, config, known, task, source, _reader(config))
+    sources = match(model, config, known, task, source, reader)
     if sources.missing and key is None:
         sources.problems.append(_say_missing(sources.missing, config, known, task))
     if sources.problems:
@@ -266,18 +267,23 @@ def _abstract_paths(model: Any) -> set[str]:
     return {path for path, leaf in leaves(model).items() if isinstance(leaf, jax.ShapeDtypeStruct)}
 
 
-def _reader(config: Any) -> Any:
-    """The reader of a checkpoint that is quantized already, or `None`."""
-    settings = (getattr(config, "extra", None) or {}).get("quantization_config")
+def _reader(config: Any) -> tuple[Any, Any]:
+    """The reader of a checkpoint that is quantized already, or `None`; and the config without what told so.
+
+    From there on the weights say it themselves: a model that was quantized here and one that was read have one structure.
+    """
+    extra = getattr(config, "extra", None) or {}
+    settings = extra.get("quantization_config")
     if not settings:
-        return None
+        return None, config
+    config = dataclasses.replace(config, extra=Frozen({k: v for k, v in extra.items() if k != "quantization_config"}))
     method = settings.get("quant_method") or (
         "bitsandbytes" if settings.get("load_in_4bit") or settings.get("load_in_8bit") else "?"
     )
     found = disk_format(method)
     if found.reader is None:
         raise ValueError(f"easyfn writes checkpoints quantized with {method!r}, but does not read them")
-    return lambda model, sources, held: found.reader(model, settings, sources, held)  # type: ignore[misc]
+    return lambda model, sources, held: found.reader(model, settings, sources, held), config  # type: ignore[misc]
 
 
 def _say_missing(missing: list[str], config: Any, known: Family, task: str) -> str:
