@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .._slots import Found, find_slots, map_slots, select_slots
+from .._slots import Found, find_slots, map_slots
 from .._trainable import is_adapter
-from .._tree import Pattern, expand, is_abstract, lift, matches, near, nodes
+from .._tree import Pattern, expand, is_abstract, join, lift, matches, near, nodes
 from .._verb import node_verb
 from .._weight import Slot, Weight, dense, requantize, shape_of
+from .adapter import ROLES, arrays, choose, fresh, gain
 from .inits import CHANGES_BASE, start
 from .weight import LoRA, row_norms
 
-ROLES = ("linear", "head", "router", "embedding", "experts")
 Adapter = dict[str, Any]  # path of a weight slot -> its adapter, with a hole (`None`) for the base
 
 
@@ -81,7 +79,7 @@ def apply_lora(
         raise ValueError(f"apply_lora: rank must be at least 1, not {rank}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"apply_lora: dropout must be in [0, 1), not {dropout}")
-    chosen = _choose(model, pattern, layers, exclude)
+    chosen = choose("apply_lora", model, pattern, layers, exclude)
     ranks, alphas = dict(rank_pattern or {}), dict(alpha_pattern or {})
     used: set[str] = set()
 
@@ -94,11 +92,6 @@ def apply_lora(
 
     new: dict[str, LoRA] = {}
     for f in chosen:
-        if is_adapter(f.weight):
-            raise ValueError(
-                f"apply_lora: {f.path} has an adapter already. Fold it in first (ef.merge_lora), or take it "
-                "off (ef.remove_lora)."
-            )
         r = pick(ranks, rank, f)
         scale = pick(alphas, alpha, f) / (r**0.5 if rslora else r)
         new[f.path] = _adapter(f, r, float(scale), key, init, dropout, dora, jnp.dtype(dtype or jnp.float32))
@@ -110,88 +103,21 @@ def apply_lora(
     return map_slots(apply_lora, model, lambda path, slot, weight: new.get(path, weight))
 
 
-def _choose(model: Any, pattern: Pattern, layers: int | Sequence[int] | None, exclude: Pattern | None) -> list[Found]:
-    chosen = select_slots("apply_lora", model, pattern, ROLES)
-    if layers is not None:
-        wanted = {layers} if isinstance(layers, int) else set(layers)
-        if torn := [f.path for f in chosen if len({_layer(path) in wanted for path in expand(f.path)}) > 1]:
-            raise ValueError(
-                f"apply_lora: layers={sorted(wanted)} are some of the stacked run {torn[0]!r}. Call ef.unstack(model) "
-                "first, then apply_lora, then ef.stack."
-            )
-        chosen = [f for f in chosen if _layer(expand(f.path)[0]) in wanted]
-        if not chosen:
-            raise ValueError(f"apply_lora: no slot of {pattern!r} is in the layers {sorted(wanted)}")
-    if exclude is not None:
-        chosen = [f for f in chosen if not matches(exclude, f.path, f.weight)]
-        if not chosen:
-            raise ValueError(f"apply_lora: exclude={exclude!r} leaves nothing of what {pattern!r} selects")
-    return chosen
-
-
-def _layer(path: str) -> int | None:
-    found = re.search(r"(?<![^.])(\d+)(?![^.])", path)
-    return int(found[1]) if found else None
-
-
 def _adapter(
     f: Found, rank: int, scale: float, key: jax.Array, init: str, dropout: float, dora: bool, dtype: Any
 ) -> LoRA:
-    """The fresh adapter of one slot; in a stacked run every layer draws what it would draw alone."""
-    seeds = jnp.asarray([zlib.crc32(p.encode()) for p in expand(f.path)], jnp.uint32)
-    stacked = expand(f.path) != [f.path]
+    """The fresh adapter of one slot."""
 
-    def make(weight: Weight, seeds: jax.Array) -> LoRA:
-        def one(weight: Weight, seed: jax.Array) -> LoRA:
-            own = jax.random.fold_in(key, seed)
-            a, b, base = start(init, weight, f.slot.role, rank, scale, own)
-            began = init if init.startswith(CHANGES_BASE) else None
-            made = LoRA(base, a.astype(dtype), b.astype(dtype), scale=scale, dropout=dropout, start=began)
-            return dataclasses.replace(made, magnitude=row_norms(made).astype(dtype)) if dora else made
+    def make(weight: Weight, own: jax.Array) -> LoRA:
+        a, b, base = start(init, weight, f.slot.role, rank, scale, own)
+        began = init if init.startswith(CHANGES_BASE) else None
+        made = LoRA(base, a.astype(dtype), b.astype(dtype), scale=scale, dropout=dropout, start=began)
+        return dataclasses.replace(made, magnitude=row_norms(made).astype(dtype)) if dora else made
 
-        return jax.vmap(one)(weight, seeds) if stacked else one(weight, seeds[0])
-
-    made = lift(make)(f.weight, seeds)
+    made = fresh(f, key, make)
     if made.start is None:
         made = dataclasses.replace(made, base=f.weight)  # the same object: nothing is copied
-    return place(made)
-
-
-def place(w: LoRA) -> LoRA:
-    """The adapter split as its base is: `a` along the inputs, `b` along the outputs. Nothing where the base has no
-    mesh.
-    """
-    leaf = next((x for x in jtu.tree_leaves(w.base) if getattr(x, "ndim", 0) == len(shape_of(w))), None)
-    if leaf is None or isinstance(leaf, jax.core.Tracer):
-        return w
-    sharding = getattr(leaf, "sharding", None)
-    if not isinstance(sharding, jax.sharding.NamedSharding):
-        return w
-    spec = (*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec)))
-    *lead, out, into = spec
-
-    def put(x: Any, parts: tuple[Any, ...]) -> Any:
-        if x is None:
-            return None
-        sizes = [_size(sharding.mesh, p) for p in parts]
-        fits = [p if n % size == 0 else None for p, n, size in zip(parts, x.shape, sizes, strict=True)]
-        where = jax.sharding.NamedSharding(sharding.mesh, jax.P(*fits))
-        if isinstance(x, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-        return jax.device_put(x, where)
-
-    column = (*lead, out, None)
-    return dataclasses.replace(
-        w, a=put(w.a, (*lead, None, into)), b=put(w.b, column), magnitude=put(w.magnitude, column)
-    )
-
-
-def _size(mesh: Any, part: Any) -> int:
-    names = () if part is None else (part,) if isinstance(part, str) else part
-    size = 1
-    for name in names:
-        size *= mesh.shape[name]
-    return size
+    return made
 
 
 def has_lora(model: Any) -> bool:
@@ -237,7 +163,7 @@ def split_lora(model: Any) -> tuple[Any, Adapter]:
     adapter: Adapter = {}
 
     def change(path: str, w: Any) -> Any:
-        adapter[path] = dataclasses.replace(w, base=None, key=None)
+        adapter[path] = dataclasses.replace(w, base=None, **({"key": None} if hasattr(w, "key") else {}))
         return w.base
 
     base = _walk(model, change)
@@ -272,15 +198,23 @@ def join_lora(base: Any, adapter: Mapping[str, Any]) -> Any:
         weight = found[path].weight
         if is_adapter(weight):
             raise ValueError(f"join_lora: {path} has an adapter already. Split or merge it first.")
-        *lead, out, into = shape_of(weight)
-        rank = part.a.shape[-2]
-        if tuple(part.a.shape) != (*lead, rank, into) or tuple(part.b.shape) != (*lead, out, rank):
-            raise ValueError(
-                f"join_lora: {path} has shape {tuple(shape_of(weight))}, which a {tuple(part.a.shape)} and "
-                f"b {tuple(part.b.shape)} do not fit"
-            )
+        if not _fits(part, weight):
+            shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in arrays(part).items())
+            raise ValueError(f"join_lora: {path} has shape {tuple(shape_of(weight))}, which {shapes} do not fit")
         new[path] = dataclasses.replace(part, base=weight)
     return map_slots(apply_lora, base, lambda path, slot, weight: new.get(path, weight))
+
+
+def _fits(part: Any, weight: Weight) -> bool:
+    """Whether an adapter without its base is one for this weight."""
+    shape = tuple(shape_of(weight))
+    if any(x.ndim != len(shape) or tuple(x.shape[:-2]) != shape[:-2] for x in arrays(part).values()):
+        return False
+    try:
+        whole = dataclasses.replace(part, base=jax.ShapeDtypeStruct(shape, jnp.float32))
+        return jax.eval_shape(dense, whole).shape == shape
+    except (TypeError, ValueError):
+        return False
 
 
 def _fit(adapter: Adapter, paths: list[str]) -> Adapter:
@@ -302,7 +236,7 @@ def _fit(adapter: Adapter, paths: list[str]) -> Adapter:
                 "Call ef.unstack(base) first."
             )
         if parts:
-            alike = len({(jtu.tree_structure(p), p.a.shape) for p in parts}) == 1
+            alike = len({(jtu.tree_structure(p), tuple(x.shape for x in jtu.tree_leaves(p))) for p in parts}) == 1
             if not alike:
                 raise ValueError(
                     f"join_lora: the layers of the stacked run {path!r} differ in rank or scale; ef.unstack first"
@@ -373,7 +307,13 @@ def merge_lora(model: Any, *, dequantize: bool = False, report: bool = False) ->
             errors[path] = float("nan") if is_abstract(error) else float(jnp.max(error))
         return merged
 
+    scales = {join(f.layer, "bias"): by for f in find_slots(model) if (by := gain(f.weight)) is not None}
+
+    def bias(path: str, slot: Slot, weight: Any) -> Any:
+        return (weight * scales[path][..., 0]).astype(weight.dtype) if path in scales else weight
+
     merged = _walk(model, change)
     if not count:
         raise _no_adapter("merge_lora")
+    merged = map_slots(apply_lora, merged, bias) if scales else merged
     return (merged, errors) if report else merged

@@ -1,0 +1,161 @@
+"""What all adapters share: which slots they go to, how they are drawn, where they lie, what the verbs know of them.
+
+An adapter is a weight with a field `base`, the frozen weight that it changes. All its arrays have the rank of the dense
+weight, leading axes included, so that stacking, slicing and sharding are tree maps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from .._dtype import cast, to_dtype
+from .._slots import Found, select_slots
+from .._trainable import is_adapter, trainable
+from .._tree import Pattern, expand, lift, matches
+from .._verb import verb
+from .._weight import Weight, axes_of, shape_of
+
+ROLES = ("linear", "head", "router", "embedding", "experts")
+
+
+@verb
+def gain(w: Weight) -> Any:
+    """What an adapter multiplies all of its layer's output with, the bias included: `(..., out, 1)`; `None` for most.
+
+    Folding such an adapter in scales the bias of the layer too.
+    """
+    return None
+
+
+def choose(
+    name: str,
+    model: Any,
+    pattern: Pattern,
+    layers: int | Sequence[int] | None = None,
+    exclude: Pattern | None = None,
+    roles: tuple[str, ...] = ROLES,
+) -> list[Found]:
+    """The slots that the verb `name` puts adapters on; those of a slot that has one are an error."""
+    chosen = select_slots(name, model, pattern, ROLES)
+    if layers is not None:
+        wanted = {layers} if isinstance(layers, int) else set(layers)
+        if torn := [f.path for f in chosen if len({_layer(path) in wanted for path in expand(f.path)}) > 1]:
+            raise ValueError(
+                f"{name}: layers={sorted(wanted)} are some of the stacked run {torn[0]!r}. Call ef.unstack(model) "
+                f"first, then {name}, then ef.stack."
+            )
+        chosen = [f for f in chosen if _layer(expand(f.path)[0]) in wanted]
+        if not chosen:
+            raise ValueError(f"{name}: no slot of {pattern!r} is in the layers {sorted(wanted)}")
+    if exclude is not None:
+        chosen = [f for f in chosen if not matches(exclude, f.path, f.weight)]
+        if not chosen:
+            raise ValueError(f"{name}: exclude={exclude!r} leaves nothing of what {pattern!r} selects")
+    for f in chosen:
+        if is_adapter(f.weight):
+            raise ValueError(
+                f"{name}: {f.path} has an adapter already. Fold it in first (ef.merge_lora), or take it "
+                "off (ef.remove_lora)."
+            )
+        if f.slot.role not in roles:
+            raise ValueError(f"{name}: {f.path} is of the kind {f.slot.role!r}; the method is for {', '.join(roles)}")
+    return chosen
+
+
+def _layer(path: str) -> int | None:
+    found = re.search(r"(?<![^.])(\d+)(?![^.])", path)
+    return int(found[1]) if found else None
+
+
+def fresh(f: Found, key: jax.Array | None, make: Callable[[Weight, Any], Any]) -> Any:
+    """The adapter `make(weight, key)` of a slot, placed; in a stacked run every layer draws what it would alone."""
+    names = expand(f.path)
+    if key is None:
+        made = lift(jax.vmap(lambda w: make(w, None)) if names != [f.path] else lambda w: make(w, None))(f.weight)
+    else:
+        seeds = jnp.asarray([zlib.crc32(p.encode()) for p in names], jnp.uint32)
+        one = lambda w, seed: make(w, jax.random.fold_in(key, seed))
+        made = lift(jax.vmap(one) if names != [f.path] else lambda w, seeds: one(w, seeds[0]))(f.weight, seeds)
+    return place(made)
+
+
+def place(w: Any) -> Any:
+    """The adapter split over devices as its base is, where its arrays divide; the same where the base has no mesh."""
+    leaf = next((x for x in jtu.tree_leaves(w.base) if getattr(x, "ndim", 0) == len(shape_of(w))), None)
+    if leaf is None or isinstance(leaf, jax.core.Tracer):
+        return w
+    sharding = getattr(leaf, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return w
+    spec = (*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec)))
+    axes = axes_of(w, spec)
+
+    def put(x: Any, parts: Any) -> Any:
+        sizes = [_size(sharding.mesh, p) for p in parts]
+        fits = [p if n % size == 0 else None for p, n, size in zip(parts, x.shape, sizes, strict=True)]
+        where = jax.sharding.NamedSharding(sharding.mesh, jax.P(*fits))
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        return jax.device_put(x, where)
+
+    return dataclasses.replace(w, **{name: put(x, getattr(axes, name)) for name, x in arrays(w).items()})
+
+
+def arrays(w: Any) -> dict[str, Any]:
+    """The arrays of an adapter itself by the name of their field: not those of its base."""
+    held = {f.name: getattr(w, f.name) for f in dataclasses.fields(w) if f.name not in ("base", "key")}
+    return {name: value for name, value in held.items() if hasattr(value, "shape")}
+
+
+def _size(mesh: Any, part: Any) -> int:
+    names = () if part is None else (part,) if isinstance(part, str) else part
+    size = 1
+    for name in names:
+        size *= mesh.shape[name]
+    return size
+
+
+def register_adapter(cls: type, axes: Callable[..., dict[str, Any]], *, frozen: tuple[str, ...] = ()) -> None:
+    """Teaches the verbs what an adapter class of which `dot` and `dense` are known has in common with all others.
+
+    `axes(lead, out, into)` gives the axes of every array field, in terms of those of the weight; `frozen` names the
+    fields that do not train.
+    """
+
+    @shape_of.register(cls)
+    def _(w: Any) -> tuple[int, ...]:
+        return shape_of(w.base)
+
+    @is_adapter.register(cls)
+    def _(w: Any) -> bool:
+        return True
+
+    @axes_of.register(cls)
+    def _(w: Any, names: tuple[str | None, ...]) -> Any:
+        *lead, out, into = names
+        every = axes(tuple(lead), out, into)
+        return dataclasses.replace(
+            w,
+            base=axes_of(w.base, names),
+            **{name: every[name] for name in arrays(w)},
+            **({"key": tuple(lead)} if getattr(w, "key", None) is not None else {}),
+        )
+
+    @cast.register(cls)
+    def _(w: Any, dtype: Any, pattern: Any = None) -> Any:
+        return dataclasses.replace(
+            w, base=cast(w.base, dtype), **{name: to_dtype(x, dtype) for name, x in arrays(w).items()}
+        )
+
+    @trainable.register(cls)
+    def _(w: Any) -> Any:
+        none = jax.tree.map(lambda _: False, w)
+        return dataclasses.replace(none, **{name: name not in frozen for name in arrays(w)})
