@@ -37,7 +37,7 @@ def grouped_dot(dot: Callable[[Any, jax.Array], jax.Array], w: Any, x: jax.Array
     size = block_rows(x.shape[0], sizes.shape[0])
     padded = jnp.pad(x, ((0, size), (0, 0)))
     out = jax.eval_shape(lambda w, x: dot(_at(w, 0), x), w, padded[:size])
-    count, block = _blocks(sizes, size)
+    count, block = blocks_of(sizes, size)
 
     def step(i: jax.Array, y: jax.Array) -> jax.Array:
         group, start, _ = block(i)
@@ -61,7 +61,7 @@ def _backward(dot: Any, saved: Any, g: jax.Array) -> tuple[Any, jax.Array, Any]:
     padded_x, padded_g = jnp.pad(x, pad), jnp.pad(g, pad)
     leaves, treedef = jax.tree.flatten(w)
     inexact = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-    count, block = _blocks(sizes, size)
+    count, block = blocks_of(sizes, size)
 
     def step(i: jax.Array, carry: Any) -> Any:
         dx, dw = carry
@@ -108,7 +108,7 @@ def _add(total: jax.Array, part: jax.Array, group: jax.Array) -> jax.Array:
     return lax.dynamic_update_slice_in_dim(total, part, group, 0)
 
 
-def _blocks(
+def blocks_of(
     sizes: jax.Array, size: int
 ) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]]:
     """How many blocks there are, and a function from a block's number to its group, first row and the group's end."""

@@ -3,7 +3,8 @@
 A weight that is observed answers as before and holds an accumulator of zeros. The gradient of anything with respect to
 that accumulator is, by a rule of its own, the statistic of what came in: so the sums arrive as a gradient does,
 through `jit`, scans over stacked layers, sharding and weights that are used twice. Nothing of the real backward pass
-is needed for them, and XLA drops it: a data pass costs a forward pass.
+is needed for them, and XLA drops it: a data pass costs a forward pass. (With `reached` the real gradient is used as
+well: it tells which rows matter.)
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._forward import forward
+from ._grouped import block_rows, blocks_of
 from ._slots import Found, select_slots
 from ._tree import Pattern, expand, replace
 from ._weight import MATRICES, Weight, axes_of, dense, dot, ragged_dot, shape_of, take
+from .nn.context import Runtime
+from .nn.output import Output
 
 Statistic = Callable[[jax.Array, jax.Array], Any]
+Combine = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Observed(eqx.Module):
@@ -32,6 +37,12 @@ class Observed(eqx.Module):
     sums: Any
     mask: Any  # (batch, seq): 1 for what counts; or None
     statistic: Statistic = eqx.field(static=True)
+    combine: Combine = eqx.field(static=True, default=jnp.add)
+    reached: bool = eqx.field(static=True, default=False)
+
+    @property
+    def dtype(self) -> Any:
+        return self.base.dtype
 
 
 def second_moment(rows: jax.Array, counts: jax.Array) -> dict[str, jax.Array]:
@@ -57,6 +68,8 @@ def observe(
     *,
     pattern: Pattern = "all-linear",
     roles: tuple[str, ...] = MATRICES,
+    combine: Combine = jnp.add,
+    reached: bool = False,
 ) -> dict[str, Any]:
     """The statistics of what enters the selected weights, summed over the batches, by the path of the slot.
 
@@ -66,6 +79,10 @@ def observe(
     - `statistic(rows, counts)`: a tree of float32 arrays made of the inputs `(rows, in)` and of `counts` `(rows,)`,
       1 or 0. It must be additive: that of two batches is the sum of theirs. By default
       [`easyfn.second_moment`][].
+    - `combine`: what makes one statistic of two batches' (and of two blocks of an expert's rows), if it is not their
+      sum: `jnp.maximum` for the largest inputs. A weight that is used twice in one pass adds all the same.
+    - `reached`: a row counts if it is no padding and the model's outputs depend on it, which the gradient tells
+      exactly: so padding counts nowhere, in experts, decoders and packed rows neither. Costs a backward pass.
 
     A stacked run has one entry whose arrays have the layers in front; experts have their number in front. Raises
     `ValueError` without batches, and for a pattern that selects nothing.
@@ -82,11 +99,19 @@ def observe(
     found = select_slots("observe", model, pattern, roles)
     zeros = {f.path: _zeros(f, statistic) for f in found}
 
+    # The scores over the vocabulary are dear, and needed only where something of the head is observed.
+    body = hasattr(model, "model") and all(
+        f.path.startswith("model.") and f.slot.role not in ("head", "embedding") for f in found
+    )
+
     def total(zeros: Any, model: Any, batch: Any, mask: Any) -> jax.Array:
         watched = {}
         for f in find(model):
-            own = None if mask is None else jnp.broadcast_to(mask, (*_layers(f), *mask.shape))
-            watched[f.path] = Observed(f.weight, zeros[f.path], own, statistic)
+            own = None if mask is None or reached else jnp.broadcast_to(mask, (*_layers(f), *mask.shape))
+            watched[f.path] = Observed(f.weight, zeros[f.path], own, statistic, combine, reached)
+        if reached:
+            out = forward(replace(model, watched), **batch, runtime=Runtime(remat="full"))
+            return _dependent(out.replace(logits=None) if body and out.last_hidden_state is not None else out, batch)
         out = forward(replace(model, watched), **batch)
         floats = (leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.inexact))
         return sum((jnp.sum(leaf.astype(jnp.float32)) for leaf in floats), jnp.zeros(()))
@@ -99,10 +124,32 @@ def observe(
     for batch in batches:
         inputs, mask = _inputs(batch)
         new = once(zeros, model, inputs, mask)
-        sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
+        sums = new if sums is None else jax.tree.map(combine, sums, new)
     if sums is None:
         raise ValueError("observe: there are no batches; give token ids (batch, seq), or dicts of inputs")
     return sums
+
+
+def _dependent(out: Output, inputs: Mapping[str, Any]) -> jax.Array:
+    """A number that depends on every output of every token that is no padding.
+
+    Outputs are multiplied with random signs: their plain sum, or that of their squares, is a constant after a norm.
+    """
+    two = any(name.startswith("decoder_") for name in inputs)
+    total = jnp.zeros(())
+    for name, value in vars(out).items():
+        side = "decoder_" if two and not name.startswith("encoder_") else ""
+        masks = [inputs.get(side + mask) for mask in ("attention_mask", "segment_ids")]
+        for leaf in jax.tree.leaves(value):
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                continue
+            signs = jax.random.rademacher(jax.random.key(0), leaf.shape, jnp.float32)
+            for mask in masks:
+                if mask is not None and mask.shape == leaf.shape[:2]:
+                    signs = signs * (mask != 0).astype(jnp.float32).reshape(*mask.shape, *[1] * (leaf.ndim - 2))
+            # Where nothing counts the output may be infinite, and what a sum of it is nobody asks.
+            total = total + jnp.sum(jnp.where(signs == 0, 0.0, leaf.astype(jnp.float32) * signs))
+    return total
 
 
 def _layers(f: Found) -> tuple[int, ...]:
@@ -132,21 +179,47 @@ def _inputs(batch: Any) -> tuple[dict[str, Any], Any]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tap(statistic: Callable[..., Any], sums: Any, x: jax.Array, counts: jax.Array) -> jax.Array:
-    """`x`; the cotangent of `sums` is the statistic of `x`."""
+def _tap(w: Observed, sums: Any, x: jax.Array, counts: jax.Array, sizes: Any) -> jax.Array:
+    """`x`, `(rows, in)`; the cotangent of `sums` is the statistic of `x`, or with `sizes` that of each expert's rows."""
     return x
 
 
-def _tap_forward(statistic: Callable[..., Any], sums: Any, x: jax.Array, counts: jax.Array) -> Any:
-    return x, (x, counts)
+def _tap_forward(w: Observed, sums: Any, x: jax.Array, counts: jax.Array, sizes: Any) -> Any:
+    return x, (x, counts, sizes)
 
 
-def _tap_backward(statistic: Callable[..., Any], saved: Any, g: jax.Array) -> Any:
-    x, counts = saved
-    return statistic(x, counts), g, jnp.zeros_like(counts)
+def _tap_backward(w: Observed, saved: Any, g: jax.Array) -> Any:
+    x, counts, sizes = saved
+    if w.reached:  # nothing depends on a row whose gradient is exactly zero
+        counts = counts * jnp.any(g != 0, axis=-1).astype(counts.dtype)
+    found = w.statistic(x, counts) if sizes is None else _by_expert(w, x, counts, sizes)
+    return found, g, jnp.zeros_like(counts), None
 
 
 _tap.defvjp(_tap_forward, _tap_backward)
+
+
+def _by_expert(w: Observed, x: jax.Array, counts: jax.Array, sizes: jax.Array) -> Any:
+    """The statistics of rows sorted by expert, in blocks of one expert's rows, as `grouped_dot` multiplies them."""
+    size = block_rows(x.shape[0], sizes.shape[0])
+    x, counts = jnp.pad(x, ((0, size), (0, 0))), jnp.pad(counts, (0, size))
+    number, block = blocks_of(sizes, size)
+
+    def step(i: jax.Array, sums: Any) -> Any:
+        expert, start, end = block(i)
+        mine = (start + jnp.arange(size) < end).astype(counts.dtype)
+        rows = jax.lax.dynamic_slice_in_dim(x, start, size)
+        found = w.statistic(rows, jax.lax.dynamic_slice_in_dim(counts, start, size) * mine)
+        return jax.tree.map(lambda all, one: all.at[expert].set(w.combine(all[expert], one)), sums, found)
+
+    one = jax.eval_shape(w.statistic, x[:size], counts[:size])
+    zeros = jax.tree.map(lambda leaf: jnp.zeros((sizes.shape[0], *leaf.shape), leaf.dtype), one)
+    return jax.lax.fori_loop(0, number, step, zeros)
+
+
+def _watch(w: Observed, x: jax.Array, counts: jax.Array, sizes: Any = None) -> jax.Array:
+    only_choices = Observed(None, None, None, w.statistic, w.combine, w.reached)
+    return _tap(only_choices, w.sums, x, counts, sizes)
 
 
 def _counts(w: Observed, x: jax.Array) -> jax.Array:
@@ -157,22 +230,13 @@ def _counts(w: Observed, x: jax.Array) -> jax.Array:
 
 @dot.register(Observed)
 def _(w: Observed, x: jax.Array, *, dtype: Any = None) -> jax.Array:
-    seen = _tap(w.statistic, w.sums, x.reshape(-1, x.shape[-1]), _counts(w, x))
+    seen = _watch(w, x.reshape(-1, x.shape[-1]), _counts(w, x))
     return dot(w.base, seen.reshape(x.shape), dtype=dtype)
 
 
 @ragged_dot.register(Observed)
 def _(w: Observed, x: jax.Array, group_sizes: jax.Array) -> jax.Array:
-    groups = group_sizes.shape[0]
-    ends = jnp.cumsum(group_sizes)
-    expert = jnp.searchsorted(ends, jnp.arange(x.shape[0]), side="right")
-    mine = (expert[None] == jnp.arange(groups)[:, None]).astype(jnp.float32)
-    each = functools.partial(_each_expert, w.statistic)
-    return ragged_dot(w.base, _tap(each, w.sums, x, mine), group_sizes)
-
-
-def _each_expert(statistic: Statistic, rows: jax.Array, counts: jax.Array) -> Any:
-    return jax.lax.map(lambda mine: statistic(rows, mine), counts)
+    return ragged_dot(w.base, _watch(w, x, jnp.ones((x.shape[0],), jnp.float32), group_sizes), group_sizes)
 
 
 @take.register(Observed)
@@ -180,7 +244,7 @@ def _(w: Observed, ids: jax.Array) -> Any:
     if len(shape_of(w.base)) == 2:  # rows of a table: nothing comes in
         return take(w.base, ids)
     parts = jax.tree.map(lambda leaf: jnp.take(leaf, ids, axis=0, mode="clip"), w.sums)
-    return Observed(take(w.base, ids), parts, None, w.statistic)
+    return Observed(take(w.base, ids), parts, None, w.statistic, w.combine, w.reached)
 
 
 @dense.register(Observed)
@@ -197,4 +261,4 @@ def _(w: Observed) -> tuple[int, ...]:
 def _(w: Observed, axes: tuple[str | None, ...]) -> Any:
     sums = jax.tree.map(lambda leaf: (*axes[:-2], *[None] * (leaf.ndim - len(axes) + 2)), w.sums)
     mask = None if w.mask is None else (None,) * w.mask.ndim
-    return Observed(axes_of(w.base, axes), sums, mask, w.statistic)
+    return Observed(axes_of(w.base, axes), sums, mask, w.statistic, w.combine, w.reached)
