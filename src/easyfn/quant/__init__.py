@@ -1,6 +1,6 @@
 """Weight formats: one file each, a small pytree in the weight slot and its rules for the verbs."""
 
-from . import bitsandbytes as bitsandbytes
+from . import awq as awq, bitsandbytes as bitsandbytes, gptq as gptq
 from .config import METHODS as METHODS, QuantConfig as QuantConfig, method as method
 from .grouped import (
     Grouped as Grouped,
