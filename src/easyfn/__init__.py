@@ -50,6 +50,7 @@ from ._verb import (
 from ._weight import (
     Slot as Slot,
     Weight as Weight,
+    affine as affine,
     axes_of as axes_of,
     dense as dense,
     dot as dot,
@@ -57,10 +58,12 @@ from ._weight import (
     ragged_dot as ragged_dot,
     randomized as randomized,
     requantize as requantize,
+    routed as routed,
     shape_of as shape_of,
     slots as slots,
     take as take,
 )
+from .io.adapters import load_adapters as load_adapters, save_adapters as save_adapters
 from .io.checkpoint import LoadError as LoadError
 from .io.config import UnknownConfigKey as UnknownConfigKey
 from .io.hub import push_to_hub as push_to_hub
@@ -70,13 +73,27 @@ from .io.peft_load import load_adapter as load_adapter, read_adapter_config as r
 from .io.save import save as save, to_state_dict as to_state_dict
 from .io.torch import from_torch as from_torch, to_torch as to_torch, torch_class as torch_class
 from .lora import (
+    IA3 as IA3,
+    Adapters as Adapters,
+    LoHa as LoHa,
+    LoKr as LoKr,
     LoRA as LoRA,
+    VeRA as VeRA,
+    adapter_names as adapter_names,
+    apply_ia3 as apply_ia3,
+    apply_loha as apply_loha,
+    apply_lokr as apply_lokr,
     apply_lora as apply_lora,
+    apply_vera as apply_vera,
     has_lora as has_lora,
     join_lora as join_lora,
     merge_lora as merge_lora,
     remove_lora as remove_lora,
+    single_adapter as single_adapter,
+    split_adapters as split_adapters,
     split_lora as split_lora,
+    use_adapter as use_adapter,
+    with_adapters as with_adapters,
 )
 from .models.family import families as families, family as family
 from .models.init import init as init

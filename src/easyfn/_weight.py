@@ -162,6 +162,23 @@ def _dot_low_backward(out, saved, g):
 _dot_low.defvjp(_dot_low_forward, _dot_low_backward)
 
 
+@verb
+def affine(w: Weight, x: jax.Array, bias: Any) -> jax.Array:
+    """`dot(w, x) + bias`, where `bias` `(out,)` may be `None`: what a layer with a bias computes.
+
+    For weights that act on the sum: few do.
+
+    ```python
+    import jax.numpy as jnp, easyfn as ef
+    assert ef.affine(jnp.ones((2, 3)), jnp.ones((1, 3)), jnp.ones(2)).tolist() == [[4.0, 4.0]]
+    ```
+    """
+    y = dot(w, x)
+    if bias is None:
+        return y
+    return y + dense(bias).astype(y.dtype).reshape((1,) * (y.ndim - 1) + shape_of(bias))
+
+
 @verb(example="@ef.take.register({type})\ndef _(w, ids): return ...   # the rows w[ids]")
 def take(w: Weight, ids: jax.Array) -> Any:
     """Entries of the leading axis: rows of an embedding table, or whole experts of a stacked weight.
@@ -213,5 +230,14 @@ def randomized(w: Weight, key: jax.Array) -> Weight:
     """`w` with a PRNG key of its own, if it draws random numbers in a training pass (dropout of an adapter).
 
     `forward(..., key=...)` asks every weight; most have no use for it and are returned as they are.
+    """
+    return w
+
+
+@verb
+def routed(w: Weight, ids: jax.Array) -> Weight:
+    """`w` in which row `i` of a batch takes the adapter number `ids[i]`, -1 for none, if it holds several by `names`.
+
+    `forward(..., adapter_ids=...)` asks every weight; most have no use for it and are returned as they are.
     """
     return w

@@ -8,4 +8,16 @@ from .apply import (
     remove_lora as remove_lora,
     split_lora as split_lora,
 )
+from .ia3 import IA3 as IA3, apply_ia3 as apply_ia3
+from .loha import LoHa as LoHa, apply_loha as apply_loha
+from .lokr import LoKr as LoKr, apply_lokr as apply_lokr
+from .named import (
+    adapter_names as adapter_names,
+    single_adapter as single_adapter,
+    split_adapters as split_adapters,
+    use_adapter as use_adapter,
+    with_adapters as with_adapters,
+)
+from .several import Adapters as Adapters
+from .vera import VeRA as VeRA, apply_vera as apply_vera
 from .weight import LoRA as LoRA

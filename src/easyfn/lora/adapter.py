@@ -7,9 +7,10 @@ weight, leading axes included, so that stacking, slicing and sharding are tree m
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,9 +20,9 @@ import jax.tree_util as jtu
 from .._dtype import cast, to_dtype
 from .._slots import Found, select_slots
 from .._trainable import is_adapter, trainable
-from .._tree import Pattern, expand, lift, matches
+from .._tree import Pattern, expand, lift, matches, near
 from .._verb import verb
-from .._weight import Weight, axes_of, shape_of
+from .._weight import Weight, axes_of, shape_of, take
 
 ROLES = ("linear", "head", "router", "embedding", "experts")
 
@@ -126,7 +127,7 @@ def _size(mesh: Any, part: Any) -> int:
 def register_adapter(cls: type, axes: Callable[..., dict[str, Any]], *, frozen: tuple[str, ...] = ()) -> None:
     """Teaches the verbs what an adapter class of which `dot` and `dense` are known has in common with all others.
 
-    `axes(lead, out, into)` gives the axes of every array field, in terms of those of the weight; `frozen` names the
+    `axes(w, lead, out, into)` gives the axes of every array field, in terms of those of the weight; `frozen` names the
     fields that do not train.
     """
 
@@ -141,7 +142,7 @@ def register_adapter(cls: type, axes: Callable[..., dict[str, Any]], *, frozen: 
     @axes_of.register(cls)
     def _(w: Any, names: tuple[str | None, ...]) -> Any:
         *lead, out, into = names
-        every = axes(tuple(lead), out, into)
+        every = axes(w, tuple(lead), out, into)
         return dataclasses.replace(
             w,
             base=axes_of(w.base, names),
@@ -159,3 +160,40 @@ def register_adapter(cls: type, axes: Callable[..., dict[str, Any]], *, frozen: 
     def _(w: Any) -> Any:
         none = jax.tree.map(lambda _: False, w)
         return dataclasses.replace(none, **{name: name not in frozen for name in arrays(w)})
+
+    @take.register(cls)
+    def _(w: Any, ids: jax.Array) -> Any:
+        if len(shape_of(w)) == 2:
+            raise take.missing(w, "It adapts matrices, not tables.")
+        return dataclasses.replace(w, base=take(w.base, ids), **{n: take(x, ids) for n, x in arrays(w).items()})
+
+
+def by_pattern(name: str, chosen: list[Found], default: Any, patterns: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A value for every slot: of the first pattern that fits it, or the default. A pattern without use is an error."""
+    patterns = dict(patterns or {})
+    picked = {f.path: next((p for p in patterns if matches(p, f.path, f.weight)), None) for f in chosen}
+    if unused := [p for p in patterns if p not in picked.values()]:
+        raise ValueError(
+            f"{name}: the pattern {unused[0]!r} fits none of the {len(chosen)} selected slots. "
+            f"{near(unused[0], [f.path for f in chosen])}"
+        )
+    return {path: default if p is None else patterns[p] for path, p in picked.items()}
+
+
+def uniform(key: jax.Array, *shape: int) -> jax.Array:
+    """Float32 numbers as torch's `kaiming_uniform_(a=sqrt(5))` draws a matrix `(..., rows, columns)`."""
+    bound = 1.0 / math.sqrt(shape[-1])
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def scaled(y: jax.Array, vector: jax.Array) -> jax.Array:
+    """`y` times a vector along its last axis, computed in the wider of the two dtypes, in the dtype of `y`."""
+    return (y * vector.reshape((1,) * (y.ndim - 1) + vector.shape)).astype(y.dtype)
+
+
+def dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Dropout of what enters an adapter; without a key, `x`."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._weight import Slot, Weight, dense, dot, slots, take
+from .._weight import Slot, Weight, affine, slots, take
 
 Axes = tuple[str | None, ...]
 
@@ -53,8 +53,7 @@ class Linear(eqx.Module):
         self.std = std
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = dot(self.weight, x)
-        return y if self.bias is None else y + along_last(dense(self.bias).astype(y.dtype), y)
+        return affine(self.weight, x, self.bias)
 
 
 @slots.register(Linear)
