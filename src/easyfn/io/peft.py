@@ -20,6 +20,7 @@ from ..lora import LoRA
 from ..models.family import family_of
 from ..nn import head_logits, input_embeddings
 from .names import Rule, file_name, tensors_for
+from .peft_methods import method_of
 from .safetensors import write
 
 CONFIG = "adapter_config.json"
@@ -65,11 +66,22 @@ def save_adapter(model: Any, directory: Any, *, config: Mapping[str, Any] | None
     assert jax.tree.structure(again) == jax.tree.structure(model)
     ```
     """
-    found = parts(model)
-    if not found:
-        raise ValueError("save_adapter: the model has no adapter. Put one on with ef.apply_lora or ef.load_adapter.")
-    data = {**_defaults(model), **(config or {}), **_describe(model, found)}
-    tensors = {name: array for part in found for name, array in _tensors(part, found).items()}
+    if (other := method_of(model)) is not None:
+        kind, method = other
+        settings, tensors = method.write(model, config or {})
+        data = {**_common(model), **(config or {}), **settings, "peft_type": kind}
+    else:
+        found = parts(model)
+        if not found:
+            raise ValueError(
+                "save_adapter: the model has no adapter. Put one on with ef.apply_lora or ef.load_adapter."
+            )
+        data = {**_defaults(model), **(config or {}), **_describe(model, found)}
+        tensors = {name: array for part in found for name, array in _tensors(part, found).items()}
+    return _write(directory, data, {f"{PREFIX}{name}": array for name, array in tensors.items()})
+
+
+def _write(directory: Any, data: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Path:
     folder = Path(directory).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     shapes = {name: (tuple(array.shape), array.dtype) for name, array in sorted(tensors.items())}
@@ -134,25 +146,32 @@ def _tensors(part: Part, found: list[Part]) -> dict[str, np.ndarray]:
         if part.kind == "experts":
             raise ValueError(f"save_adapter: {module} is DoRA on experts, which PEFT does not have")
         made["lora_magnitude_vector"] = np.asarray(w.magnitude)[:, 0]
-    return {f"{PREFIX}{module}.{name}": array for name, array in made.items()}
+    return {f"{module}.{name}": array for name, array in made.items()}
 
 
-def _defaults(model: Any) -> dict[str, Any]:
+def _common(model: Any) -> dict[str, Any]:
+    """What every method's settings have."""
     from .._task import task
 
     return {
         "auto_mapping": None,
         "base_model_name_or_path": None,
-        "exclude_modules": None,
         "inference_mode": True,
+        "revision": None,
+        "task_type": _TASKS.get(task(model)),
+    }
+
+
+def _defaults(model: Any) -> dict[str, Any]:
+    return {
+        **_common(model),
+        "exclude_modules": None,
         "layers_pattern": None,
         "layers_to_transform": None,
         "loftq_config": {},
         "megatron_config": None,
         "megatron_core": "megatron.core",
         "modules_to_save": None,
-        "revision": None,
-        "task_type": _TASKS.get(task(model)),
     }
 
 

@@ -22,6 +22,7 @@ from ..models.family import family_of
 from .checkpoint import LoadError
 from .names import Tensors, file_name, tensors_for
 from .peft import CONFIG, PREFIX, WEIGHTS, shared
+from .peft_methods import METHODS, Method
 from .safetensors import Info, read, read_header
 
 _EXPECTED = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
@@ -113,12 +114,18 @@ def load_adapter(
     options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     folder = _locate(path, (CONFIG, WEIGHTS), options)
     config = read_adapter_config(folder)
-    _refuse(folder, config)
+    method = METHODS.get(config.get("peft_type", "LORA"))
+    _refuse(folder, config, method)
     infos, _ = read_header(folder / WEIGHTS)
     left = {_plain(name): info for name, info in infos.items()}
     if len(left) != len(infos):
         raise LoadError(folder, [f"{WEIGHTS} holds more than one adapter"])
-    errors: list[str] = []
+    if method is not None:
+        made, errors = method.read(model, config, left, dtype)
+        if errors := [*errors, *_unused(folder, left, model)]:
+            raise LoadError(folder, errors)
+        return made
+    errors = []
     adapter: dict[str, LoRA] = {}
     for f in find_slots(model):
         if f.slot.role in ("bias", "norm", "other"):
@@ -157,11 +164,21 @@ def _with_changed_base(model: Any, adapter: dict[str, LoRA], init: str) -> Any:
     return replace(model, new)
 
 
-def _refuse(folder: Path, config: dict[str, Any]) -> None:
+def _refuse(folder: Path, config: dict[str, Any], method: Method | None) -> None:
     errors = []
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
-        errors.append(f"{CONFIG}: peft_type is {kind!r}; easyfn reads LORA")
+        if method is None:
+            errors.append(f"{CONFIG}: peft_type is {kind!r}; easyfn reads {', '.join(['LORA', *METHODS])}")
+        else:
+            for key, value in config.items():
+                if key not in _KNOWN and key not in method.known and value not in (None, False, [], {}):
+                    errors.append(
+                        f"{CONFIG}: {key}={value!r} is unknown to easyfn and might change the result; set it to null to insist"
+                    )
+        if errors:
+            raise LoadError(folder, errors)
+        return
     for key, neutral in _REFUSED.items():
         if key in config and config[key] not in neutral:
             errors.append(f"{CONFIG}: {key}={config[key]!r} changes the result, and easyfn does not implement it")
