@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from .._weight import axes_of, dense, format_of, requantize, shape_of
-from .product import after, by_blocks, inner, register_format, replace
+from .product import after, by_blocks, inner, register_format, replace, smoothed
 from .rounding import round_groups, round_rows, row_codes
 
 FEW = 16  # rows, up to which a product is bound by unpacking the weight
@@ -174,11 +174,10 @@ def _(w: Grouped) -> jax.Array:
 
 def _enter(w: Grouped, rows: jax.Array) -> tuple[Grouped, jax.Array]:
     """The product's own input: smoothed, and its columns in the order of the codes."""
-    if w.smooth is not None:
-        rows = (rows / lax.stop_gradient(w.smooth)).astype(rows.dtype)
+    w, rows = smoothed(w, rows)
     if w.order is not None:
         rows = jnp.take(rows, w.order[0], axis=-1, mode="clip", unique_indices=True)
-    return replace(w, smooth=None, order=None), rows
+    return replace(w, order=None), rows
 
 
 def _planes(w: Grouped, dtype: Any) -> list[jax.Array]:

@@ -53,19 +53,19 @@ def to_q8_0(w: Any) -> Grouped:
 
 @method("int4")
 def _(w: Any, cfg: QuantConfig) -> Grouped:
-    cfg.refuse("double_quant")
+    cfg.refuse("double_quant", "block")
     return to_int4(w, cfg.group_size)
 
 
 @method("a4q")
 def _(w: Any, cfg: QuantConfig) -> Grouped:
-    cfg.refuse("double_quant")
+    cfg.refuse("double_quant", "block")
     return to_int4(w, cfg.group_size, activations="int8", name="a4q")
 
 
 @method("a8q")
 def _(w: Any, cfg: QuantConfig) -> Grouped:
-    cfg.refuse("double_quant")
+    cfg.refuse("double_quant", "block")
     if cfg.group_size not in (None, 32):
         raise ValueError(f"a8q has blocks of 32 entries, as GGUF's Q8_0: leave group_size out, not {cfg.group_size}")
     return to_q8_0(w)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,13 @@ Product = Callable[[Any, jax.Array], jax.Array]
 BLOCK = 1 << 20
 
 
+class _Rules(NamedTuple):
+    product: Product
+    back: Product
+    exact: Product
+    ready: Callable[[Any], Any]
+
+
 def against_dense(w: Any, g: jax.Array) -> jax.Array:
     """`g @ dense(w)`: `g` of shape `(m, out)`; float32 `(m, in)`."""
     return _matmul(g, dense(replace(w, dtype=g.dtype.name)), 0)
@@ -32,6 +39,8 @@ def register_format(
     *,
     rows: Callable[[Any, jax.Array], Any] | None = None,
     enter: Callable[[Any, jax.Array], tuple[Any, jax.Array]] | None = None,
+    ready: Callable[[Any], Any] = lambda w: w,
+    exact: Product | None = None,
 ) -> None:
     """Teaches the verbs a weight format of which `dense` and `shape_of` are known.
 
@@ -39,8 +48,12 @@ def register_format(
     is the product with its transpose, for the gradient of the input, given a block of the weight's rows at a time.
     `rows(w, ids)` gives rows of a table, still packed; by default those of every array. `enter(w, rows)` is what happens
     to the input first, and what is left of the weight then (smoothing, an order of columns); it is differentiated as
-    it is written. The format has a field `codes` and a static field `dtype`, that of the dense array it stands for.
+    it is written. `ready(w)` is the weight as `product` and `back` see it: every array with the
+    rows of the weight, so that it can be cut into blocks of them. `exact` is the product where a gradient is taken, if
+    `product` is a faster one that is not as exact. The format has a field `codes` and a static field `dtype`, that of
+    the dense array it stands for.
     """
+    rules = _Rules(product, back, exact or product, ready)
 
     @dot.register(cls)
     def _(w: Any, x: jax.Array, *, dtype: Any = None) -> jax.Array:
@@ -53,7 +66,7 @@ def register_format(
             flat = flat.astype(w.dtype)
         if enter is not None:
             w, flat = enter(w, flat)
-        y = _frozen(product, back, flat.dtype.name, w, flat)
+        y = _frozen(rules, flat.dtype.name, w, flat)
         return y.astype(out).reshape(*x.shape[:-1], shape[0])
 
     @cast.register(cls)
@@ -98,25 +111,32 @@ def _matmul(rows: jax.Array, w: jax.Array, axis: int) -> jax.Array:
     return y[:1] if single else y
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _frozen(product: Product, back: Product, dtype: str, w: Any, rows: jax.Array) -> jax.Array:
-    return product(w, rows)
+def smoothed(w: Any, rows: jax.Array) -> tuple[Any, jax.Array]:
+    """The input of a product divided by `w.smooth`, if there is one, and the weight without."""
+    if w.smooth is None:
+        return w, rows
+    return replace(w, smooth=None), (rows / lax.stop_gradient(w.smooth)).astype(rows.dtype)
 
 
-def _forward(product: Product, back: Product, dtype: str, w: Any, rows: jax.Array) -> Any:
-    return product(w, rows), w
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _frozen(rules: _Rules, dtype: str, w: Any, rows: jax.Array) -> jax.Array:
+    return rules.product(rules.ready(w), rows)
 
 
-def _backward(product: Product, back: Product, dtype: str, w: Any, g: jax.Array) -> Any:
+def _forward(rules: _Rules, dtype: str, w: Any, rows: jax.Array) -> Any:
+    return rules.exact(rules.ready(w), rows), w
+
+
+def _backward(rules: _Rules, dtype: str, w: Any, g: jax.Array) -> Any:
     g = g.astype(dtype)  # as the backward pass of a plain 16-bit product
-    w = after(g, w)
+    w = after(g, rules.ready(w))
     blocks = row_blocks(w)
     if blocks == 1:
-        dx = back(w, g)
+        dx = rules.back(w, g)
     else:
         cut = jnp.moveaxis(g.reshape(g.shape[0], blocks, -1), 1, 0)
         zero = jnp.zeros((g.shape[0], shape_of(w)[1]), jnp.float32)
-        dx = lax.scan(lambda sum, xs: (sum + back(*xs), None), zero, (split_rows(w, blocks), cut))[0]
+        dx = lax.scan(lambda sum, xs: (sum + rules.back(*xs), None), zero, (split_rows(w, blocks), cut))[0]
     return None, dx.astype(dtype)
 
 
