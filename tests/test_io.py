@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file as safetensors_numpy
+from safetensors.numpy import load_file as safetensors_numpy, save_file as save_numpy
 
 import easyfn as ef
 from cases import CASES, names
@@ -253,6 +253,20 @@ def test_quantize_while_loading(folders, tmp_path, stack):
     mesh = ef.make_mesh(fsdp=2, tp=1, dp=4)
     assert_same(ef.load(tmp_path, stack=stack, mesh=mesh), whole)
     assert_same(ef.load(folders("llama"), quantize=cfg, stack=stack, mesh=mesh), whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "today", "older"),
+    [
+        ("t5", "shared.weight", "decoder.embed_tokens.weight"),
+        ("mamba2", "backbone.embeddings.weight", "backbone.embedding.weight"),
+    ],
+)
+def test_older_names_of_a_tensor(folders, tmp_path, name, today, older):
+    shutil.copy(folders(name) / "config.json", tmp_path)
+    held = safetensors_numpy(folders(name) / "model.safetensors")
+    save_numpy({older if n == today else n: v for n, v in held.items()}, tmp_path / "model.safetensors")
+    assert_same(ef.load(tmp_path), ef.load(folders(name)))
 
 
 def test_an_unknown_quantization_is_refused(folders, tmp_path):

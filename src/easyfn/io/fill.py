@@ -35,10 +35,11 @@ class Sources:
     problems: list[str]
 
 
-def find_name(name: str, held: Mapping[str, Any], prefix: str) -> str | None:
-    """How a checkpoint calls a tensor: as asked, with or without a head model's prefix, or in its oldest spelling."""
-    swapped = name.removeprefix(f"{prefix}.") if name.startswith(f"{prefix}.") else f"{prefix}.{name}"
-    for candidate in (name, swapped):
+def find_name(name: str, held: Mapping[str, Any], known: Family) -> str | None:
+    """How a checkpoint calls a tensor: as asked, with or without a head model's prefix, or in an older spelling."""
+    head = f"{known.prefix}."
+    each = (name, *known.aliases.get(name, ()))
+    for candidate in (c for n in each for c in (n, n.removeprefix(head) if n.startswith(head) else head + n)):
         if candidate in held:
             return candidate
         if "LayerNorm." in candidate:  # TensorFlow's names, still in the oldest checkpoints
@@ -56,7 +57,7 @@ def match(model: Any, config: Any, known: Family, task: str, source: Source, rea
     used: set[str] = set()
     if reader is not None:
         renamed = {
-            p: t._replace(names=tuple(find_name(n, held, known.prefix) or n for n in t.names))
+            p: t._replace(names=tuple(find_name(n, held, known) or n for n in t.names))
             for p, t in wanted.items()
         }
         out.packed = reader(model, renamed, held)
@@ -70,8 +71,8 @@ def match(model: Any, config: Any, known: Family, task: str, source: Source, rea
     for path, t in wanted.items():
         if path in out.packed:
             continue
-        found = [find_name(n, held, known.prefix) for n in t.names]
-        if not any(found) and (own := find_name(path, held, known.prefix)) and tuple(held[own].shape) == t.shape:
+        found = [find_name(n, held, known) for n in t.names]
+        if not any(found) and (own := find_name(path, held, known)) and tuple(held[own].shape) == t.shape:
             # Our path is the name in transformers' modules: a bare `state_dict()`, where experts are joined already.
             t, found = Tensors(path, (own,), "same", 0, t.shape), [own]
         names = [n for n in found if n is not None]

@@ -31,6 +31,7 @@ class Family:
     ignore: frozenset[str]  # keys of config.json without influence on the mathematics
     ignore_tensors: tuple[str, ...]  # patterns of tensors that hold no weights
     prefix: str  # transformers' base_model_prefix
+    aliases: Mapping[str, tuple[str, ...]]  # name of a tensor -> its names in older files
 
 
 _families: dict[str, Family] = {}
@@ -66,6 +67,7 @@ def family(
     ignore: Sequence[str] = (),
     ignore_tensors: Sequence[str] = (),
     prefix: str = "model",
+    aliases: Mapping[str, Sequence[str]] | None = None,
     override: bool = False,
 ) -> Family:
     """Registers an architecture, so that `ef.load` finds it by the `model_type` of its `config.json`.
@@ -79,6 +81,7 @@ def family(
     - `names`: rules (or a function of the model giving rules) where our paths differ from the file's.
     - `ignore`, `ignore_tensors`: config keys and patterns of tensor names that do not matter.
     - `prefix`: transformers' `base_model_prefix`.
+    - `aliases`: other names under which files hold a tensor, tried in turn where it is missing.
 
     Raises `ValueError` if the `model_type` is taken and `override` is not set.
     """
@@ -101,6 +104,7 @@ def family(
         frozenset(ignore),
         tuple(ignore_tensors),
         prefix,
+        {name: tuple(others) for name, others in (aliases or {}).items()},
     )
     _families[model_type] = made
     return made

@@ -233,6 +233,7 @@ family(
     },
     architectures={"Mamba2ForCausalLM": "causal-lm", "Mamba2Model": "base"},
     names=(rename("model.{rest}", "backbone.{rest}"),),
+    aliases={"backbone.embeddings.weight": ("backbone.embedding.weight",)},  # the authors' own files
     # Most of them stand in older files, of Mamba 1 or its trainers, and transformers never reads them.
     ignore=(
         "intermediate_size",

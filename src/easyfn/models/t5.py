@@ -296,19 +296,20 @@ class T5Stack(eqx.Module):
         return Output(last_hidden_state=x, cache=cache, **trace)
 
     def bias(self, context: Context, *, cached: bool) -> jax.Array:
-        """`(1, heads, queries, keys)`, by distance in the sequence; padding moves both ends of it alike."""
+        """`(1 or batch, heads, queries, keys)`, by distance in the sequence; padding moves both ends of it alike."""
         keys = context.slots
         if cached and not context.fresh:
             assert context.cached_segment_ids is not None
             keys = jnp.arange(context.cached_segment_ids.shape[1])
         c = self.config
         which = buckets(
-            keys[None, :] - context.slots[:, None],
+            keys[..., None, :] - context.slots[..., :, None],
             bidirectional=not self.decoder,
             count=c.relative_attention_num_buckets,
             max_distance=c.relative_attention_max_distance,
         )
-        return jnp.moveaxis(self.relative_attention_bias(which), -1, 0)[None]
+        bias = jnp.moveaxis(self.relative_attention_bias(which), -1, -3)
+        return bias if bias.ndim == 4 else bias[None]
 
 
 class T5Encoder(eqx.Module):
@@ -371,6 +372,8 @@ family(
         "T5EncoderModel": "encoder",
     },
     names=_names,
+    # Files that were thinned out kept one of three names of one table.
+    aliases={"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")},
     # n_positions was never read; the others say what feed_forward_proj says, or are for heads that are not here.
     ignore=("n_positions", "dense_act_fn", "is_gated_act", "classifier_dropout"),
     # A table that transformers does not read either.
