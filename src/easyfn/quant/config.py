@@ -12,6 +12,8 @@ from .._weight import Weight
 Encode = Callable[[Any, "QuantConfig"], Weight]
 
 METHODS: dict[str, Encode] = {}
+REFINEMENTS: dict[str, Callable[[Any, Weight], Weight]] = {}  # (dense, as the method rounds it) -> a better rounding
+CALIBRATIONS: dict[str, Any] = {}  # see `calibrate`
 
 
 def method(name: str, *, override: bool = False) -> Callable[[Encode], Encode]:
@@ -58,6 +60,10 @@ class QuantConfig:
       expert. A head, an embedding or a router is reached only by a pattern that needs its name: `"lm_head"` does,
       `".*"` does not.
     - `double_quant`: store the scales of `nf4` and `fp4` in 8 bits (QLoRA's double quantization).
+    - `block`: what shares a scale of `fp8`: `"channel"` (a row; the default), `"tensor"` or `"128x128"`.
+    - `refine`: `"hqq"` chooses better zeros for integer codes in groups (`int4`, `a4q`), without data.
+    - `calibration`: how [`easyfn.calibrate`][] chooses the codes: `"gptq"`, `"awq"`, or `"smooth"` (SmoothQuant, for
+      methods that round activations). `act_order`: `gptq` takes the columns of the largest inputs first.
 
     ```python
     import easyfn as ef
@@ -69,6 +75,10 @@ class QuantConfig:
     group_size: int | None = None
     pattern: Pattern = "all-linear"
     double_quant: bool = False
+    block: str | None = None
+    refine: str | None = None
+    calibration: str | None = None
+    act_order: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -78,12 +88,20 @@ class QuantConfig:
             )
         if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
             raise ValueError(f"group_size must be a positive integer or None, not {self.group_size!r}")
+        for name, known in (("refine", REFINEMENTS), ("calibration", CALIBRATIONS)):
+            if (value := getattr(self, name)) not in (None, *known):
+                raise ValueError(f"QuantConfig.{name} is one of {', '.join(known)} or None, not {value!r}")
+        if self.act_order and self.calibration != "gptq":
+            raise ValueError("act_order is an order of GPTQ's columns: it needs calibration='gptq'")
+        if self.refine is not None and self.calibration is not None:
+            raise ValueError(f"refine={self.refine!r} works without data and calibration={self.calibration!r} with it")
         if isinstance(self.pattern, list):
             object.__setattr__(self, "pattern", tuple(self.pattern))
 
     def encode(self, w: Any) -> Weight:
-        """The weight that stands for a dense array `(..., out, in)`."""
-        return METHODS[self.method](w, self)
+        """The weight that stands for a dense array `(..., out, in)`; without data, whatever `calibration` says."""
+        plain = METHODS[self.method](w, self)
+        return plain if self.refine is None else REFINEMENTS[self.refine](w, plain)
 
     def refuse(self, *names: str) -> None:
         """Raises for settings that the method has no use for: nothing is ignored in silence."""

@@ -177,6 +177,7 @@ def aligned(w: NF4) -> bool:
 
 
 def _blockwise(name: str, w: Any, cfg: QuantConfig) -> NF4:
+    cfg.refuse("block")
     return to_nf4(w, 64 if cfg.group_size is None else cfg.group_size, cfg.double_quant, name)
 
 

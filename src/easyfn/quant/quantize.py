@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ def quantize(model: Any, cfg: Config) -> Any:
     ```
     """
     chosen = assign(model, cfg)
-    _check(model, chosen)
+    check(model, chosen)
 
     def how(path: str, slot: Any, weight: Any) -> Any:
         return weight if path not in chosen else _encode(chosen[path], path, weight)
@@ -99,7 +100,8 @@ def _names(pattern: str, found: Found) -> bool:
     return bool(re.search(pattern, found.path)) and not re.search(pattern, anonymous)
 
 
-def _check(model: Any, chosen: dict[str, QuantConfig]) -> None:
+def check(model: Any, chosen: dict[str, QuantConfig]) -> None:
+    """Raises for weights that cannot be quantized: quantized already, adapted, NaN or infinite."""
     broken: list[str] = []
     for path, slot, weight in ((f.path, f.slot, f.weight) for f in find_slots(model, REACHED)):
         if path not in chosen:
@@ -138,6 +140,10 @@ def _encode_array(config: QuantConfig, weight: Any) -> Weight:
 
 
 def _encode(config: QuantConfig, path: str, weight: Any) -> Weight:
+    if config.calibration is not None:
+        raise ValueError(
+            f"quantize: {path}: calibration={config.calibration!r} needs data: ef.calibrate(model, batches, cfg)"
+        )
     try:
         run: Callable[..., Any] = functools.partial(_encode_array, _method_only(config))
         return lift(run)(weight)
@@ -147,7 +153,7 @@ def _encode(config: QuantConfig, path: str, weight: Any) -> Weight:
 
 def _method_only(config: QuantConfig) -> QuantConfig:
     """The config without its pattern, which may not be hashable and would compile one format many times."""
-    return QuantConfig(config.method, config.group_size, double_quant=config.double_quant)
+    return dataclasses.replace(config, pattern="all-linear")
 
 
 def encoder(model: Any, cfg: Config) -> dict[str, Callable[[Any], Weight]]:
