@@ -75,9 +75,11 @@ from .io.torch import from_torch as from_torch, to_torch as to_torch, torch_clas
 from .lora import (
     IA3 as IA3,
     Adapters as Adapters,
+    Full as Full,
     LoHa as LoHa,
     LoKr as LoKr,
     LoRA as LoRA,
+    Rows as Rows,
     VeRA as VeRA,
     adapter_names as adapter_names,
     apply_ia3 as apply_ia3,
@@ -92,6 +94,7 @@ from .lora import (
     single_adapter as single_adapter,
     split_adapters as split_adapters,
     split_lora as split_lora,
+    unmerge_lora as unmerge_lora,
     use_adapter as use_adapter,
     with_adapters as with_adapters,
 )

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from .._dtype import cast, to_dtype
-from .._slots import Found, select_slots
+from .._slots import Found, find_slots, select_slots
 from .._trainable import is_adapter, trainable
 from .._tree import Pattern, expand, lift, matches, near
 from .._verb import verb
@@ -36,6 +36,24 @@ def gain(w: Weight) -> Any:
     return None
 
 
+@verb
+def shift(w: Weight) -> Any:
+    """What an adapter adds to its layer's output beside the product: `(..., out, 1)`, float32; `None` for most.
+
+    Folding such an adapter in adds it to the bias of the layer.
+    """
+    return None
+
+
+@verb
+def change(w: Weight) -> jax.Array:
+    """What an adapter without its base adds to it, `(..., out, in)` in float32: folded in, it can be subtracted again.
+
+    Raises `ValueError` where that depends on the base.
+    """
+    raise ValueError(f"a {type(w).__name__} does not add to its weight but puts another in its place")
+
+
 def choose(
     name: str,
     model: Any,
@@ -43,17 +61,23 @@ def choose(
     layers: int | Sequence[int] | None = None,
     exclude: Pattern | None = None,
     roles: tuple[str, ...] = ROLES,
+    layers_pattern: str | Sequence[str] | None = None,
 ) -> list[Found]:
     """The slots that the verb `name` puts adapters on; those of a slot that has one are an error."""
+    if layers_pattern and layers is None:
+        raise ValueError(f"{name}: layers_pattern says where the number of a layer stands; say which with layers=[...]")
+    _refuse_convolutions(name, model, pattern)
     chosen = select_slots(name, model, pattern, ROLES)
     if layers is not None:
         wanted = {layers} if isinstance(layers, int) else set(layers)
-        if torn := [f.path for f in chosen if len({_layer(path) in wanted for path in expand(f.path)}) > 1]:
+        if torn := [
+            f.path for f in chosen if len({_layer(path, layers_pattern) in wanted for path in expand(f.path)}) > 1
+        ]:
             raise ValueError(
                 f"{name}: layers={sorted(wanted)} are some of the stacked run {torn[0]!r}. Call ef.unstack(model) "
                 f"first, then {name}, then ef.stack."
             )
-        chosen = [f for f in chosen if _layer(expand(f.path)[0]) in wanted]
+        chosen = [f for f in chosen if _layer(expand(f.path)[0], layers_pattern) in wanted]
         if not chosen:
             raise ValueError(f"{name}: no slot of {pattern!r} is in the layers {sorted(wanted)}")
     if exclude is not None:
@@ -71,9 +95,29 @@ def choose(
     return chosen
 
 
-def _layer(path: str) -> int | None:
-    found = re.search(r"(?<![^.])(\d+)(?![^.])", path)
+def _layer(path: str, pattern: str | Sequence[str] | None = None) -> int | None:
+    """The number of the layer of a path: the first in it, or the first after one of the given words."""
+    words = [pattern] if isinstance(pattern, str) else pattern or [None]
+    starts = [r"(?<![^.])(\d+)(?![^.])" if w is None else rf"(?<![^.])(?:{w})\.(\d+)(?![^.])" for w in words]
+    found = next((m for start in starts if (m := re.search(start, path))), None)
     return int(found[1]) if found else None
+
+
+def _refuse_convolutions(name: str, model: Any, pattern: Pattern) -> None:
+    """A pattern that is meant for a convolution: PEFT refuses the one of Mamba, and cannot fold in one with groups."""
+    if callable(pattern) or pattern == "all-linear":
+        return
+    found = find_slots(model, ("conv", *ROLES))
+    for one in pattern.split("|") if isinstance(pattern, str) else pattern:
+        try:
+            hit = [f for f in found if matches(one, f.path, f.weight)]
+        except ValueError:  # no expression of its own, or some of the layers of a stacked run: select_slots says so
+            continue
+        if hit and all(f.slot.role == "conv" for f in hit):
+            raise ValueError(
+                f"{name}: {hit[0].path} is a convolution of each channel alone, to which no low-rank change is made "
+                "(PEFT refuses it too). Train it as it is: modules_to_save=['conv1d'] of ef.apply_lora."
+            )
 
 
 def fresh(f: Found, key: jax.Array | None, make: Callable[[Weight, Any], Any]) -> Any:
@@ -160,6 +204,9 @@ def register_adapter(cls: type, axes: Callable[..., dict[str, Any]], *, frozen: 
     def _(w: Any) -> Any:
         none = jax.tree.map(lambda _: False, w)
         return dataclasses.replace(none, **{name: name not in frozen for name in arrays(w)})
+
+    if take.knows(cls):
+        return
 
     @take.register(cls)
     def _(w: Any, ids: jax.Array) -> Any:

@@ -1,4 +1,4 @@
-"""Adapters on a model: put them on, take them apart, fold them in, take them off."""
+"""Adapters on a model: put them on, take them apart, take them off."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import jax.tree_util as jtu
 
 from .._slots import Found, find_slots, map_slots
 from .._trainable import is_adapter
-from .._tree import Pattern, expand, is_abstract, join, lift, matches, near, nodes
+from .._tree import Pattern, expand, matches, near, nodes, nothing_matched
 from .._verb import node_verb
-from .._weight import Slot, Weight, dense, requantize, shape_of
-from .adapter import ROLES, arrays, choose, fresh, gain
+from .._weight import Slot, Weight, dense, shape_of
+from .adapter import arrays, choose, fresh
+from .full import full
 from .inits import CHANGES_BASE, start
-from .weight import LoRA, row_norms
+from .tokens import choose_rows, rows
+from .weight import LoRA, column_norms, row_norms
 
 Adapter = dict[str, Any]  # path of a weight slot -> its adapter, with a hole (`None`) for the base
 
@@ -37,7 +39,12 @@ def apply_lora(
     dora: bool = False,
     init: str = "default",
     layers: int | Sequence[int] | None = None,
+    layers_pattern: str | Sequence[str] | None = None,
     exclude: Pattern | None = None,
+    modules_to_save: Pattern | None = None,
+    bias: str = "none",
+    lora_bias: bool = False,
+    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     dtype: Any = None,
 ) -> Any:
     """`model` with a [`LoRA`][easyfn.LoRA] in every weight slot that the pattern selects.
@@ -58,12 +65,18 @@ def apply_lora(
     - `init`: `"default"` (PEFT's: `a` uniform, `b` zero), `"gaussian"`, or one that starts from the weight and
       changes the base so that the sum stays: `"pissa"` (arXiv 2404.02948), `"pissa_niter_4"` (its fast form),
       `"olora"` (arXiv 2406.01775).
-    - `layers`: only these numbers, `3` or `[0, 1]`: the first number in the path. `exclude`: a pattern of slots to
-      leave alone.
-    - `dtype`: of the adapter; by default float32, as PEFT keeps it. It computes in the dtype of its input.
+    - `layers`: only these numbers, `3` or `[0, 1]`: the first number in the path, or the one after the word
+      `layers_pattern`. `exclude`: a pattern of slots to leave alone.
+    - `modules_to_save`: a pattern of slots that train as they are, beside what they were ([`easyfn.Full`][]): a new
+      classifier, norms, embeddings. They get no LoRA, and may be of any role.
+    - `bias`: which biases train so too: `"none"`, `"all"`, or `"lora_only"`, those of the layers that get a LoRA.
+    - `lora_bias`: with a trained bias on what `b` answers.
+    - `trainable_token_indices`: rows of the input embeddings that train as they are ([`easyfn.Rows`][]); or a mapping
+      from patterns of tables to their rows. A tied head follows.
+    - `dtype`: of what trains; by default float32, as PEFT keeps adapters. It computes in the dtype of its input.
 
-    **Raises** `ValueError` if the pattern selects nothing, a rank or alpha pattern is not used, or a slot has an
-    adapter already.
+    **Raises** `ValueError` if a pattern selects nothing, a rank or alpha pattern is not used, a slot has an adapter
+    already or is asked for twice, and for what PEFT has not: `lora_bias` on tables, experts or with `dora`.
 
     ```python
     import jax, easyfn as ef
@@ -79,7 +92,14 @@ def apply_lora(
         raise ValueError(f"apply_lora: rank must be at least 1, not {rank}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"apply_lora: dropout must be in [0, 1), not {dropout}")
-    chosen = choose("apply_lora", model, pattern, layers, exclude)
+    if bias not in ("none", "all", "lora_only"):
+        raise ValueError(f"apply_lora: bias must be 'none', 'all' or 'lora_only', not {bias!r}")
+    number = jnp.dtype(dtype or jnp.float32)
+    new: dict[str, Any] = _saved(model, modules_to_save, number)
+    chosen = choose("apply_lora", model, pattern, layers, exclude, layers_pattern=layers_pattern)
+    chosen = [f for f in chosen if f.path not in new]
+    if lora_bias:
+        _check_bias(chosen, dora)
     ranks, alphas = dict(rank_pattern or {}), dict(alpha_pattern or {})
     used: set[str] = set()
 
@@ -90,29 +110,65 @@ def apply_lora(
                 return value
         return default
 
-    new: dict[str, LoRA] = {}
     for f in chosen:
         r = pick(ranks, rank, f)
         scale = pick(alphas, alpha, f) / (r**0.5 if rslora else r)
-        new[f.path] = _adapter(f, r, float(scale), key, init, dropout, dora, jnp.dtype(dtype or jnp.float32))
+        new[f.path] = _adapter(f, r, float(scale), key, init, dropout, dora, lora_bias, number)
     if unused := [p for p in (*ranks, *alphas) if p not in used]:
         raise ValueError(
             f"apply_lora: the pattern {unused[0]!r} fits none of the {len(chosen)} selected slots. "
             f"{near(unused[0], [f.path for f in chosen])}"
         )
+    if trainable_token_indices is not None:
+        for path, (f, indices) in choose_rows(model, trainable_token_indices).items():
+            if path in new:
+                raise ValueError(
+                    f"apply_lora: {path} has an adapter or is saved, and trainable_token_indices name it too"
+                )
+            new[path] = rows(f.weight, indices, number)
+    if bias != "none":
+        adapted = {f.layer for f in chosen}
+        for f in find_slots(model, ("bias",)):
+            if f.path not in new and (bias == "all" or f.layer in adapted):
+                new[f.path] = full(f.weight, number)
     return map_slots(apply_lora, model, lambda path, slot, weight: new.get(path, weight))
 
 
+def _saved(model: Any, pattern: Pattern | None, dtype: Any) -> dict[str, Any]:
+    """The slots that train as they are."""
+    if pattern is None:
+        return {}
+    found = [f for f in find_slots(model) if matches(pattern, f.path, f.weight)]
+    if not found:
+        raise nothing_matched("apply_lora", pattern, [f.path for f in find_slots(model)])
+    if twice := [f.path for f in found if is_adapter(f.weight)]:
+        raise ValueError(f"apply_lora: {twice[0]} has an adapter already. Fold it in (ef.merge_lora) or take it off.")
+    return {f.path: full(f.weight, dtype) for f in found}
+
+
+def _check_bias(chosen: list[Found], dora: bool) -> None:
+    if dora:
+        raise ValueError("apply_lora: lora_bias with dora is not in PEFT: choose one")
+    if tables := [f for f in chosen if f.slot.role in ("embedding", "experts")]:
+        raise ValueError(
+            f"apply_lora: lora_bias is for layers; {tables[0].path} is of the role {tables[0].slot.role!r}"
+        )
+
+
 def _adapter(
-    f: Found, rank: int, scale: float, key: jax.Array, init: str, dropout: float, dora: bool, dtype: Any
+    f: Found, rank: int, scale: float, key: jax.Array, init: str, dropout: float, dora: bool, biased: bool, dtype: Any
 ) -> LoRA:
     """The fresh adapter of one slot."""
 
     def make(weight: Weight, own: jax.Array) -> LoRA:
         a, b, base = start(init, weight, f.slot.role, rank, scale, own)
         began = init if init.startswith(CHANGES_BASE) else None
-        made = LoRA(base, a.astype(dtype), b.astype(dtype), scale=scale, dropout=dropout, start=began)
-        return dataclasses.replace(made, magnitude=row_norms(made).astype(dtype)) if dora else made
+        zeros = jnp.zeros((*b.shape[:-1], 1), dtype) if biased else None
+        made = LoRA(base, a.astype(dtype), b.astype(dtype), bias=zeros, scale=scale, dropout=dropout, start=began)
+        if not dora:
+            return made
+        norms = column_norms(made) if f.slot.role == "embedding" else row_norms(made)
+        return dataclasses.replace(made, magnitude=norms.astype(dtype))
 
     made = fresh(f, key, make)
     if made.start is None:
@@ -125,7 +181,7 @@ def has_lora(model: Any) -> bool:
     return any(is_adapter(node) for _, node in nodes(model))
 
 
-def _walk(model: Any, change: Callable[[str, Any], Any]) -> Any:
+def walk(model: Any, change: Callable[[str, Any], Any]) -> Any:
     """`model` with `change(path, adapter)` in the place of every adapter in a weight slot."""
 
     def how(path: str, slot: Slot, weight: Any) -> Any:
@@ -134,7 +190,7 @@ def _walk(model: Any, change: Callable[[str, Any], Any]) -> Any:
     return map_slots(apply_lora, model, how)
 
 
-def _no_adapter(verb: str) -> ValueError:
+def no_adapter(verb: str) -> ValueError:
     return ValueError(f"{verb}: the model has no adapter. Put one on with ef.apply_lora or ef.load_adapter.")
 
 
@@ -162,13 +218,13 @@ def split_lora(model: Any) -> tuple[Any, Adapter]:
     """
     adapter: Adapter = {}
 
-    def change(path: str, w: Any) -> Any:
+    def take_off(path: str, w: Any) -> Any:
         adapter[path] = dataclasses.replace(w, base=None, **({"key": None} if hasattr(w, "key") else {}))
         return w.base
 
-    base = _walk(model, change)
+    base = walk(model, take_off)
     if not adapter:
-        raise _no_adapter("split_lora")
+        raise no_adapter("split_lora")
     return base, adapter
 
 
@@ -189,8 +245,8 @@ def join_lora(base: Any, adapter: Mapping[str, Any]) -> Any:
     model = ef.join_lora(base, adapter)
     ```
     """
-    found = {f.path: f for f in find_slots(base, ROLES)}
-    fitted = _fit(dict(adapter), list(found))
+    found = {f.path: f for f in find_slots(base)}
+    fitted = fit(dict(adapter), list(found))
     new = {}
     for path, part in fitted.items():
         if path not in found:
@@ -217,7 +273,7 @@ def _fits(part: Any, weight: Weight) -> bool:
         return False
 
 
-def _fit(adapter: Adapter, paths: list[str]) -> Adapter:
+def fit(adapter: Adapter, paths: list[str]) -> Adapter:
     """The adapter with its layers stacked or listed as the paths of the base are."""
     if all(path in paths for path in adapter):
         return adapter
@@ -260,7 +316,7 @@ def remove_lora(model: Any) -> Any:
     ```
     """
     if not has_lora(model):
-        raise _no_adapter("remove_lora")
+        raise no_adapter("remove_lora")
     base, adapter = split_lora(model)
     if changed := [path for path, w in adapter.items() if getattr(w, "start", None)]:
         raise ValueError(
@@ -270,50 +326,3 @@ def remove_lora(model: Any) -> Any:
             "with ef.merge_lora."
         )
     return base
-
-
-def merge_lora(model: Any, *, dequantize: bool = False, report: bool = False) -> Any:
-    """The model with every adapter folded into its weight, for good.
-
-    A plain weight keeps its dtype; the sum is made in float32. A quantized weight is rounded again by its own format,
-    which loses a little of the change; with `dequantize=True` it becomes a plain array. With `report=True` returns
-    `(model, errors)`: per slot the norm of what rounding lost over the norm of the change. Raises `ValueError` if
-    there is no adapter.
-
-    ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
-    merged = ef.merge_lora(ef.apply_lora(model, key=jax.random.key(1)))
-    assert jax.tree.structure(merged) == jax.tree.structure(model)
-    ```
-    """
-    errors: dict[str, float] = {}
-    count = 0
-
-    def fold(w: Any) -> tuple[Weight, jax.Array]:
-        exact = dense(dataclasses.replace(w, base=dense(w.base).astype(jnp.float32)))
-        merged = exact.astype(dense(w.base).dtype) if dequantize else requantize(w.base, exact)
-        lost = jnp.linalg.norm(dense(merged).astype(jnp.float32) - exact)
-        return merged, lost / jnp.maximum(jnp.linalg.norm(exact - dense(w.base).astype(jnp.float32)), 1e-30)
-
-    def change(path: str, w: Any) -> Any:
-        nonlocal count
-        count += 1
-        stacked = expand(path) != [path]
-        merged, error = lift(jax.vmap(fold) if stacked else fold)(w)
-        if report:
-            errors[path] = float("nan") if is_abstract(error) else float(jnp.max(error))
-        return merged
-
-    scales = {join(f.layer, "bias"): by for f in find_slots(model) if (by := gain(f.weight)) is not None}
-
-    def bias(path: str, slot: Slot, weight: Any) -> Any:
-        return (weight * scales[path][..., 0]).astype(weight.dtype) if path in scales else weight
-
-    merged = _walk(model, change)
-    if not count:
-        raise _no_adapter("merge_lora")
-    merged = map_slots(apply_lora, merged, bias) if scales else merged
-    return (merged, errors) if report else merged
