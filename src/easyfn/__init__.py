@@ -103,7 +103,9 @@ from .models.init import init as init
 from .nn import Context as Context, Output as Output, Runtime as Runtime, input_embeddings as input_embeddings
 from .quant import (
     QuantConfig as QuantConfig,
+    calibrate as calibrate,
     dequantize as dequantize,
+    fake_quantize as fake_quantize,
     is_quantized as is_quantized,
     quantize as quantize,
 )

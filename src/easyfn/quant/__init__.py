@@ -4,6 +4,7 @@ from . import awq as awq, bitsandbytes as bitsandbytes, gptq as gptq
 from .awq_search import awq as awq_scales, smooth as smooth_scales
 from .calibrate import calibrate as calibrate, calibration as calibration
 from .config import CALIBRATIONS as CALIBRATIONS, METHODS as METHODS, QuantConfig as QuantConfig, method as method
+from .fake import Fake as Fake
 from .fp8 import FP8 as FP8, to_fp8 as to_fp8
 from .grouped import (
     Grouped as Grouped,
@@ -19,5 +20,11 @@ from .kquant import KQuant as KQuant
 from .micro import Micro as Micro, to_micro as to_micro
 from .nf4 import NF4 as NF4, to_nf4 as to_nf4
 from .product import register_format as register_format
-from .quantize import dequantize as dequantize, encoder as encoder, is_quantized as is_quantized, quantize as quantize
+from .quantize import (
+    dequantize as dequantize,
+    encoder as encoder,
+    fake_quantize as fake_quantize,
+    is_quantized as is_quantized,
+    quantize as quantize,
+)
 from .rounding import round_groups as round_groups

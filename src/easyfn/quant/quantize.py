@@ -16,6 +16,7 @@ from .._tree import is_abstract, is_leaf, join, lift, nodes, rebuild
 from .._verb import node_verb
 from .._weight import Weight, dense, format_of
 from .config import METHODS, QuantConfig
+from .fake import Fake
 
 REACHED = ("linear", "experts", "head", "embedding", "router")  # by some pattern; "all-linear" is the first two
 NAMED = ("head", "embedding", "router")  # only by a pattern that needs their name
@@ -32,7 +33,8 @@ def quantize(model: Any, cfg: Config) -> Any:
 
     Raises `ValueError`, the model untouched, for a pattern that selects nothing or nothing that an earlier config
     has left, for a weight that is quantized already, for NaN or infinite weights (of concrete models), and for a
-    `group_size` that does not fit.
+    `group_size` that does not fit. The weights of `ef.fake_quantize` are rounded for good, with the config that they were
+    trained for.
 
     ```python
     import easyfn as ef, jax
@@ -47,9 +49,56 @@ def quantize(model: Any, cfg: Config) -> Any:
     check(model, chosen)
 
     def how(path: str, slot: Any, weight: Any) -> Any:
-        return weight if path not in chosen else _encode(chosen[path], path, weight)
+        if path not in chosen:
+            return weight
+        config = chosen[path]
+        return _encode(config, path, _trained(path, weight, config) if isinstance(weight, Fake) else weight)
 
     return map_slots(quantize, model, how)
+
+
+@node_verb
+def fake_quantize(model: Any, cfg: Config) -> Any:
+    """`model` for quantization-aware training: the selected weights stay floats, and products see them rounded.
+
+    `cfg` is what `ef.quantize` takes. The float weights are trainable (`ef.trainable`), the gradient passes straight through
+    the rounding, and so training finds weights that lose less when they are rounded for good:
+    `ef.quantize(model, cfg)`, with the same `cfg`, is the quantized model and answers as this one did.
+    `ef.dequantize(model)` has the rounded weights as plain arrays. Methods that round activations (`a8bit`, `a8q`, `a4q`)
+    round them here too.
+
+    Raises what `ef.quantize` raises.
+
+    ```python
+    import easyfn as ef, jax
+    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    aware = ef.fake_quantize(model, "int4")
+    weight = aware.model.layers[0].mlp.up_proj.weight
+    assert ef.describe(weight) == "fake int4" and ef.trainable(aware).model.layers[0].mlp.up_proj.weight.base
+    small = ef.quantize(aware, "int4")                         # after training
+    ids = jax.numpy.array([[1, 2, 3]])
+    assert jax.numpy.allclose(ef.forward(small, ids).logits, ef.forward(aware, ids).logits, atol=1e-5)
+    ```
+    """
+    chosen = assign(model, cfg)
+    check(model, chosen, "fake_quantize")
+    if late := [c for c in chosen.values() if c.calibration is not None]:
+        raise ValueError(
+            f"fake_quantize: training chooses the codes, not {late[0].calibration!r}: leave calibration out"
+        )
+
+    def how(path: str, slot: Any, weight: Any) -> Any:
+        if path not in chosen:
+            return weight
+        config = _method_only(chosen[path])
+        try:
+            jax.eval_shape(config.encode, jax.ShapeDtypeStruct(weight.shape, weight.dtype))
+        except ValueError as error:
+            raise ValueError(f"fake_quantize: {path}: {error}") from None
+        return Fake(weight, config)
+
+    return map_slots(fake_quantize, model, how)
 
 
 def assign(model: Any, cfg: Config) -> dict[str, QuantConfig]:
@@ -100,19 +149,21 @@ def _names(pattern: str, found: Found) -> bool:
     return bool(re.search(pattern, found.path)) and not re.search(pattern, anonymous)
 
 
-def check(model: Any, chosen: dict[str, QuantConfig]) -> None:
+def check(model: Any, chosen: dict[str, QuantConfig], verb: str = "quantize") -> None:
     """Raises for weights that cannot be quantized: quantized already, adapted, NaN or infinite."""
     broken: list[str] = []
     for path, slot, weight in ((f.path, f.slot, f.weight) for f in find_slots(model, REACHED)):
         if path not in chosen:
             continue
+        if isinstance(weight, Fake) and verb == "quantize":
+            weight = _trained(path, weight, chosen[path])
         if is_quantized(weight):
             raise ValueError(
-                f"quantize: {path} is quantized already ({_format(weight)}); call ef.dequantize(model) first"
+                f"{verb}: {path} is quantized already ({_format(weight)}); call ef.dequantize(model) first"
             )
         if not is_leaf(weight) or not jnp.issubdtype(weight.dtype, jnp.floating):
             raise ValueError(
-                f"quantize: {path} ({slot.role}) holds a {type(weight).__name__}, not a plain floating point array. "
+                f"{verb}: {path} ({slot.role}) holds a {type(weight).__name__}, not a plain floating point array. "
                 "Quantize before you add adapters: ef.apply_lora(ef.quantize(model, cfg), ...)."
             )
         concrete = not is_abstract(weight) and not isinstance(weight, jax.core.Tracer)
@@ -120,9 +171,19 @@ def check(model: Any, chosen: dict[str, QuantConfig]) -> None:
             broken.append(path)
     if broken:
         raise ValueError(
-            f"quantize: NaN or infinite values in {', '.join(broken[:8])}{', ...' if len(broken) > 8 else ''}; "
+            f"{verb}: NaN or infinite values in {', '.join(broken[:8])}{', ...' if len(broken) > 8 else ''}; "
             "a scale made of them would spoil whole rows"
         )
+
+
+def _trained(path: str, weight: Fake, config: QuantConfig) -> Any:
+    """The float array under a weight of quantization-aware training, which `config` must be that of."""
+    if weight.cfg != _method_only(config):
+        raise ValueError(
+            f"quantize: {path} was trained for {weight.cfg}, not for {config}. Quantize with the config of "
+            "ef.fake_quantize, or start from the rounded weights: ef.dequantize(model)"
+        )
+    return weight.base
 
 
 @jax.jit
