@@ -29,13 +29,15 @@ class LoadError(ValueError):
 
 class Source(NamedTuple):
     """Tensors by name, wherever they are: `read_into(name, out, start)` fills a C-contiguous array of the tensor's own
-    dtype from byte `start` of it; `value(name)`, if it is not `None`, is a JAX array that can be taken as it is."""
+    dtype from byte `start` of it; `value(name)`, if it is not `None`, is a JAX array that can be taken as it is.
+    `names(model)` are the rules of its names, where they are not Hugging Face's."""
 
     where: str
     tensors: Mapping[str, Any]  # anything with `dtype` and `shape`
     read_into: Callable[[str, np.ndarray, int], None]
     value: Callable[[str], Any]
     problems: list[str]
+    names: Callable[[Any], Any] | None = None
 
 
 def open_checkpoint(folder: Path) -> Source:

@@ -49,15 +49,24 @@ def find_name(name: str, held: Mapping[str, Any], known: Family) -> str | None:
     return None
 
 
+def _in_its_layer(name: str, layers: set[str], known: Family) -> str:
+    """As `find_name`, for a tensor that the file holds under other names, beside which its layer's name tells the way."""
+    head = f"{known.prefix}."
+    swapped = name.removeprefix(head) if name.startswith(head) else head + name
+    return next((n for n in (name, swapped) if n.rpartition(".")[0] in layers), name)
+
+
 def match(model: Any, config: Any, known: Family, task: str, source: Source, reader: Any) -> Sources:
     """Compares an abstract, unstacked model with a checkpoint: every difference becomes a problem."""
     held = source.tensors
-    wanted = {path: found[0] for path, found in tensors(model, known.names(model)).items()}
+    rules = (source.names or known.names)(model)
+    wanted = {path: found[0] for path, found in tensors(model, rules).items()}
     out = Sources({}, {}, [], list(source.problems))
     used: set[str] = set()
     if reader is not None:
+        layers = {name.rpartition(".")[0] for name in held}
         renamed = {
-            p: t._replace(names=tuple(find_name(n, held, known) or n for n in t.names))
+            p: t._replace(names=tuple(find_name(n, held, known) or _in_its_layer(n, layers, known) for n in t.names))
             for p, t in wanted.items()
         }
         out.packed = reader(model, renamed, held)
@@ -87,7 +96,7 @@ def match(model: Any, config: Any, known: Family, task: str, source: Source, rea
                 out.problems.append(
                     f"{path}: the model has {shape}, tensor {name!r} {tuple(info.shape)}{_why(path, config)}"
                 )
-            if jnp.issubdtype(info.dtype, jnp.floating) != floating[path]:
+            if jnp.issubdtype(info.dtype, jnp.floating) != floating[path] or _is_float8(info.dtype):
                 out.problems.append(
                     f"{path}: tensor {name!r} holds {info.dtype}, which is not what the model computes with"
                 )
@@ -95,6 +104,10 @@ def match(model: Any, config: Any, known: Family, task: str, source: Source, rea
         _absences(absent, out, wanted)
         _leftovers(sorted(set(held) - used), used, out, config, known, task, source)
     return out
+
+
+def _is_float8(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating)) and np.dtype(dtype).itemsize == 1
 
 
 def _absences(absent: list[tuple[str, list[str]]], out: Sources, wanted: Mapping[str, Tensors]) -> None:
@@ -120,7 +133,8 @@ def _leftovers(
     for each in known.tasks:
         if each != task:
             model = abstract_config(config, each, None)
-            other |= {n for found in tensors(model, known.names(model)).values() for t in found for n in t.names}
+            rules = (source.names or known.names)(model)
+            other |= {n for found in tensors(model, rules).values() for t in found for n in t.names}
     for name in names:
         info = source.tensors[name]
         mine = (name.removeprefix(f"{known.prefix}."), f"{known.prefix}.{name}")

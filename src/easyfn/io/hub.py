@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,68 @@ CONFIG = "config.json"
 GENERATION = "generation_config.json"
 
 
-def locate(name_or_path: Any, *, weights: bool = True, progress: bool = True, **options: Any) -> Path:
+def locate(
+    name_or_path: Any, *, weights: bool = True, progress: bool = True, gguf_file: str | None = None, **options: Any
+) -> Path:
     """The local folder of a checkpoint: a folder as it is, or a hub repository fetched into the cache.
 
-    `options` are huggingface_hub's: `revision`, `token`, `cache_dir`, `local_files_only`. Only the files that easyfn
-    reads are fetched, all of one commit.
+    Or a `.gguf` file: one that is given, the `gguf_file` of the folder or repository, or the only one of a folder that
+    holds no safetensors. `options` are huggingface_hub's: `revision`, `token`, `cache_dir`, `local_files_only`. Only the
+    files that easyfn reads are fetched, all of one commit.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
-        return path
+        return _gguf_in(path, gguf_file)
     text = str(name_or_path)
+    if is_gguf(path) and gguf_file is None:
+        return path
     if path.exists():
         raise LoadError(text, ["this is a file: give the folder of the checkpoint, with its config.json"])
     if text.startswith((".", "/", "~", "\\")) or text.count("/") > 1 or not text:
         raise FileNotFoundError(f"there is no folder {text!r} (a hub repository would be written as 'user/name')")
+    if gguf_file is not None:
+        return _fetch_gguf(text, gguf_file, options)
     return _fetch(text, weights, progress, options)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a checkpoint is a `.gguf` file."""
+    return path.suffix == ".gguf" and path.is_file()
+
+
+def _gguf_in(folder: Path, name: str | None) -> Path:
+    if name is not None:
+        inside(folder, name)
+        if not is_gguf(folder / name):
+            there = ", ".join(sorted(p.name for p in folder.glob("*.gguf"))) or "none"
+            raise LoadError(folder, [f"there is no file {name!r}; its .gguf files: {there}"])
+        return folder / name
+    if (folder / SINGLE).exists() or (folder / INDEX).exists():
+        return folder
+    files = sorted(folder.glob("*.gguf"))
+    models = [f for f in files if "-of-" not in f.name or "-00001-of-" in f.name]  # the first file of a split model
+    if len(models) > 1:
+        names = ", ".join(f.name for f in models)
+        raise LoadError(folder, [f"it holds several .gguf files: choose one of them with gguf_file=: {names}"])
+    return models[0] if models else folder
+
+
+def _fetch_gguf(repo: str, name: str, options: dict[str, Any]) -> Path:
+    """A `.gguf` file of a repository, with the others of a split model."""
+    from huggingface_hub import hf_hub_download
+
+    found = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", name)
+    names = [name] if found is None else [f"{found[1]}-{n:05d}-of-{found[2]}.gguf" for n in range(1, int(found[2]) + 1)]
+    files = []
+    for each in names:
+        files.append(Path(hf_hub_download(repo, each, **options)))
+        options = {**options, "revision": _commit(files[0], name)}
+    return files[names.index(name)]
+
+
+def _commit(file: Path, name: str) -> str:
+    """The folder of a snapshot is named by its commit."""
+    return file.parents[len(Path(name).parts) - 1].name
 
 
 def _fetch(repo: str, weights: bool, progress: bool, options: dict[str, Any]) -> Path:
@@ -53,7 +101,11 @@ def _fetch(repo: str, weights: bool, progress: bool, options: dict[str, Any]) ->
         ) from error
     except EntryNotFoundError as error:
         raise LoadError(
-            repo, ["the repository has no config.json: it is not a checkpoint that easyfn can read"]
+            repo,
+            [
+                "the repository has no config.json: it is not a checkpoint that easyfn can read. If it holds .gguf "
+                "files, name one with gguf_file="
+            ],
         ) from error
     options = {**options, "revision": folder.name}  # the commit: what follows belongs to the same one
 

@@ -22,7 +22,9 @@ from . import config as configs
 from .checkpoint import LoadError, Source, open_checkpoint
 from .fill import assemble, match
 from .formats import disk_format
-from .hub import CONFIG, GENERATION, locate
+from .gguf import read_gguf
+from .gguf_models import config_data, open_gguf
+from .hub import CONFIG, GENERATION, is_gguf, locate
 from .safetensors import Info
 from .sentence import sentence_settings
 
@@ -36,8 +38,10 @@ def read_config(
     cache_dir: Any = None,
     local_files_only: bool = False,
     generation: Mapping[str, Any] | None = None,
+    gguf_file: str | None = None,
 ) -> Any:
-    """The config of a checkpoint: of a folder, a hub repository, a `config.json`, its content, or transformers' object.
+    """The config of a checkpoint: of a folder, a hub repository, a `config.json`, its content, or transformers' object;
+    or of a `.gguf` file (`gguf_file` names one in a folder or repository), whose own metadata it is made of.
 
     The class is that of the family that its `model_type` names. `config_overrides` replace keys of the file. The
     content of a `generation_config.json` beside it (or `generation`) goes into `config.generation`.
@@ -66,8 +70,14 @@ def read_config(
                 "cache_dir": cache_dir,
                 "local_files_only": local_files_only,
             }
-            file = locate(path, weights=False, **options) / CONFIG
-        data, where = _json(file), str(file)
+            found = locate(path, weights=False, gguf_file=gguf_file, **options)
+            file = found if is_gguf(found) else found / CONFIG
+        where = str(file)
+        if is_gguf(file):
+            data, said = config_data(read_gguf(file), file)
+            generation = said if generation is None else generation
+        else:
+            data = _json(file)
         if generation is None and (beside := file.with_name(GENERATION)).exists():
             generation = _json(beside)
     data |= config_overrides or {}
@@ -95,7 +105,9 @@ def _json(file: Path) -> dict[str, Any]:
     return data
 
 
-def abstract(config_or_path: Any, *, dtype: Any = None, task: str | None = None) -> Any:
+def abstract(
+    config_or_path: Any, *, dtype: Any = None, task: str | None = None, gguf_file: str | None = None
+) -> Any:
     """A model without numbers: every array is a `jax.ShapeDtypeStruct`. Takes a config, or what `read_config` takes.
 
     Plan, shard, quantize, show and count a model of any size before a byte of it is read.
@@ -107,7 +119,7 @@ def abstract(config_or_path: Any, *, dtype: Any = None, task: str | None = None)
     model = ef.abstract(config, dtype="bfloat16")
     ```
     """
-    config = config_or_path if dataclasses.is_dataclass(config_or_path) else read_config(config_or_path)
+    config = config_or_path if dataclasses.is_dataclass(config_or_path) else read_config(config_or_path, gguf_file=gguf_file)
     return abstract_config(config, task, None if dtype is None else float_dtype(dtype))
 
 
@@ -127,12 +139,14 @@ def load(
     config_overrides: Mapping[str, Any] | None = None,
     progress: bool = True,
     key: jax.Array | None = None,
+    gguf_file: str | None = None,
 ) -> Any:
-    """A model from a folder in Hugging Face's layout, or from a hub repository.
+    """A model from a folder in Hugging Face's layout, from a hub repository, or from a `.gguf` file.
 
     **Arguments**
 
-    - `name_or_path`: a folder with `config.json` and safetensors files, or `"user/name"`.
+    - `name_or_path`: a folder with `config.json` and safetensors files, or `"user/name"`, or a file `"model.gguf"`.
+    - `gguf_file`: the name of a `.gguf` file in the folder or repository (extra `gguf`). Its quantized tensors stay packed.
     - `dtype`: of the floating point arrays; `None` keeps each tensor's own.
     - `task`: `causal-lm`, `base`, ...; `None` takes what the checkpoint was saved as. Heads that the task does not
       have are dropped.
@@ -160,11 +174,11 @@ def load(
     ```
     """
     options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    folder = locate(name_or_path, progress=progress, **options)
+    folder = locate(name_or_path, progress=progress, gguf_file=gguf_file, **options)
     config = read_config(folder, config_overrides=config_overrides)
     if (sentence := sentence_settings(folder)) is not None:
         config = dataclasses.replace(config, extra=Frozen({**config.extra, "_sentence_transformers": sentence}))
-    source = open_checkpoint(folder)
+    source = open_gguf(folder, config) if is_gguf(folder) else open_checkpoint(folder)
     arguments = {
         "dtype": dtype,
         "task": task,
