@@ -17,25 +17,14 @@ from ._embeddings import (
 from ._flops import flops as flops, flops_per_token as flops_per_token, sample_inputs as sample_inputs
 from ._forward import forward as forward, init_cache as init_cache, pure as pure
 from ._frozen import Frozen as Frozen
-from ._generate import (
-    Generation as Generation,
-    can_generate as can_generate,
-    decode_step as decode_step,
-    decoder_prompt as decoder_prompt,
-    generate as generate,
-    prefill as prefill,
-)
-from ._generation_config import GenerationConfig as GenerationConfig
 from ._loss import LossConfig as LossConfig, compute_loss as compute_loss, loss_from_logits as loss_from_logits
 from ._observe import observe as observe, second_moment as second_moment
 from ._params import combine as combine, params as params, shapes as shapes, split as split, with_params as with_params
-from ._sample import State as State
 from ._seq2seq import encode as encode
 from ._show import describe as describe, num_bytes as num_bytes, num_params as num_params, show as show
 from ._slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
 from ._stack import stack as stack, unstack as unstack
 from ._state import load_state as load_state, save_state as save_state
-from ._stream import stream as stream
 from ._task import mesh_of as mesh_of, model_type as model_type, supports as supports, task as task
 from ._train import TrainState as TrainState, to_state as to_state, train_step as train_step
 from ._trainable import is_adapter as is_adapter, trainable as trainable
@@ -64,6 +53,17 @@ from ._weight import (
     take as take,
 )
 from .io.adapters import load_adapters as load_adapters, save_adapters as save_adapters
+from .generation.config import GenerationConfig as GenerationConfig
+from .generation.generate import generate as generate
+from .generation.model import (
+    can_generate as can_generate,
+    decode_step as decode_step,
+    decoder_prompt as decoder_prompt,
+    prefill as prefill,
+)
+from .generation.result import Generation as Generation
+from .generation.state import State as State
+from .generation.stream import stream as stream, stream_text as stream_text
 from .io.checkpoint import LoadError as LoadError
 from .io.config import UnknownConfigKey as UnknownConfigKey
 from .io.hub import push_to_hub as push_to_hub
@@ -100,7 +100,14 @@ from .lora import (
 )
 from .models.family import families as families, family as family
 from .models.init import init as init
-from .nn import Context as Context, Output as Output, Runtime as Runtime, input_embeddings as input_embeddings
+from .nn import (
+    Context as Context,
+    Output as Output,
+    Runtime as Runtime,
+    fork as fork,
+    input_embeddings as input_embeddings,
+    reorder as reorder,
+)
 from .quant import (
     QuantConfig as QuantConfig,
     calibrate as calibrate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import zlib
 from collections.abc import Callable
@@ -12,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ._rows import by_row
 from ._slots import find_slots
 from ._tree import expand, replace
 from ._verb import verb
 from ._weight import randomized
-from .nn.cache import Cache, layer_cache
+from .nn.cache import Cache, batch_axes, layer_cache, write
 from .nn.context import Context, Runtime
 from .nn.output import Output
 
@@ -39,6 +41,7 @@ def forward(
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
     fresh: bool = False,
+    adapter_ids: Any = None,
     **inputs: Any,
 ) -> Output:
     """Runs a model on a batch.
@@ -55,6 +58,8 @@ def forward(
     - `key`: a PRNG key turns dropout on, at the rates of the config.
     - `runtime`: attention and rematerialisation choices, see `easyfn.Runtime`.
     - `fresh`: a promise that `cache` is empty, so that attention need not look at it.
+    - `adapter_ids`: which of its named adapters each row takes, `(batch,)`: names or numbers, -1, `None` or `"__base__"`
+      for none; see [`easyfn.with_adapters`][]. Other ids are the same compiled program.
     - anything else goes to the model (`token_type_ids`, `decoder_input_ids`, `logits_to_keep`, ...).
 
     **Returns** an [`easyfn.Output`][]. **Raises** `ValueError` for ids outside the vocabulary (when they are concrete), shapes
@@ -85,6 +90,8 @@ def forward(
     arguments = {"input_ids": ids, "inputs_embeds": embeds, **inputs}
     if key is not None:
         model = with_keys(model, key)
+    if adapter_ids is not None:
+        model = by_row(model, adapter_ids, shape[0])
     out = call(model, context, None if cache is None else cache.layers, arguments)
     return out if cache is None else out.replace(cache=advance(cache, context, out.cache))
 
@@ -197,18 +204,17 @@ def make_context(
         size = cache.segment_ids.shape[1]
         if batch != cache.segment_ids.shape[0]:
             raise ValueError(f"the cache holds {cache.segment_ids.shape[0]} rows and the input has {batch}")
-        used = 0 if isinstance(cache.length, jax.core.Tracer) else int(cache.length)
+        used = 0 if isinstance(cache.length, jax.core.Tracer) else int(np.max(np.asarray(cache.length)))
         if used + length > size:
             raise ValueError(
                 f"the cache has {size} slots, {used} of them used, and {length} more tokens do not fit; "
                 "make it longer: ef.init_cache(model, batch_size, max_length)"
             )
-        written = jax.lax.dynamic_update_slice(cache.segment_ids, segments, (jnp.zeros((), start.dtype), start))
-        cache = Cache(cache.layers, written, cache.positions, cache.length)
+        cache = dataclasses.replace(cache, segment_ids=write(cache.segment_ids, segments, start, axis=1))
     context = Context(
         position_ids=positions,
         segment_ids=segments,
-        slots=start + jnp.arange(length, dtype=jnp.int32),
+        slots=start[..., None] + jnp.arange(length, dtype=jnp.int32),
         cached_segment_ids=None if cache is None else cache.segment_ids,
         fresh=fresh,
         **more,
@@ -220,11 +226,11 @@ def advance(cache: Cache, context: Context, layers: Any) -> Cache:
     """The cache after a pass."""
     seen = context.segment_ids > 0
     positions = jnp.max(jnp.where(seen, context.position_ids + 1, 0), axis=1)
-    return Cache(
-        layers,
-        cache.segment_ids,
-        jnp.where(jnp.any(seen, axis=1), positions, cache.positions).astype(jnp.int32),
-        cache.length + context.slots.shape[0],
+    return dataclasses.replace(
+        cache,
+        layers=layers,
+        positions=jnp.where(jnp.any(seen, axis=1), positions, cache.positions).astype(jnp.int32),
+        length=cache.length + context.slots.shape[-1],
     )
 
 
@@ -279,11 +285,14 @@ def init_cache(model: Any, batch_size: int, max_length: int, *, dtype: Any = Non
     """
     from ._dtype import dtype_of
 
-    layers = layer_cache(model, batch_size, max_length, dtype or dtype_of(model))
+    dtype = dtype or dtype_of(model)
+    layers = layer_cache(model, batch_size, max_length, dtype)
     if layers is None:
         raise layer_cache.missing(model, f"No part of {type(model).__name__} keeps a cache.")
     zeros = jnp.zeros((batch_size,), jnp.int32)
-    return Cache(layers, jnp.zeros((batch_size, max_length), jnp.int32), zeros, jnp.zeros((), jnp.int32))
+    segments = jnp.zeros((batch_size, max_length), jnp.int32)
+    more = jax.eval_shape(lambda: layer_cache(model, batch_size + 1, max_length, dtype))
+    return Cache(layers, segments, zeros, jnp.zeros((), jnp.int32), batch_axes(layers, more))
 
 
 def pure(model: Any) -> tuple[Callable[..., Output], dict[str, Any]]:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from ._forward import accepted, advance, call, check_ids, forward, make_context
-from ._generate import decode_step, decoder_prompt
 from ._loss import (
     LossConfig,
     Metrics,
@@ -21,8 +20,10 @@ from ._loss import (
     split_labels,
     vocabulary_loss,
 )
+from ._rows import by_row
 from ._task import task
 from ._verb import verb
+from .generation.model import decoder_prompt
 from .nn.cache import Cache
 from .nn.context import Runtime
 from .nn.output import Output
@@ -43,6 +44,7 @@ def encode(
     output_attentions: bool = False,
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
+    adapter_ids: Any = None,
     **inputs: Any,
 ) -> Output:
     """The encoder of an encoder-decoder alone: `last_hidden_state` `(batch, source, embed)`.
@@ -70,11 +72,14 @@ def encode(
             output_attentions=output_attentions,
             key=key,
             runtime=runtime,
+            adapter_ids=adapter_ids,
             **inputs,
         )
     if not isinstance(model, Seq2Seq):
         raise encode.missing(model, "It is no encoder-decoder that easyfn knows of.")
     ids, embeds = check_ids(model, input_ids, inputs_embeds)
+    if adapter_ids is not None:
+        model = by_row(model, adapter_ids, (ids if ids is not None else embeds).shape[0])
     context, _ = make_context(
         (ids if ids is not None else embeds).shape[:2],
         attention_mask=attention_mask,
@@ -113,6 +118,7 @@ def seq2seq_forward(
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
     fresh: bool = False,
+    adapter_ids: Any = None,
     **inputs: Any,
 ) -> Output:
     """[`easyfn.forward`][] of an encoder-decoder, with transformers' names for its second sequence.
@@ -132,6 +138,8 @@ def seq2seq_forward(
     if output_router_logits:
         raise ValueError(f"forward: {type(model).__name__} has no routers")
     ids, embeds = check_ids(model, decoder_input_ids, decoder_inputs_embeds, prefix="decoder_")
+    if adapter_ids is not None:  # of both sides
+        model = by_row(model, adapter_ids, (ids if ids is not None else embeds).shape[0])
     if (segment_ids is None) != (decoder_segment_ids is None):
         raise ValueError("forward: packed documents need both segment_ids and decoder_segment_ids")
     options = {
@@ -225,12 +233,6 @@ def _(model: Seq2SeqLM, ids: Any, attention_mask: Any, start: Any, inputs: dict[
         return as_array(inputs["decoder_input_ids"]), inputs.get("decoder_attention_mask")
     start = decoder_start(model.config) if start is None else start
     return jnp.full((ids.shape[0], 1), start, jnp.int32), None
-
-
-@decode_step.register(Seq2SeqLM)
-def _(model: Seq2SeqLM, token: Any, cache: Any, **inputs: Any) -> tuple[jax.Array, Any]:
-    out = forward(model, decoder_input_ids=token[:, None], cache=cache, **inputs)
-    return out.logits[:, -1], out.cache
 
 
 def decoder_start(config: Any) -> int:
