@@ -1,4 +1,4 @@
-"""Adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors`, both ways."""
+"""Adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors`. The way out; see `peft_load`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,26 +15,46 @@ import numpy as np
 
 from .._slots import find_slots
 from .._trainable import is_adapter
-from .._tree import at, expand
-from ..lora import LoRA
+from .._tree import at, expand, is_leaf
+from ..lora import LoRA, Rows
 from ..models.family import family_of
-from ..nn import head_logits, input_embeddings
-from .names import Rule, file_name, tensors_for
+from ..nn import CausalLM, head_logits, input_embeddings
+from .names import file_name
 from .peft_methods import method_of
+from .peft_names import (
+    in_memory,
+    matches_parameter,
+    matches_target,
+    module_of,
+    modules,
+    rank_and_scale,
+    short,
+    targets,
+    transposed_targets,
+)
+from .peft_saved import Saved, saved
 from .safetensors import write
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _TASKS = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}
+# Tasks for which PEFT saves the head by itself, so that a file without it cannot say them.
+_HEADED = {
+    "sequence-classification": ("SEQ_CLS", ("classifier", "score")),
+    "token-classification": ("TOKEN_CLS", ("classifier", "score")),
+    "question-answering": ("QUESTION_ANS", ("qa_outputs",)),
+}
+# What PEFT calls embeddings: the names for which it saves the base too, and ties the head.
+_EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 class Part(NamedTuple):
-    """One adapter of one layer: `module` as PEFT names it, and for experts the parameter inside the module."""
+    """One adapter of one layer: `module` as PEFT names it, and the parameter inside where PEFT adapts that."""
 
     module: str
     parameter: str | None
-    kind: str  # linear, embedding, experts
+    kind: str  # the role of the slot
     weight: LoRA
 
     @property
@@ -42,14 +62,23 @@ class Part(NamedTuple):
         return f"{self.module}.{self.parameter}" if self.parameter else self.module
 
 
-def save_adapter(model: Any, directory: Any, *, config: Mapping[str, Any] | None = None) -> Path:
+def save_adapter(
+    model: Any,
+    directory: Any,
+    *,
+    config: Mapping[str, Any] | None = None,
+    save_embedding_layers: bool | str = "auto",
+) -> Path:
     """Writes the adapters of a model as PEFT does, for `peft.PeftModel.from_pretrained`; returns the folder.
 
     **Arguments**
 
     - `directory`: made if need be; its other files are kept.
     - `config`: more keys for `adapter_config.json` (`base_model_name_or_path`, `task_type`, or all of what
-      [`easyfn.read_adapter_config`][] gave). They never replace what the model says.
+      [`easyfn.read_adapter_config`][] gave). They never replace what the model says; where they say the same in other
+      words (`use_rslora`, patterns, `layers_to_transform`), those words are kept.
+    - `save_embedding_layers`: whether the base weight of an adapted `embed_tokens` or `lm_head` goes into the file; by
+      default as PEFT does, if `target_modules` has one of these names.
 
     Stacked layers are written one by one; the base model is not written. Raises `ValueError` for a model without
     adapters, and for what PEFT's file cannot say.
@@ -66,19 +95,22 @@ def save_adapter(model: Any, directory: Any, *, config: Mapping[str, Any] | None
     assert jax.tree.structure(again) == jax.tree.structure(model)
     ```
     """
+    config = config or {}
     if (other := method_of(model)) is not None:
         kind, method = other
-        settings, tensors = method.write(model, config or {})
-        data = {**_common(model), **(config or {}), **settings, "peft_type": kind}
-    else:
-        found = parts(model)
-        if not found:
-            raise ValueError(
-                "save_adapter: the model has no adapter. Put one on with ef.apply_lora or ef.load_adapter."
-            )
-        data = {**_defaults(model), **(config or {}), **_describe(model, found)}
-        tensors = {name: array for part in found for name, array in _tensors(part, found).items()}
-    return _write(directory, data, {f"{PREFIX}{name}": array for name, array in tensors.items()})
+        settings, tensors = method.write(model, config)
+        return _write(directory, {**_common(model), **config, **settings, "peft_type": kind}, tensors)
+    found = parts(model)
+    more = saved(model, {part.module for part in found}, config)
+    if not found:
+        if more.tensors or any(is_adapter(f.weight) for f in find_slots(model)):
+            raise ValueError("save_adapter: PEFT's LoRA files need a LoRA in some layer; this model only saves weights")
+        raise ValueError("save_adapter: the model has no adapter. Put one on with ef.apply_lora or ef.load_adapter.")
+    data = {**_defaults(model, more), **config, **_describe(model, found, more, config)}
+    named = {name: array for part in found for name, array in _tensors(part, found).items()} | more.tensors
+    named |= _tied(model, found, more, data)
+    named |= _embeddings(model, found, data, save_embedding_layers)
+    return _write(directory, data, {f"{PREFIX}{name}": array for name, array in named.items()})
 
 
 def _write(directory: Any, data: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Path:
@@ -95,34 +127,23 @@ def _write(directory: Any, data: Mapping[str, Any], tensors: Mapping[str, np.nda
 
 
 def parts(model: Any) -> list[Part]:
-    """The adapters of a model, one per layer, with PEFT's names."""
+    """The LoRAs of a model, one per layer, with PEFT's names."""
     rules = family_of(model).names(model)
     found = []
     for f in find_slots(model):
         if not is_adapter(f.weight):
             continue
-        if not isinstance(f.weight, LoRA) or is_adapter(f.weight.base):
-            raise ValueError(f"save_adapter: {f.path} holds a {type(f.weight).__name__}, which PEFT's files cannot say")
+        if is_adapter(f.weight.base):
+            raise ValueError(f"save_adapter: {f.path} holds an adapter on an adapter, which PEFT's files cannot say")
+        if not isinstance(f.weight, LoRA):
+            continue
         names = expand(f.path)
         alone = dataclasses.replace(f.weight, base=None, key=None)
         for i, path in enumerate(names):
             one = alone if names == [f.path] else jax.tree.map(lambda leaf, i=i: leaf[i], alone)
-            kind = f.slot.role if f.slot.role in ("embedding", "experts") else "linear"
-            module, parameter = _module(path, kind, one, rules)
-            found.append(Part(module, parameter, kind, one))
+            shape = (one.b.shape[-2], one.a.shape[-1])
+            found.append(Part(*module_of(path, f.slot.role, shape, rules), f.slot.role, one))
     return found
-
-
-def _module(path: str, kind: str, w: LoRA | None, rules: Sequence[Rule]) -> tuple[str, str | None]:
-    """The module of a path as transformers names it, and the parameter if it is no module's `weight`."""
-    if kind == "experts":
-        module, _, parameter = file_name(path, rules).rpartition(".")
-        return module, parameter
-    shape = (0, 0) if w is None else (w.b.shape[-2], w.a.shape[-1])
-    source = tensors_for(path, shape, rules)
-    if len(source.names) != 1:
-        raise ValueError(f"save_adapter: {path} is several modules in transformers ({', '.join(source.names)})")
-    return source.names[0].removesuffix(".weight"), None
 
 
 def _tensors(part: Part, found: list[Part]) -> dict[str, np.ndarray]:
@@ -133,7 +154,7 @@ def _tensors(part: Part, found: list[Part]) -> dict[str, np.ndarray]:
         made = {"lora_embedding_A": b.T, "lora_embedding_B": a.T}
     elif part.kind == "experts":
         # PEFT wraps a module once per parameter, in their order: all but the last are inside.
-        order = sorted({p.parameter for p in found if p.module == module}, key=lambda n: (n != "gate_up_proj", n or ""))
+        order = [p.parameter for p in found if p.module == module]
         module += ".base_layer" * (len(order) - 1 - order.index(part.parameter))
         experts, rank = a.shape[0], a.shape[1]
         made = {
@@ -142,11 +163,67 @@ def _tensors(part: Part, found: list[Part]) -> dict[str, np.ndarray]:
         }
     else:
         made = {"lora_A.weight": a, "lora_B.weight": b}
+    if w.bias is not None:
+        made["lora_B.bias"] = np.asarray(w.bias)[:, 0]
     if w.magnitude is not None:
-        if part.kind == "experts":
-            raise ValueError(f"save_adapter: {module} is DoRA on experts, which PEFT does not have")
-        made["lora_magnitude_vector"] = np.asarray(w.magnitude)[:, 0]
+        made["lora_magnitude_vector"] = np.asarray(w.magnitude).reshape(-1)
+    if part.parameter and (w.magnitude is not None or w.bias is not None or w.dropout):
+        raise ValueError(
+            f"save_adapter: {part.name} has a dropout, a bias or DoRA, which PEFT does not have on parameters"
+        )
     return {f"{module}.{name}": array for name, array in made.items()}
+
+
+def _tied(model: Any, found: list[Part], more: Saved, data: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What PEFT holds for the head that is the table of embeddings: the same once more, by the name of the head."""
+    tables = [at(model, path) for path in shared(model)]
+    if not any(is_adapter(w) and not isinstance(w, Rows) for w in tables):
+        return {}
+    if not isinstance(model, CausalLM):
+        raise ValueError(
+            "save_adapter: the adapter is on embeddings that are the head as well, and PEFT ties the two in language "
+            "models with a decoder alone. Untie them: config_overrides={'tie_word_embeddings': False}."
+        )
+    rules = family_of(model).names(model)
+    head = file_name("lm_head.weight", rules).removesuffix(".weight")
+    (path,) = shared(model)
+    table = in_memory(path, "embedding", (1, 1), rules)[0]
+    data["ensure_weight_tying"] = True
+    module, last = table.removesuffix(".weight"), table.rsplit(".", 2)[-2]
+    where = "modules_to_save" if table in more.tensors else "target_modules"
+    if last not in _EMBEDDINGS:  # PEFT looks for tied weights only where one of its names is asked for
+        data[where] = [module, *[m for m in data[where] if m not in (module, last)], head]
+    if table in more.tensors:
+        return {f"{head}.weight": more.tensors[table]}
+    (part,) = [p for p in found if p.module == module]
+    if part.weight.magnitude is not None:
+        raise ValueError(
+            "save_adapter: DoRA on embeddings that are the head as well is two weights in PEFT: untie them"
+        )
+    return {f"{head}.lora_A.weight": np.asarray(part.weight.a), f"{head}.lora_B.weight": np.asarray(part.weight.b)}
+
+
+def _embeddings(model: Any, found: list[Part], data: Mapping[str, Any], how: bool | str) -> dict[str, np.ndarray]:
+    """The base weights of adapted embeddings and heads, which PEFT saves beside their adapters."""
+    wanted = data.get("target_modules") or ()
+    named = (
+        any(p.module.rsplit(".", 1)[-1] in _EMBEDDINGS and matches_target(data, p.module) for p in found)
+        if isinstance(wanted, str)
+        else any(name in wanted for name in _EMBEDDINGS)
+    )
+    if how is False or (how == "auto" and (not named or data.get("trainable_token_indices") is not None)):
+        return {}
+    rules = family_of(model).names(model)
+    bases: dict[str, np.ndarray] = {}
+    for f in find_slots(model, ("embedding", "head")):
+        if isinstance(f.weight, LoRA) and is_leaf(f.weight.base):
+            module, _ = module_of(f.path, f.slot.role, (1, 1), rules)
+            if f.slot.role == "head" or f.weight.base is input_embeddings(model).weight.base:
+                bases[f"{module}.base_layer.weight"] = np.asarray(f.weight.base)
+    if shared(model) and bases:
+        head = file_name("lm_head.weight", rules).removesuffix(".weight")
+        bases[f"{head}.base_layer.weight"] = next(iter(bases.values()))
+    return bases
 
 
 def _common(model: Any) -> dict[str, Any]:
@@ -162,26 +239,25 @@ def _common(model: Any) -> dict[str, Any]:
     }
 
 
-def _defaults(model: Any) -> dict[str, Any]:
-    return {
-        **_common(model),
-        "exclude_modules": None,
-        "layers_pattern": None,
-        "layers_to_transform": None,
-        "loftq_config": {},
-        "megatron_config": None,
-        "megatron_core": "megatron.core",
-        "modules_to_save": None,
-    }
+def _defaults(model: Any, more: Saved) -> dict[str, Any]:
+    from .._task import task
+
+    kind, heads = _HEADED.get(task(model), (None, ()))
+    common = _common(model)
+    if any(name.rsplit(".", 1)[-1] in heads for name in more.modules):
+        common["task_type"] = kind
+    return {**common, "loftq_config": {}, "megatron_config": None, "megatron_core": "megatron.core"}
 
 
-def _describe(model: Any, found: list[Part]) -> dict[str, Any]:
+def _describe(model: Any, found: list[Part], more: Saved, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the adapters themselves say; the commonest rank and alpha, and the others by name."""
-    pairs = Counter((p.weight.rank, _round(p.weight.alpha)) for p in found)
+    pairs = Counter((p.weight.rank, short(p.weight.alpha)) for p in found)
     rank, alpha = pairs.most_common(1)[0][0]
+    whole = [p for p in found if p.parameter is None] or found
     one: dict[str, set[Any]] = {
         "dropout": {p.weight.dropout for p in found},
-        "use_dora": {p.weight.magnitude is not None for p in found if p.kind != "experts"},
+        "use_dora": {p.weight.magnitude is not None for p in whole},
+        "lora_bias": {p.weight.bias is not None for p in whole},
         "init": {p.weight.start for p in found},
     }
     for what, values in one.items():
@@ -196,58 +272,55 @@ def _describe(model: Any, found: list[Part]) -> dict[str, Any]:
             "base cannot be made again "
             "from the file. Save ef.merge_lora(model) as a whole instead."
         )
-    modules = [p.module for p in found if p.parameter is None]
-    dense_dropout = next(iter(one["dropout"]))
-    return {
-        "alpha_pattern": {p.name: _round(p.weight.alpha) for p in found if _round(p.weight.alpha) != alpha},
-        "bias": "none",
-        "ensure_weight_tying": any(is_adapter(at(model, path)) for path in shared(model)),
-        "fan_in_fan_out": _transposed(model),
-        "init_lora_weights": True if init is None else init,
+    said = config.get("init_lora_weights", True)
+    plain = isinstance(said, bool) or said in ("gaussian", "eva", "orthogonal")
+    words = {
+        "alpha_pattern": {p.name: short(p.weight.alpha) for p in found if short(p.weight.alpha) != alpha},
+        "exclude_modules": None,
+        "layers_pattern": None,
+        "layers_to_transform": None,
         "lora_alpha": alpha,
-        "lora_dropout": dense_dropout,
-        "peft_type": "LORA",
         "r": rank,
         "rank_pattern": {p.name: p.weight.rank for p in found if p.weight.rank != rank},
-        "target_modules": _targets(model, modules),
+        "target_modules": targets(model, [p.module for p in found if p.parameter is None]),
         "target_parameters": sorted({p.name for p in found if p.parameter}) or None,
-        "use_dora": next(iter(one["use_dora"]), False),
         "use_rslora": False,
+    }
+    if _same(model, found, config):
+        words = {
+            key: config.get(key, value if key not in ("alpha_pattern", "rank_pattern") else {})
+            for key, value in words.items()
+        }
+    return {
+        **words,
+        **more.settings,
+        "ensure_weight_tying": bool(config.get("ensure_weight_tying", False)),
+        "fan_in_fan_out": transposed_targets(model),
+        "init_lora_weights": init if init is not None else said if plain else True,
+        "lora_bias": next(iter(one["lora_bias"])),
+        "lora_dropout": next(iter(one["dropout"])),
+        "peft_type": "LORA",
+        "use_dora": next(iter(one["use_dora"])),
     }
 
 
-def _round(alpha: float) -> float | int:
-    """`scale * rank` may miss the integer that it was by a bit."""
-    return round(alpha) if abs(alpha - round(alpha)) < 1e-6 * max(1.0, abs(alpha)) else alpha
-
-
-def _transposed(model: Any) -> bool:
+def _same(model: Any, found: list[Part], config: Mapping[str, Any]) -> bool:
+    """Whether the caller's settings give the model's adapters, in whatever words."""
+    if "r" not in config or "lora_alpha" not in config or config.get("target_modules") == "all-linear":
+        return False
+    if any(rank_and_scale(config, p.name) != (p.weight.rank, p.weight.scale) for p in found):
+        return False
+    every = [m for m in modules(model, ("linear", "head", "embedding")) if matches_target(config, m)]
+    if sorted(every) != sorted(p.module for p in found if p.parameter is None):
+        return False
     rules = family_of(model).names(model)
-    return any(
-        tensors_for(expand(f.path)[0], (0, 0), rules).kind == "transposed"
-        for f in find_slots(model)
-        if is_adapter(f.weight) and f.slot.role == "linear"
-    )
-
-
-def _targets(model: Any, modules: list[str]) -> list[str]:
-    """The shortest list that PEFT expands to these modules: last names where all of that name are adapted, else
-    whole paths.
-    """
-    rules = family_of(model).names(model)
-    every = Counter(
-        _module(path, f.slot.role, None, rules)[0].rsplit(".", 1)[-1]
-        for f in find_slots(model, ("linear", "head", "router", "embedding"))
+    inside = [
+        name
+        for f in find_slots(model, ("experts", "router"))
         for path in expand(f.path)
-        if _simple(path, rules)
-    )
-    mine = Counter(m.rsplit(".", 1)[-1] for m in modules)
-    whole = {last for last, count in mine.items() if count == every[last] and not last.isdigit()}
-    return sorted(whole | {m for m in modules if m.rsplit(".", 1)[-1] not in whole})
-
-
-def _simple(path: str, rules: Sequence[Rule]) -> bool:
-    return len(tensors_for(path, (1, 1), rules).names) == 1
+        if matches_parameter(config, name := in_memory(path, f.slot.role, (1, 1), rules)[0])
+    ]
+    return sorted(inside) == sorted(p.name for p in found if p.parameter)
 
 
 def shared(model: Any) -> list[str]:
@@ -256,3 +329,6 @@ def shared(model: Any) -> list[str]:
         return []
     table = input_embeddings(model)
     return [f.path for f in find_slots(model, ("embedding",)) if f.weight is table.weight]
+
+
+_module, _round, _targets, _transposed = module_of, short, targets, transposed_targets

@@ -19,6 +19,7 @@ from .._weight import shape_of
 from ..lora import LoRA, join_lora
 from ..lora.inits import CHANGES_BASE, start
 from ..models.family import family_of
+from . import peft_slots  # noqa: F401  (registers its methods)
 from .checkpoint import LoadError
 from .names import Tensors, file_name, tensors_for
 from .peft import CONFIG, PREFIX, WEIGHTS, shared

@@ -17,7 +17,7 @@ class Method(NamedTuple):
 
     - `holds(model)`: whether the model has adapters of this kind.
     - `write(model, config)`: `(settings, tensors)`: the keys of `adapter_config.json` that the adapters decide, and the
-      arrays by their names without PEFT's prefix; `config` is what the caller gave.
+      arrays by their names in the file; `config` is what the caller gave.
     - `read(model, config, tensors, dtype)`: `(model, errors)`: the model with the adapters on it. What was read is taken
       out of `tensors`: what is left there is an error. `known` are the config's keys that it understands, beside those
       that every method has.

@@ -83,24 +83,25 @@ def apply_lokr(
 
         def make(w: Weight, key: jax.Array) -> LoKr:
             *lead, out, into = shape_of(w)
-            (left, right), (m, n) = factors(out, decompose_factor), factors(into, decompose_factor)
-            k1, k2, k3 = jax.random.split(key, 3)
-            zeros = lambda *shape: jnp.zeros((*lead, *shape), jnp.float32)
-            made: dict[str, Any] = {}
-            if decompose_both and rank < max(left, m) / 2:
-                made |= {"w1_a": zeros(left, rank), "w1_b": uniform(k1, *lead, rank, m)}
-            else:
-                made["w1"] = zeros(left, m)
-            if rank < max(right, n) / 2:
-                made |= {"w2_a": uniform(k2, *lead, right, rank), "w2_b": uniform(k3, *lead, rank, n)}
-            else:
-                made["w2"] = uniform(k2, *lead, right, n)
+            keys = dict(zip(("w1_b", "w2", "w2_a", "w2_b"), jax.random.split(key, 4), strict=True))
+            made = {
+                name: uniform(keys[name], *lead, *shape) if name in keys else jnp.zeros((*lead, *shape), jnp.float32)
+                for name, shape in layout(out, into, rank, decompose_both, decompose_factor).items()
+            }
             return LoKr(w, **{x: y.astype(dtype or jnp.float32) for x, y in made.items()}, scale=scale, rank=rank)
 
         return dataclasses.replace(fresh(f, key, make), base=f.weight)
 
     new = {f.path: adapter(f) for f in chosen}
     return map_slots(apply_lora, model, lambda path, slot, weight: new.get(path, weight))
+
+
+def layout(out: int, into: int, rank: int, both: bool, factor: int) -> dict[str, tuple[int, int]]:
+    """The arrays of a LoKr on a weight `(out, in)` and their shapes, by PEFT's rule."""
+    (left, right), (m, n) = factors(out, factor), factors(into, factor)
+    thin = both and rank < max(left, m) / 2
+    shapes = {"w1_a": (left, rank), "w1_b": (rank, m)} if thin else {"w1": (left, m)}
+    return shapes | ({"w2_a": (right, rank), "w2_b": (rank, n)} if rank < max(right, n) / 2 else {"w2": (right, n)})
 
 
 def factors(size: int, factor: int = -1) -> tuple[int, int]:

@@ -102,10 +102,9 @@ def projections(rank: int, out: int, into: int, seed: int) -> tuple[np.ndarray, 
     stream = np.random.RandomState(seed)._bit_generator  # torch's CPU generator is the same Mersenne Twister
 
     def draw(rows: int, columns: int) -> np.ndarray:
-        bits = stream.random_raw(rows * columns).astype(np.uint32) & np.uint32(0xFFFFFF)
+        bits = (stream.random_raw(rows * columns) & 0xFFFFFF).astype(np.float64)
         bound = np.float32(math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns)))
-        unit = bits.astype(np.float32) * np.float32(2.0**-24)
-        return (unit * (bound - -bound) + -bound).reshape(rows, columns)
+        return (bits * 2.0**-24 * (bound + bound) - bound).astype(np.float32).reshape(rows, columns)
 
     return draw(rank, into), draw(out, rank)
 
