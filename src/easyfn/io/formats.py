@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._tree import near
-from .names import Tensors
+from .._slots import find_slots
+from .._tree import expand, is_leaf, near
+from .._weight import format_of, shape_of
+from .names import Tensors, tensors_for
 from .safetensors import Info
 
 
@@ -63,6 +65,7 @@ class DiskFormat(NamedTuple):
     writer: Writer | None
     types: tuple[type, ...]  # the weight formats that `writer` writes
     settings: Callable[[Any], dict[str, Any]] | None  # of a model: the `quantization_config` to write
+    refuses: Callable[[Any], str | None]  # of a weight of these types: why the layout cannot hold it, or `None`
 
 
 _formats: dict[str, DiskFormat] = {}
@@ -75,16 +78,18 @@ def register(
     writer: Writer | None = None,
     types: tuple[type, ...] = (),
     settings: Callable[[Any], dict[str, Any]] | None = None,
+    refuses: Callable[[Any], str | None] = lambda weight: None,
     override: bool = False,
 ) -> None:
     """Registers a quantization method by the `quant_method` of `quantization_config`.
 
     `reader` (see `Reader`) serves `ef.load`. `writer` (see `Writer`), the weight `types` that it writes, and `settings`
-    (a function of the model that gives the `quantization_config`) serve `ef.save`.
+    (a function of the model that gives the `quantization_config`) serve `ef.save`. `refuses(weight)` says, of a weight of
+    these types, why the layout cannot hold it, or `None`.
     """
     if method in _formats and not override:
         raise ValueError(f"the disk format {method!r} is registered already; pass override=True to replace it")
-    _formats[method] = DiskFormat(method, reader, writer, tuple(types), settings)
+    _formats[method] = DiskFormat(method, reader, writer, tuple(types), settings, refuses)
 
 
 def disk_format(method: str) -> DiskFormat:
@@ -98,9 +103,71 @@ def disk_format(method: str) -> DiskFormat:
     return _formats[method]
 
 
-def writer_of(weight: Any) -> DiskFormat | None:
-    """The format that writes a weight, or `None` if its type has none. The last one registered wins."""
-    for found in reversed(_formats.values()):
-        if found.writer is not None and isinstance(weight, found.types):
-            return found
-    return None
+def writer_for(model: Any) -> DiskFormat | None:
+    """The format that writes all weights of a model that are no arrays; `None` if it has none such.
+
+    Where several could, the one that is registered for the fewest types: the most particular; of equals the last one
+    registered. Raises `ValueError` where none can, and says of each why.
+    """
+    special = [(f.path, f.weight) for f in find_slots(model) if not is_leaf(f.weight)]
+    if not special:
+        return None
+    writers = [found for found in reversed(_formats.values()) if found.writer is not None]
+    for path, weight in special:
+        if not any(isinstance(weight, found.types) for found in writers):
+            raise ValueError(
+                f"save: {path} is a {type(weight).__name__}, for which no disk format is registered. "
+                "Write the dense model, ef.save(ef.dequantize(model), directory), or register a writer."
+            )
+    able: list[DiskFormat] = []
+    reasons: list[str] = []
+    for found in writers:
+        for path, weight in special:
+            if not isinstance(weight, found.types):
+                reason: str | None = f"has no {format_of(weight) or type(weight).__name__}"
+            else:
+                reason = found.refuses(weight)
+            if reason is not None:
+                reasons.append(f"{found.method} {reason} ({path})")
+                break
+        else:
+            able.append(found)
+    if not able:
+        names = sorted({str(format_of(weight)) for _, weight in special})
+        raise ValueError(
+            f"save: no disk format holds all of {', '.join(names)}: {'; '.join(reasons)}. Write the dense model, "
+            "ef.save(ef.dequantize(model), directory)."
+        )
+    return min(able, key=lambda found: len(found.types))
+
+
+def layout_of(model: Any) -> str | None:
+    """The layout in which `ef.save` writes the quantized weights of a model: its `quant_method`; `None` if it has none.
+
+    `bitsandbytes` for `8bit`, `nf4` and `fp4`; `fp8` for fp8 in blocks of 128x128; `compressed-tensors` for all else that
+    it can hold, and for several formats in one model. Raises `ValueError` where no layout holds the model.
+
+    ```python
+    import jax, easyfn as ef
+    from easyfn.io.formats import layout_of
+
+    layer = ef.init(ef.nn.Linear(64, 64), key=jax.random.key(0))
+    assert layout_of(layer) is None and layout_of(ef.quantize(layer, "nf4")) == "bitsandbytes"
+    assert layout_of(ef.quantize(layer, "mxfp4")) == "compressed-tensors"
+    ```
+    """
+    found = writer_for(model)
+    return None if found is None else found.method
+
+
+def file_names(model: Any) -> dict[str, Tensors]:
+    """For every slot of every single layer of a model, by its path, the tensors that its dense weight has in a file."""
+    from ..models.family import family_of
+
+    rules = family_of(model).names(model)
+    out = {}
+    for found in find_slots(model):
+        singles, shape = expand(found.path), tuple(shape_of(found.weight))
+        stacked = singles[0] != found.path
+        out |= {path: tensors_for(path, shape[1:] if stacked else shape, rules) for path in singles}
+    return out

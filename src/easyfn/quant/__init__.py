@@ -1,6 +1,13 @@
 """Weight formats: one file each, a small pytree in the weight slot and its rules for the verbs."""
 
-from . import awq as awq, bitsandbytes as bitsandbytes, gptq as gptq
+from . import (
+    awq as awq,
+    bitsandbytes as bitsandbytes,
+    compressed_tensors as compressed_tensors,
+    fp8_files as fp8_files,
+    gptq as gptq,
+    mxfp4_files as mxfp4_files,
+)
 from .awq_search import awq as awq_scales, smooth as smooth_scales
 from .calibrate import calibrate as calibrate, calibration as calibration
 from .config import CALIBRATIONS as CALIBRATIONS, METHODS as METHODS, QuantConfig as QuantConfig, method as method

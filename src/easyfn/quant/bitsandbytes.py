@@ -224,4 +224,11 @@ def settings(model: Any) -> dict[str, Any]:
     }
 
 
-register("bitsandbytes", reader=read, writer=write, types=(Int8, NF4), settings=settings)
+def refuses(weight: Any) -> str | None:
+    """Why the layout cannot hold a weight."""
+    if isinstance(weight, Int8) and (weight.activations is not None or weight.smooth is not None):
+        return "has no place for how the input is rounded or smoothed"
+    return None
+
+
+register("bitsandbytes", reader=read, writer=write, types=(Int8, NF4), settings=settings, refuses=refuses)

@@ -1,15 +1,21 @@
-"""One weight of a slot from several matrices of a file: experts one by one, the parts of a fused matrix."""
+"""One weight of a slot from several matrices of a file, and back: experts one by one, the parts of a fused matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._weight import shape_of
 from ..io.names import Tensors
+from .fp8 import FP8, spread
+from .micro import Micro
+from .product import replace
 
 
 def join(source: Tensors, weights: Sequence[Any]) -> Any:
@@ -33,6 +39,38 @@ def join(source: Tensors, weights: Sequence[Any]) -> Any:
     return weight
 
 
+def cut(source: Tensors, weight: Any) -> list[Any]:
+    """The matrices of a weight, one for each of `source.names`: the inverse of `join`, for NumPy and JAX arrays.
+
+    An array with a single row belongs to all the pieces of a matrix. Raises `ValueError` for a weight that the file holds
+    in pieces along the input axis, or in pieces that its arrays do not divide into.
+    """
+    if source.kind in ("same", "transposed"):
+        return [weight]
+    if source.kind == "experts":
+        per = len(source.names) // source.shape[0]
+        each = [jax.tree.map(lambda leaf, e=e: leaf[e], weight) for e in range(source.shape[0])]
+        return [piece for one in each for piece in _pieces(source, one, per, source.axis - 1)]
+    return _pieces(source, weight, len(source.names), source.axis)
+
+
+def _pieces(source: Tensors, weight: Any, count: int, axis: int) -> list[Any]:
+    if count == 1:
+        return [weight]
+    rows = shape_of(weight)[0] // count
+    across = isinstance(weight, FP8) and weight.block[0] > 1 and rows % weight.block[0] != 0
+    if axis != 0 or across or any(leaf.shape[0] % count and leaf.shape[0] > 1 for leaf in jax.tree.leaves(weight)):
+        raise ValueError(
+            f"{source.path}: the file holds it in {count} pieces, and scales belong to several of them; use ef.dequantize"
+        )
+
+    def one(leaf: Any, n: int) -> Any:
+        height = leaf.shape[0] // count
+        return leaf[n * height : (n + 1) * height] if height else leaf  # a single row belongs to all of them
+
+    return [jax.tree.map(lambda leaf, n=n: one(leaf, n), weight) for n in range(count)]
+
+
 def _rows(source: Tensors, weights: Sequence[Any], axis: int) -> Any:
     if len(weights) == 1:
         return weights[0]
@@ -54,3 +92,42 @@ def _rows(source: Tensors, weights: Sequence[Any], axis: int) -> Any:
 def _alike(source: Tensors, weights: Sequence[Any]) -> None:
     if len({jax.tree.structure(w) for w in weights}) > 1:
         raise ValueError(f"{source.path}: it joins {len(weights)} matrices that are quantized in different formats")
+
+
+def by_row(weights: Sequence[Any], each: int) -> list[Any]:
+    """The same weights, with scales for every row where `each` neighbours cannot be joined otherwise.
+
+    What is one number for a whole matrix may differ between them, and a block of rows may reach across.
+    """
+    groups = [weights[i : i + each] for i in range(0, len(weights), each)]
+    if each == 1 or all(map(_joins, groups)):
+        return list(weights)
+    return [_spread(w) for w in weights]
+
+
+def _joins(group: Sequence[Any]) -> bool:
+    for w in group:
+        if isinstance(w, FP8) and w.block[0] == 0 and not np.array_equal(w.scales, group[0].scales):
+            return False
+        if isinstance(w, FP8) and w.block[0] > 1 and w.codes.shape[0] % w.block[0]:
+            return False
+        if isinstance(w, Micro) and w.divisor is not None and not np.array_equal(w.divisor, group[0].divisor):
+            return False
+    return True
+
+
+def _spread(w: Any) -> Any:
+    rows = w.codes.shape[0]
+    if isinstance(w, Micro):
+        return replace(w, divisor=np.broadcast_to(w.divisor, (rows, 1)))
+    scales = np.asarray(spread(w.scales, (w.block[0], 0), w.codes.shape))
+    return replace(w, scales=np.broadcast_to(scales, (rows, scales.shape[1])), block=(1, w.block[1]))
+
+
+def dense_dtype(header: Mapping[str, Any]) -> np.dtype[Any] | None:
+    """The dtype of most of what a file holds unquantized: that of the weights that its codes stand for."""
+    counts: Counter[Any] = Counter()
+    for name, info in header.items():
+        if jnp.issubdtype(info.dtype, jnp.floating) and np.dtype(info.dtype).itemsize > 1 and "scale" not in name:
+            counts[np.dtype(info.dtype)] += math.prod(info.shape)
+    return counts.most_common(1)[0][0] if counts else None

@@ -1,0 +1,145 @@
+"""The fp8 layout on disk, both ways: DeepSeek's blocks of 128x128, and what else transformers' `FineGrainedFP8` reads.
+
+Of a weight `P.weight` of shape `(out, in)`: `P.weight` float8_e4m3fn, `P.weight_scale_inv` `(out / 128, in / 128)`,
+rounded up, by which the codes are multiplied (in float32, or a power of two as float8_e8m0fnu); one scale for the whole
+matrix where `weight_block_size` is null. With `activation_scheme` `"static"` also `P.activation_scale`. `"dynamic"` is how
+kernels of some GPUs multiply and not part of the weights: as transformers without such a GPU, easyfn multiplies exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .._slots import find_slots
+from .._tree import at, expand, is_leaf
+from ..io.formats import Packed, file_names, register
+from ..io.names import Tensors
+from .compressed_tensors import as_float8
+from .fp8 import E4M3, FP8
+from .pieces import by_row, cut, dense_dtype, join
+
+_KNOWN = {
+    "quant_method": ("fp8",),
+    "activation_scheme": ("dynamic", "static", None),
+    "fmt": ("e4m3", None),
+    "scale_fmt": ("float", "ue8m0", None),
+    "expert_dtype": ("fp8", None),
+}
+_LISTS = {"weight_block_size", "modules_to_not_convert", "ignored_layers", "modules_to_convert", "dequantize"}
+
+
+def read(
+    model: Any, settings: Mapping[str, Any], sources: Mapping[str, Tensors], header: Mapping[str, Any]
+) -> dict[str, Packed]:
+    """The slots that an fp8 checkpoint holds quantized (see `easyfn.io.formats.Reader`).
+
+    `modules_to_not_convert` needs no rule: the tensors tell. Raises `ValueError` for keys that easyfn does not know.
+    """
+    for key, value in settings.items():
+        if key not in _LISTS and value not in _KNOWN.get(key, (None,)):
+            raise ValueError(
+                f"the checkpoint is quantized with fp8 and has {key}={value!r}, which easyfn does not know; it reads e4m3 "
+                "in blocks, scheme 'dynamic' or 'static'. Load the unquantized checkpoint with ef.load(..., quantize=...)"
+            )
+    size = settings.get("weight_block_size")
+    block = (0, 0) if size is None else (int(size[0]), int(size[1]))
+    static = settings.get("activation_scheme") == "static"
+    common = dense_dtype(header)
+    found = {}
+    for path, source in sources.items():
+        held = [f"{name}_scale_inv" in header for name in source.names]
+        if not any(held):
+            continue
+        if not all(held):
+            raise ValueError(f"{path}: some of {', '.join(source.names[:4])}, ... are quantized and some are not")
+        names = [[name, f"{name}_scale_inv"] for name in source.names]
+        if static:
+            names = [[*own, f"{own[0].rpartition('.')[0]}.activation_scale"] for own in names]
+        make = functools.partial(_make, path, source, block, len(names[0]), common or at(model, path).dtype)
+        found[path] = Packed(tuple(name for own in names for name in own), make)
+    return found
+
+
+def _make(
+    path: str, source: Tensors, block: tuple[int, int], count: int, common: Any, parts: list[np.ndarray], dtype: Any
+) -> Any:
+    name = jnp.dtype(dtype or common).name
+    weights = [_matrix(path, block, name, *parts[i : i + count]) for i in range(0, len(parts), count)]
+    return join(source, by_row(weights, len(weights) // (source.shape[0] if source.kind == "experts" else 1)))
+
+
+def _matrix(
+    path: str,
+    block: tuple[int, int],
+    dtype: str,
+    codes: np.ndarray,
+    scales: np.ndarray,
+    point: np.ndarray | None = None,
+) -> FP8:
+    if codes.dtype != E4M3:
+        raise ValueError(f"{path}: its codes are {codes.dtype}, not float8_e4m3fn")
+    if scales.dtype == np.uint8:
+        scales = scales.view(jnp.float8_e8m0fnu)
+    scales = scales.astype(np.float32)
+    scales = scales.reshape(1, 1) if scales.size == 1 else scales
+    down, across = (-(-n // (b or n)) for n, b in zip(codes.shape, block, strict=True))
+    if scales.shape != (down, across):
+        raise ValueError(f"{path}: {scales.shape} scales do not belong to {codes.shape} codes in blocks of {block}")
+    activations = None if point is None else "static"
+    point = None if point is None else point.astype(np.float32).reshape(1, 1)
+    return FP8(codes.view(np.uint8), scales, point, block, activations, dtype)
+
+
+def write(source: Tensors, weight: FP8) -> dict[str, Any]:
+    """The tensors that hold a weight, or one layer of a stacked one (see `easyfn.io.formats.Writer`)."""
+    out: dict[str, Any] = {}
+    for name, piece in zip(source.names, cut(source, weight), strict=True):
+        out |= {name: as_float8(piece.codes), f"{name}_scale_inv": piece.scales}
+    return out
+
+
+def refuses(weight: FP8) -> str | None:
+    """Why the layout cannot hold a weight, or readers would take it for another."""
+    if weight.block != (128, 128) or weight.activations is not None:
+        return "has blocks of 128x128 only, and no rule for the input"
+    # transformers divides the matrix by the grid of its scales.
+    if any(
+        size % 128 and count > 1 for size, count in zip(weight.codes.shape[-2:], weight.scales.shape[-2:], strict=True)
+    ):
+        return "has no blocks at the edge that are smaller than 128x128"
+    return None
+
+
+def settings(model: Any) -> dict[str, Any]:
+    """The `quantization_config` of a model, as transformers writes it.
+
+    Raises `ValueError` where transformers could not read the model: a quantized embedding, GPT-2's `Conv1D`.
+    """
+    names, plain = file_names(model), ["lm_head"]
+    for found in find_slots(model, ("linear", "experts", "head", "router", "embedding", "conv")):
+        for path in expand(found.path):
+            source = names[path]
+            if is_leaf(found.weight):
+                own = (path, *source.names) if found.slot.role != "embedding" else ()
+                plain += [name.rpartition(".")[0] for name in own]
+            elif source.kind == "transposed" or found.slot.role == "embedding":
+                raise ValueError(
+                    f"save: {path} is fp8, and the fp8 layout has linear layers only, no Conv1D and no embeddings. Leave it "
+                    "out of the pattern, or save ef.dequantize(model)."
+                )
+    if any(not is_leaf(f.weight) for f in find_slots(model, ("head",))):
+        plain.remove("lm_head")
+    return {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": list(dict.fromkeys(plain)),
+    }
+
+
+register("fp8", reader=read, writer=write, types=(FP8,), settings=settings, refuses=refuses)
