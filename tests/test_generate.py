@@ -13,8 +13,10 @@ import pytest
 
 import easyfn as ef
 from cases import CASES, VOCAB
-from easyfn import _generate
-from easyfn._generation_config import FIELDS, HARMLESS, REFUSED
+from easyfn.generation.config import FIELDS
+from easyfn.generation.loop import run
+from easyfn.generation.options import HARMLESS, HARMLESS_IN_FILES, REFUSED, resolve
+from easyfn.generation.plan import prepare
 
 GENERATING = [name for name, case in CASES.items() if case.generates]
 FAMILIES = [name for name in GENERATING if not CASES[name].variant]
@@ -182,8 +184,8 @@ def test_the_loop_copies_no_cache():
     config = dataclasses.replace(CASES["llama"].model().config, max_position_embeddings=4096)
     model = ef.init(config, key=jax.random.key(0))
     ids = np.full((4, 5), 7)
-    call = _generate.prepare(model, ids, None, None, None, (), False, ef.Runtime(), {"max_new_tokens": 2043})
-    compiled = _generate.run.lower(model, *call.data, plan=call.plan).compile()
+    call = prepare(model, ids, None, None, None, (), ef.Runtime(), {"max_new_tokens": 2043})
+    compiled = run.lower(model, call.data, plan=call.plan).compile()
     cache = sum(leaf.nbytes for leaf in jax.tree.leaves(ef.init_cache(model, 4, 2048).layers))
     assert compiled.memory_analysis().temp_size_in_bytes < 1.25 * cache
     computations = re.split(r"\n\n", compiled.as_text())
@@ -369,15 +371,25 @@ def test_every_option_of_transformers_is_known():
     from transformers import GenerationConfig
 
     theirs = {k for k in GenerationConfig().to_dict() if not k.startswith("_")}
+    assert len(theirs) > 60
     assert not theirs - set(FIELDS) - set(REFUSED) - HARMLESS
+    assert not set(FIELDS) & {*REFUSED, *HARMLESS} and set(REFUSED) >= HARMLESS_IN_FILES
+    assert set(FIELDS) - theirs == {"frequency_penalty", "presence_penalty"}
+    for name, (off, why) in REFUSED.items():
+        with pytest.raises(ValueError, match=re.escape(f"{name}=") + ".*" + re.escape(why)):
+            ef.generate(CASES["gpt2"].model(), np.array([[5]]), max_new_tokens=1, **{name: "something"})
+        for value in (None, *off):
+            resolve(None, None, {name: value})
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"penalty_alpha": 0.6}, "penalty_alpha=0.6 is not supported"),
-        ({"guidance_scale": 1.5}, "guidance_scale"),
-        ({"stop_strings": ["a"]}, "stop_strings"),
+        ({"use_cache": False}, "use_cache"),
+        ({"stop_strings": ["a"]}, "tokenizer="),
+        ({"num_assistant_tokens": 3}, "assistant_model="),
+        ({"negative_prompt_ids": [[5]]}, "guidance_scale="),
         ({"cache_implementation": "static"}, "cache_implementation"),
         ({"temprature": 0.3}, "Near misses: temperature"),
         ({"temperature": 0.5}, "do_sample=True"),
@@ -459,8 +471,8 @@ def test_generation_config_of_the_checkpoint_is_honoured():
     with pytest.raises(ValueError, match="key="):
         ef.generate(sampling, ids)
     ef.generate(sampling, ids, do_sample=False, max_new_tokens=2)
-    with pytest.raises(ValueError, match=r"generation_config.json: stop_strings"):
-        ef.generate(with_generation(model, stop_strings=["a"]), ids)
+    with pytest.raises(ValueError, match=r"generation_config.json: penalty_alpha"):
+        ef.generate(with_generation(model, penalty_alpha=0.6), ids)
     with pytest.raises(ValueError, match="quantized"):
         ef.generate(with_generation(model, cache_implementation="quantized"), ids)
     ef.generate(with_generation(model, cache_implementation="static", guidance_scale=1.0), ids, max_new_tokens=1)

@@ -1,11 +1,15 @@
 """Processors against transformers' own classes on random logits; samplers by their distribution."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from easyfn import _sample as S
+from easyfn.generation import processors, sampling, state
+
+S = types.SimpleNamespace(**{**vars(state), **vars(processors), **vars(sampling)})
 
 V, B, LENGTH, ROOM = 53, 4, 9, 14
 EOS = (2, 7)

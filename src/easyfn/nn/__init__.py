@@ -9,7 +9,9 @@ from .cache import (
     Ring as Ring,
     attend_to as attend_to,
     empty_kv as empty_kv,
+    fork as fork,
     layer_cache as layer_cache,
+    reorder as reorder,
 )
 from .context import Context as Context, Mask as Mask, Runtime as Runtime, dropout as dropout
 from .decoder import Block as Block, Decoder as Decoder

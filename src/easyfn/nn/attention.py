@@ -66,7 +66,7 @@ def attend(
     padded_mask = mask
     if mask is not None and pad:
         padded_mask = Mask(
-            jnp.pad(mask.query_slots, (0, pad)),
+            jnp.pad(mask.query_slots, ((0, 0),) * (mask.query_slots.ndim - 1) + ((0, pad),)),
             jnp.pad(mask.query_segments, ((0, 0), (0, pad))),
             mask.key_slots,
             mask.key_segments,

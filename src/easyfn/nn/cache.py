@@ -6,6 +6,7 @@ Layout `(batch, kv_heads, slots, head_dim)`: head-major, because attention then 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -76,63 +77,142 @@ def attend_to(
     new = mask(context.slots, context.segment_ids)
     if cache is None:
         return None, k, v, new
-    start, count = context.slots[0], k.shape[2]
+    start, count = context.slots[..., 0], k.shape[2]
     if isinstance(cache, KV):
-        cache = KV(_write(cache.k, k, start), _write(cache.v, v, start))
+        cache = KV(write(cache.k, k, start), write(cache.v, v, start))
         if context.fresh:
             return cache, k, v, new
         return cache, cache.k, cache.v, mask(jnp.arange(cache.k.shape[2]), context.cached_segment_ids)
     size = cache.k.shape[2]
     if count == 1:
-        cache = Ring(_write(cache.k, k, start % size), _write(cache.v, v, start % size))
+        cache = Ring(write(cache.k, k, start % size), write(cache.v, v, start % size))
         slots = _ring_slots(start, size)
         return cache, cache.k, cache.v, mask(slots, _segments(context, slots))
     # Several tokens at once see the ring as it was and each other; then the last of them enter the ring.
     before = _ring_slots(start - 1, size)
-    kept = _newest(start, count, size)
+    from_new, index = _newest(start, count, size)
     if context.fresh:
         keys, values, all_mask = k, v, new
     else:
         keys, values = jnp.concatenate([cache.k, k], axis=2), jnp.concatenate([cache.v, v], axis=2)
         all_mask = mask(
-            jnp.concatenate([before, context.slots]),
+            jnp.concatenate([before, context.slots], axis=-1),
             jnp.concatenate([_segments(context, before), context.segment_ids], axis=1),
         )
-    from_new, index = kept
-    pick = lambda old, fresh: jnp.where(from_new[None, None, :, None], jnp.take(fresh, index, axis=2), old)
-    return Ring(pick(cache.k, k), pick(cache.v, v)), keys, values, all_mask
+
+    def pick(old: jax.Array, new: jax.Array, from_new: jax.Array, index: jax.Array) -> jax.Array:
+        return jnp.where(from_new[None, :, None], jnp.take(new, index, axis=1).astype(old.dtype), old)
+
+    pick = jax.vmap(pick, (0, 0, None, None) if index.ndim == 1 else 0)
+    return Ring(pick(cache.k, k, from_new, index), pick(cache.v, v, from_new, index)), keys, values, all_mask
 
 
-def _write(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    zero = jnp.zeros((), start.dtype)
-    return jax.lax.dynamic_update_slice(buffer, new.astype(buffer.dtype), (zero, zero, start, zero))
+def write(buffer: jax.Array, new: jax.Array, start: jax.Array, axis: int = 2) -> jax.Array:
+    """`buffer` `(batch, ...)` with `new` in it from `start` along `axis`: a number, or one for each row."""
+    new = new.astype(buffer.dtype)
+    if start.ndim == 0:
+        return jax.lax.dynamic_update_slice_in_dim(buffer, new, start, axis)
+    return jax.vmap(lambda b, n, at: jax.lax.dynamic_update_slice_in_dim(b, n, at, axis - 1))(buffer, new, start)
 
 
 def _ring_slots(last: jax.Array, size: int) -> jax.Array:
     """Which slot each place of a ring holds once slot `last` was written; negative if nothing yet."""
-    place = jnp.arange(size)
+    last, place = last[..., None], jnp.arange(size)
     return last - (last - place) % size
 
 
 def _newest(start: jax.Array, count: int, size: int) -> tuple[jax.Array, jax.Array]:
     """For each place of the ring, whether one of `count` new slots from `start` lands there last, and which."""
-    index = _ring_slots(start + count - 1, size) - start
+    index = _ring_slots(start + count - 1, size) - start[..., None]
     return index >= 0, jnp.clip(index, 0, count - 1)
 
 
 def _segments(context: Context, slots: jax.Array) -> jax.Array:
     assert context.cached_segment_ids is not None
-    return jnp.take(context.cached_segment_ids, jnp.maximum(slots, 0), axis=1)
+    slots = jnp.maximum(slots, 0)
+    if slots.ndim == 2:
+        return jnp.take_along_axis(context.cached_segment_ids, slots, axis=1)
+    return jnp.take(context.cached_segment_ids, slots, axis=1)
 
 
 class Cache(eqx.Module):
     """The cache of a whole model, as [`easyfn.init_cache`][] makes it and `forward` returns it.
 
     `layers` mirrors the model's layers. `segment_ids` says of every slot whether it holds padding (0), `positions` is the
-    position of each row's next token, and `length` counts the slots written so far, padding included.
+    position of each row's next token, and `length` counts the slots written so far, padding included: one number, or
+    one for each row, which then advance at their own speeds. A smaller `length` forgets what was written last, as long
+    as every layer is a `KV`, or a `Ring` that was [`widened`][easyfn.nn.cache.widen] by as much.
     """
 
     layers: Any
     segment_ids: jax.Array  # [batch, max_length] int32
     positions: jax.Array  # [batch] int32
-    length: jax.Array  # [] int32
+    length: jax.Array  # [] or [batch] int32
+    batch_axes: tuple[int | None, ...] = eqx.field(static=True, default=())  # of every leaf of `layers`
+
+
+def batch_axes(layers: Any, more: Any) -> tuple[int | None, ...]:
+    """Where the rows are in every leaf of `layers`: the axis that is longer in `more`, a cache of more rows."""
+
+    def axis(a: Any, b: Any) -> int | None:
+        return next((i for i, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n), None)
+
+    return tuple(axis(a, b) for a, b in zip(jax.tree.leaves(layers), jax.tree.leaves(more), strict=True))
+
+
+def reorder(cache: Cache, rows: Any) -> Cache:
+    """The cache whose row `i` is row `rows[i]` of `cache`: rows may be left out, and said twice.
+
+    ```python
+    import jax, jax.numpy as jnp, easyfn as ef
+    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    logits, cache = ef.prefill(model, jnp.array([[1, 2, 3], [4, 5, 6]]), max_length=8)
+    swapped = ef.reorder(cache, [1, 0])
+    assert (swapped.layers[0].k[0] == cache.layers[0].k[1]).all()
+    ```
+    """
+    rows = jnp.asarray(rows, jnp.int32)
+    leaves, tree = jax.tree.flatten(cache.layers)
+    if len(leaves) != len(cache.batch_axes):
+        raise ValueError("reorder: the cache does not know its rows; make it with ef.init_cache or ef.prefill")
+    taken = [x if axis is None else jnp.take(x, rows, axis=axis) for x, axis in zip(leaves, cache.batch_axes, strict=True)]
+    return dataclasses.replace(
+        cache,
+        layers=jax.tree.unflatten(tree, taken),
+        segment_ids=jnp.take(cache.segment_ids, rows, axis=0),
+        positions=jnp.take(cache.positions, rows, axis=0),
+        length=jnp.take(cache.length, rows, axis=0) if cache.length.ndim else cache.length,
+    )
+
+
+def fork(cache: Cache, copies: int) -> Cache:
+    """Every row of `cache` `copies` times, one after the other: a prompt that many rows share is run once.
+
+    ```python
+    import jax, jax.numpy as jnp, easyfn as ef
+    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    shared = jnp.array([[1, 2, 3]])
+    _, cache = ef.prefill(model, shared, max_length=16)
+    prompts = jnp.array([[1, 2, 3, 7], [1, 2, 3, 8]])
+    out = ef.generate(model, prompts, cache=ef.fork(cache, 2), max_new_tokens=4)
+    assert (out.sequences == ef.generate(model, prompts, max_new_tokens=4).sequences).all()
+    ```
+    """
+    if copies == 1:
+        return cache
+    return reorder(cache, jnp.repeat(jnp.arange(cache.segment_ids.shape[0]), copies))
+
+
+def widen(cache: Cache, slots: int) -> Cache:
+    """An empty cache whose rings keep `slots` more than their windows: so many tokens can be taken back."""
+
+    def wider(node: Any) -> Any:
+        if not isinstance(node, Ring):
+            return node
+        pad = [(0, 0)] * (node.k.ndim - 2) + [(0, slots), (0, 0)]
+        return Ring(jnp.pad(node.k, pad), jnp.pad(node.v, pad))
+
+    layers = jax.tree.map(wider, cache.layers, is_leaf=lambda node: isinstance(node, Ring))
+    return dataclasses.replace(cache, layers=layers)

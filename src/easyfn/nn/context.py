@@ -38,7 +38,7 @@ class Context(eqx.Module):
 
     position_ids: jax.Array  # [batch, seq]
     segment_ids: jax.Array  # [batch, seq], 0 = padding
-    slots: jax.Array  # [seq], place of each query in the sequence
+    slots: jax.Array  # [seq], place of each query in the sequence; [batch, seq] where each row is at its own
     cached_segment_ids: jax.Array | None = None  # [batch, max_length], with a cache: of every slot
     rope: Mapping[str, tuple[jax.Array, jax.Array]] | None = None  # name -> (cos, sin), each [batch, seq, dim]
     bias: jax.Array | None = None  # [1 or batch, heads, seq, keys], added to the scores of self attention
@@ -59,9 +59,9 @@ class Context(eqx.Module):
 class Mask(eqx.Module):
     """Which keys each query may see, kept as its causes so that a slice of queries can be made on demand."""
 
-    query_slots: jax.Array  # [t]
+    query_slots: jax.Array  # [t], or [b, t]
     query_segments: jax.Array  # [b, t]
-    key_slots: jax.Array  # [s]; negative: nothing there
+    key_slots: jax.Array  # [s], or [b, s]; negative: nothing there
     key_segments: jax.Array  # [b, s]
     causal: bool = eqx.field(static=True)
     window: int | None = eqx.field(static=True, default=None)  # keys with query - key < window are visible
@@ -70,22 +70,23 @@ class Mask(eqx.Module):
         """The mask of `size` queries from `start`."""
         return dataclasses.replace(
             self,
-            query_slots=jax.lax.dynamic_slice_in_dim(self.query_slots, start, size),
+            query_slots=jax.lax.dynamic_slice_in_dim(self.query_slots, start, size, axis=-1),
             query_segments=jax.lax.dynamic_slice_in_dim(self.query_segments, start, size, axis=1),
         )
 
     def visible(self) -> jax.Array:
         """Boolean, shape `(batch, queries, keys)`."""
         seen = self.query_segments[:, :, None] == self.key_segments[:, None, :]
-        distance = self.query_slots[:, None] - self.key_slots[None, :]
-        near = self.key_slots[None, :] >= 0
+        queries, keys = (s if s.ndim == 2 else s[None] for s in (self.query_slots, self.key_slots))
+        distance = queries[:, :, None] - keys[:, None, :]
+        near = keys[:, None, :] >= 0
         if self.causal:
             near = near & (distance >= 0)
         if self.window is not None:
             near = near & (distance < self.window)
             if not self.causal:
                 near = near & (-distance < self.window)
-        return seen & near[None]
+        return seen & near
 
 
 def dropout(x: jax.Array, rate: float, context: Context, site: int) -> jax.Array:

@@ -1,0 +1,89 @@
+"""What a model must answer to generate: by default as a decoder does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from .._forward import accepted, forward, init_cache
+from .._task import task
+from .._verb import verb
+from ..nn.output import Output
+
+
+@verb
+def can_generate(model: Any) -> bool:
+    """Whether [`easyfn.generate`][] works on a model: by default, if its task is a language model's.
+
+    ```python
+    import easyfn as ef
+    assert not ef.can_generate("a string")
+    ```
+    """
+    return task(model) in ("causal-lm", "seq2seq-lm")
+
+
+@verb
+def decoder_prompt(model: Any, ids: Any, attention_mask: Any, start: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+    """The tokens that the new ones follow, and their mask. A decoder continues `ids`; an encoder-decoder starts from
+    its `start` id, `(batch, 1)`, or from `inputs["decoder_input_ids"]`."""
+    return ids, attention_mask
+
+
+@verb
+def prefill(
+    model: Any, ids: Any, *, attention_mask: Any = None, max_length: int | None = None, cache: Any = None, **inputs: Any
+) -> tuple[jax.Array, Any]:
+    """Runs the prompt: `(logits, cache)`, the logits `(batch, vocab)` being those of each row's last column.
+
+    `cache` is from [`easyfn.init_cache`][], or made here with `max_length` slots. Prompts are padded on the left
+    (`generate` moves padding there). An encoder-decoder runs its encoder on `ids` once, and its decoder on
+    `decoder_input_ids`.
+
+    ```python
+    import jax, jax.numpy as jnp, easyfn as ef
+    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    logits, cache = ef.prefill(model, jnp.array([[1, 2, 3]]), max_length=8)
+    logits, cache = ef.decode_step(model, jnp.argmax(logits, -1), cache)
+    assert logits.shape == (1, 64) and int(cache.length) == 4
+    ```
+    """
+    out = run_prompt(model, ids, attention_mask=attention_mask, max_length=max_length, cache=cache, **inputs)
+    assert out.logits is not None
+    return out.logits[:, -1], out.cache
+
+
+def run_prompt(
+    model: Any, ids: Any, *, max_length: int | None = None, cache: Any = None, fresh: bool | None = None, **inputs: Any
+) -> Output:
+    """[`prefill`][easyfn.prefill] with all that the model says. `fresh` promises that a cache that is given is empty."""
+    fresh = cache is None if fresh is None else fresh
+    if cache is None:
+        if max_length is None:
+            raise ValueError("prefill needs a cache, or max_length= (prompt and new tokens) to make one")
+        cache = init_cache(model, ids.shape[0], max_length)
+    if "logits_to_keep" in accepted(model):
+        inputs["logits_to_keep"] = 1
+    return forward(model, ids, cache=cache, fresh=fresh, **inputs)
+
+
+@verb
+def decode_step(model: Any, token: Any, cache: Any, **inputs: Any) -> tuple[jax.Array, Any]:
+    """Runs one more token per row, `(batch,)`, after what `cache` holds: `(logits, cache)`, the logits `(batch,
+    vocab)`."""
+    out = run_tokens(model, token[:, None], cache, **inputs)
+    assert out.logits is not None
+    return out.logits[:, -1], out.cache
+
+
+def run_tokens(model: Any, tokens: Any, cache: Any, **inputs: Any) -> Output:
+    """Several more tokens per row, `(batch, count)`, after what `cache` holds."""
+    name = "decoder_input_ids" if encodes(model) else "input_ids"
+    return forward(model, **{name: tokens}, cache=cache, **inputs)
+
+
+def encodes(model: Any) -> bool:
+    """Whether a model has an encoder, so that the tokens it continues are its second sequence."""
+    return "decoder_input_ids" in accepted(model)

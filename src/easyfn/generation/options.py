@@ -1,0 +1,185 @@
+"""Where options come from, and what becomes of each: an option is honoured or refused by name, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .._tree import near
+from .config import FIELDS, GenerationConfig
+
+# What transformers assumes of a field that nobody set (`GenerationConfig._get_default_generation_params`).
+DEFAULTS: dict[str, Any] = {
+    "max_length": 20,
+    "min_length": 0,
+    "do_sample": False,
+    "num_beams": 1,
+    "early_stopping": False,
+    "length_penalty": 1.0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
+    "guidance_scale": 1.0,
+    "max_matching_ngram_size": 2,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_scores": False,
+    "output_logits": False,
+    "remove_invalid_values": False,
+    "renormalize_logits": False,
+}
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEAMS = ("early_stopping", "length_penalty")
+
+_GONE = "transformers 5 moved it out of its core, and easyfn follows"
+
+# Options of transformers that easyfn refuses: the values that turn each off, and the reason.
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "max_time": ((), "a compiled loop reads no clock; take tokens from ef.stream and leave its loop in time"),
+    "use_mtp": ((False,), "no family of easyfn has heads for several tokens; assistant_model= drafts for any"),
+    "token_healing": ((False,), "it rewrites the prompt with a tokenizer; cut the prompt's last token yourself"),
+    "watermarking_config": ((), "its green lists come from torch's random numbers; write it as one of processors="),
+    "is_assistant": ((False,), "transformers sets it on its own drafts; give the draft as assistant_model="),
+    "assistant_early_exit": ((), "easyfn drafts with a model of its own, assistant_model=, or prompt_lookup_num_tokens="),
+    "assistant_ensemble_weight": ((), "it biases what is sampled; drafts here never change the distribution"),
+    "speculation_type": ((), "give assistant_model= or prompt_lookup_num_tokens="),
+    "num_assistant_tokens_schedule": (("constant",), "every round of a compiled loop drafts num_assistant_tokens"),
+    "assistant_confidence_threshold": ((0, 0.0), "every round of a compiled loop drafts num_assistant_tokens"),
+    "assistant_lookbehind": ((), "the draft must have the model's own vocabulary"),
+    "target_lookbehind": ((), "the draft must have the model's own vocabulary"),
+    "penalty_alpha": ((0, 0.0), f"contrastive search: {_GONE}"),
+    "dola_layers": ((), f"DoLa: {_GONE}"),
+    "diversity_penalty": ((0, 0.0), f"diverse beam groups: {_GONE}"),
+    "num_beam_groups": ((1,), f"diverse beam groups: {_GONE}"),
+    "constraints": ((), f"constrained beams: {_GONE}"),
+    "force_words_ids": ((), f"constrained beams: {_GONE}"),
+    "forced_decoder_ids": ((), "transformers 5 dropped it: give decoder_input_ids"),
+    "low_memory": ((False,), "transformers refuses it too since its beam search was rewritten"),
+    "use_cache": ((True,), "easyfn always keeps a cache while it generates: the same tokens, sooner"),
+    "cache_implementation": ((), "give the cache itself, cache=ef.init_cache(model, rows, slots)"),
+    "cache_config": ((), "give the cache itself, cache=ef.init_cache(model, rows, slots)"),
+    "max_cache_len": ((), "give the cache itself, cache=ef.init_cache(model, rows, slots)"),
+    "compile_config": ((), "generate is compiled by jax.jit; its flags are JAX's own"),
+    "disable_compile": ((False,), "use jax.disable_jit()"),
+    "continuous_batching_config": ((), "generate runs one batch from its start to its end"),
+    "generation_kwargs": ((), "give the options themselves"),
+    "trust_remote_code": ((False,), "easyfn runs no code of a checkpoint"),
+    "custom_generate": ((), "easyfn runs no code of a checkpoint"),
+}
+
+# Options that change nothing here whatever they say: a Generation is always returned.
+HARMLESS = frozenset(["return_dict_in_generate", "transformers_version"])
+
+# Keys of a `generation_config.json` that change how transformers computes, but no token.
+HARMLESS_IN_FILES = frozenset(
+    [
+        "use_cache",
+        "cache_implementation",
+        "cache_config",
+        "max_cache_len",
+        "num_assistant_tokens_schedule",
+        "assistant_confidence_threshold",
+        "assistant_lookbehind",
+        "target_lookbehind",
+        "is_assistant",
+        "compile_config",
+        "disable_compile",
+        "continuous_batching_config",
+        "generation_kwargs",
+        "trust_remote_code",
+    ]
+)
+
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def resolve(model_config: Any, config: Any, options: Mapping[str, Any]) -> GenerationConfig:
+    """The complete config of one call: options, then `config`, then the checkpoint's, then transformers' defaults."""
+    given = GenerationConfig(**_known(options, "generate"))
+    chosen = {name: getattr(given, name) for name in FIELDS if getattr(given, name) is not None}
+    for short, long in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+        if short in chosen and long in chosen:
+            raise ValueError(f"generate: {short}={chosen[short]} and {long}={chosen[long]} say a thing twice; give one")
+    explicit = dict(chosen)
+    for layer in (_set(config), checkpoint_defaults(model_config)):
+        layer = dict(layer)
+        for short, long in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+            if short in chosen or long in chosen:  # the caller's word on a length is the only one
+                layer.pop(short, None), layer.pop(long, None)
+        chosen = {**layer, **chosen}
+    done = GenerationConfig(**chosen)
+    if not done.do_sample and (idle := [name for name in SAMPLING if name in explicit]):
+        raise ValueError(f"generate: {', '.join(idle)} has an effect only with do_sample=True; add it")
+    if (done.num_beams or 1) == 1 and (idle := [name for name in BEAMS if name in explicit]):
+        raise ValueError(f"generate: {', '.join(idle)} has an effect only with num_beams= above 1; leave it out")
+    return done
+
+
+def with_defaults(config: GenerationConfig) -> GenerationConfig:
+    """`config` with transformers' defaults where nothing is set; lengths are left to the caller."""
+    unset = {k: v for k, v in DEFAULTS.items() if getattr(config, k) is None and k not in ("max_length", "min_length")}
+    return config.replace(**unset)
+
+
+def _set(config: Any) -> dict[str, Any]:
+    """What a config says: one of ours, a mapping, or transformers' own."""
+    if config is None:
+        return {}
+    if hasattr(config, "to_diff_dict"):
+        config = config.to_diff_dict()
+    if isinstance(config, Mapping):
+        return _known(config, "config", file=True)
+    if not isinstance(config, GenerationConfig):
+        raise TypeError(f"generate: config must be an ef.GenerationConfig, not {type(config).__name__}")
+    return {name: getattr(config, name) for name in FIELDS if getattr(config, name) is not None}
+
+
+def checkpoint_defaults(model_config: Any) -> dict[str, Any]:
+    """What a checkpoint's own files say of generation."""
+    generation = dict(getattr(model_config, "generation", None) or {})
+    extra = dict(getattr(model_config, "extra", None) or {})
+    here = {name: getattr(model_config, name) for name in IDS if getattr(model_config, name, None) is not None}
+    file = _known(generation, "generation_config.json", file=True)
+    # Where there is no generation_config.json, transformers reads all of it from config.json.
+    names = IDS if generation else (*FIELDS, *REFUSED)
+    old = _known({k: extra[k] for k in names if k in extra}, "config.json", file=True)
+    return {**old, **here, **file}
+
+
+def _known(options: Mapping[str, Any], where: str, *, file: bool = False) -> dict[str, Any]:
+    """The options that are fields; every other one is refused by name, unless it is off or changes no token."""
+    kept, refused = {}, []
+    for name, value in options.items():
+        if name in FIELDS:
+            kept[name] = value
+        elif not _off(name, value, file):
+            refused.append(name)
+    if refused:
+        name = refused[0]
+        why = REFUSED[name][1] if name in REFUSED else f"no such option. {near(name, FIELDS)}"
+        write = (
+            f" Load with config_overrides, or set config.generation without {name}."
+            if where.endswith(".json")
+            else " Leave it out."
+        )
+        listed = ", ".join(f"{n}={options[n]!r}" for n in refused)
+        raise ValueError(f"{where}: {listed} is not supported: {why}.{write}")
+    return kept
+
+
+def _off(name: str, value: Any, file: bool) -> bool:
+    """Whether an option that is no field says nothing, or nothing that changes a token."""
+    if value is None or name in HARMLESS or (name in REFUSED and value in REFUSED[name][0]):
+        return True
+    return file and (name in HARMLESS_IN_FILES or name.startswith("_")) and value != "quantized"
