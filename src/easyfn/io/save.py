@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import re
@@ -27,7 +28,7 @@ from ..models.family import Family, build, family_of
 from . import config as configs
 from .checkpoint import INDEX, SINGLE
 from .fill import units
-from .formats import DiskFormat, writer_of
+from .formats import DiskFormat, layout_of, writer_for
 from .hub import CONFIG, GENERATION
 from .names import Rule, Tensors, tensors, tensors_for
 from .place import put_in_place, write_json
@@ -56,13 +57,15 @@ def save(
     - `max_shard_size`: bytes per file, as a number or `"5GB"`, `"500MB"`; a larger model becomes several files.
     - `step`: write into `directory/checkpoint-{step}` instead, the name that transformers' Trainer uses.
 
-    **Returns** the folder written.
+    **Returns** the folder written, or the file: to a `directory` that ends in `.gguf` the model is written as one file
+    for llama.cpp (see [`easyfn.save_gguf`][]).
 
     The files are written and synced in a hidden folder beside, which then takes the place of the old one: a crash
     leaves the old model or the new one. (Where the system cannot exchange two folders at once, and if `directory` is
     a mount point or the working directory, the files are moved one by one, the config last.) Stacked and sharded
-    models are written tensor by tensor, without a second copy of the whole; tied weights once; quantized weights as
-    their registered disk format has them (`easyfn.io.formats`).
+    models are written tensor by tensor, without a second copy of the whole; tied weights once; quantized weights in the
+    disk format that holds them all: `easyfn.io.formats.layout_of(model)` tells which, and so does a record of level INFO
+    of the logger `easyfn`.
 
     **Raises** `ValueError` for an abstract model, and for one with LoRA adapters: fold them in with `ef.merge_lora`, or
     write them with `ef.save_adapter`.
@@ -77,6 +80,12 @@ def save(
     ```
     """
     limit = _bytes(max_shard_size)
+    if Path(directory).suffix == ".gguf" and not Path(directory).is_dir():
+        from .gguf_save import save_gguf
+
+        if step is not None:
+            raise ValueError("save: a .gguf file has no step; write the step into its name")
+        return save_gguf(model, directory, dtype=dtype)
     if step is not None and operator.index(step) < 0:
         raise ValueError(f"save: step={step} is negative")
     if is_abstract(model):
@@ -109,6 +118,8 @@ def save(
             write_json(beside / name, data)
         write_json(beside / CONFIG, config_json(model, known, found))
         put_in_place(beside, target)
+        if (layout := layout_of(model)) is not None:
+            logging.getLogger("easyfn").info("save: %s holds quantized weights in the layout of %s", target, layout)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
@@ -123,7 +134,7 @@ def config_json(model: Any, known: Family | None = None, found: Sequence[Entry] 
         data["architectures"] = [architecture]
     counts: Counter[str] = Counter()
     for entry in entries(model) if found is None else found:
-        if jnp.issubdtype(entry.dtype, jnp.floating):
+        if jnp.issubdtype(entry.dtype, jnp.floating) and entry.dtype.itemsize > 1:
             counts[str(entry.dtype)] += math.prod(entry.shape)
     if counts:
         data["dtype"] = counts.most_common(1)[0][0]
@@ -133,7 +144,7 @@ def config_json(model: Any, known: Family | None = None, found: Sequence[Entry] 
     elif "num_labels" in data:
         data.pop("id2label", None), data.pop("label2id", None)
     data.pop("quantization_config", None)
-    if (disk := _format(model)) is not None and disk.settings is not None:
+    if (disk := writer_for(model)) is not None and disk.settings is not None:
         if not hasattr(model.config, "extra"):
             raise ValueError(
                 f"save: {type(model.config).__name__} has no field for what quantized weights need to be read back; "
@@ -148,7 +159,7 @@ def architecture_of(model: Any, known: Family) -> str | None:
     before = [
         a for a in (getattr(model.config, "extra", None) or {}).get("architectures") or () if a in known.architectures
     ]
-    names = {name for source, _, _ in _weights(model, _Layer) for name in source.names}
+    names = {name for source, _, _ in each_weight(model, Layer) for name in source.names}
     built: dict[str, bool] = {}
     for architecture in (*before, *known.architectures):
         kind = known.architectures[architecture]
@@ -178,7 +189,7 @@ def to_state_dict(model: Any) -> dict[str, Any]:
 
     def everything(model: Any) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for source, weight, disk in _weights(model, lambda leaf, index: leaf[index]):
+        for source, weight, disk in each_weight(model, lambda leaf, index: leaf[index]):
             if disk is None:
                 found.update(zip(source.names, source.split(weight), strict=True))
             else:
@@ -195,7 +206,7 @@ def entries(model: Any, dtype: Any = None) -> list[Entry]:
     dtype = None if dtype is None else float_dtype(dtype)
     found: list[Entry] = []
     latest: list[Any] = [None, None]
-    for source, weight, disk in _weights(model, _Layer):
+    for source, weight, disk in each_weight(model, Layer):
         pieces = _Pieces(source, weight, disk, latest)
         if disk is None:
             floating = jnp.issubdtype(weight.dtype, jnp.floating)
@@ -217,7 +228,7 @@ def _read(pieces: _Pieces, name: str, dtype: np.dtype[Any]) -> np.ndarray:
     return pieces.all()[name].astype(dtype, copy=False)
 
 
-class _Layer(NamedTuple):
+class Layer(NamedTuple):
     """One layer of a stacked array, not yet taken out."""
 
     leaf: Any
@@ -237,7 +248,7 @@ class _Pieces:
     def all(self) -> dict[str, np.ndarray]:
         if self.latest[0] is not self:
             self.latest[:] = [None, None]  # free the last ones first
-            host = jax.tree.map(_host, self.weight, is_leaf=lambda x: isinstance(x, _Layer))
+            host = jax.tree.map(to_host, self.weight, is_leaf=lambda x: isinstance(x, Layer))
             if self.disk is None:
                 found = dict(zip(self.source.names, self.source.split(host), strict=True))
             else:
@@ -246,12 +257,12 @@ class _Pieces:
         return self.latest[1]
 
 
-def _host(leaf: Any) -> np.ndarray:
+def to_host(leaf: Any) -> np.ndarray:
     """An array in the host's memory: on CPU its own bytes. JAX keeps copies with their array: ask a passing one."""
-    if isinstance(leaf, _Layer):
+    if isinstance(leaf, Layer):
         array = leaf.leaf
         on_host = not isinstance(array, jax.Array) or len(array.sharding.device_set) == 1
-        return _host(array)[leaf.number, ...] if on_host else _host(array[leaf.number])
+        return to_host(array)[leaf.number, ...] if on_host else to_host(array[leaf.number])
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf)
     if not leaf.is_fully_addressable:
@@ -262,18 +273,13 @@ def _host(leaf: Any) -> np.ndarray:
     return np.asarray(passing)
 
 
-def _format(model: Any) -> DiskFormat | None:
-    """How the quantized weights of a model are written: one format per checkpoint."""
-    found = {disk.method: disk for _, _, disk in _weights(model, _Layer) if disk is not None}
-    if len(found) > 1:
-        raise ValueError(
-            f"save: the model mixes weights that are written as {' and '.join(found)}; a checkpoint has one format"
-        )
-    return next(iter(found.values()), None)
+def each_weight(
+    model: Any, layer: Callable[[Any, int], Any], rules: Sequence[Rule] | None = None, format: DiskFormat | None = None
+) -> Iterator[tuple[Tensors, Any, DiskFormat | None]]:
+    """Every array of a model by layer, with its names in the file; weights in a format of their own come whole.
 
-
-def _weights(model: Any, layer: Callable[[Any, int], Any]) -> Iterator[tuple[Tensors, Any, DiskFormat | None]]:
-    """Every array of a model by layer, with its names in the file; weights in a format of their own come whole."""
+    `rules` are those of the names, Hugging Face's if they are `None`; `format` is how those weights are written.
+    """
     adapters = [path for path, node in nodes(model) if is_adapter(node)]
     if adapters:
         raise ValueError(
@@ -281,16 +287,12 @@ def _weights(model: Any, layer: Callable[[Any, int], Any]) -> Iterator[tuple[Ten
             "checkpoint cannot hold. Fold them in first, ef.save(ef.merge_lora(model), directory), or write them "
             "alone, ef.save_adapter(model, directory)."
         )
-    rules: Sequence[Rule] = family_of(model).names(model)
-    special = {expand(f.path)[0]: f for f in find_slots(model) if not is_leaf(f.weight)}
-    for path, node in units(model, set(special)):
+    rules = family_of(model).names(model) if rules is None else rules
+    special = {expand(f.path)[0] for f in find_slots(model) if not is_leaf(f.weight)}
+    format = writer_for(model) if format is None else format
+    for path, node in units(model, special):
         singles = expand(path)
-        disk = None
-        if singles[0] in special and (disk := writer_of(node)) is None:
-            raise ValueError(
-                f"save: {path} is a {type(node).__name__}, for which no disk format is registered. "
-                "Write the dense model, ef.save(ef.dequantize(model), directory), or register a writer."
-            )
+        disk = format if singles[0] in special else None
         stacked = singles[0] != path
         for index, single in enumerate(singles):
             one = jax.tree.map(lambda leaf, i=index: layer(leaf, i), node) if stacked else node
