@@ -49,6 +49,21 @@ _HEADED = {
 _EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
+# The keys that choose modules, ranks and scales, and their defaults in PEFT.
+_WORDS = {
+    "alpha_pattern": {},
+    "exclude_modules": None,
+    "layers_pattern": None,
+    "layers_to_transform": None,
+    "lora_alpha": 8,
+    "r": 8,
+    "rank_pattern": {},
+    "target_modules": None,
+    "target_parameters": None,
+    "use_rslora": False,
+}
+
+
 class Part(NamedTuple):
     """One adapter of one layer: `module` as PEFT names it, and the parameter inside where PEFT adapts that."""
 
@@ -287,10 +302,7 @@ def _describe(model: Any, found: list[Part], more: Saved, config: Mapping[str, A
         "use_rslora": False,
     }
     if _same(model, found, config):
-        words = {
-            key: config.get(key, value if key not in ("alpha_pattern", "rank_pattern") else {})
-            for key, value in words.items()
-        }
+        words = {key: config.get(key, default) for key, default in _WORDS.items()}
     return {
         **words,
         **more.settings,
