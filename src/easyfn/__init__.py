@@ -66,6 +66,9 @@ from .generation.state import State as State
 from .generation.stream import stream as stream, stream_text as stream_text
 from .io.checkpoint import LoadError as LoadError
 from .io.config import UnknownConfigKey as UnknownConfigKey
+from .io.gguf import read_gguf as read_gguf
+from .io.gguf_save import save_gguf as save_gguf
+from .io.gguf_tokenizer import gguf_tokenizer as gguf_tokenizer, tokenizer_metadata as tokenizer_metadata
 from .io.hub import push_to_hub as push_to_hub
 from .io.load import abstract as abstract, from_state_dict as from_state_dict, load as load, read_config as read_config
 from .io.peft import save_adapter as save_adapter

@@ -19,7 +19,12 @@ def extra(module: str) -> Any:
 
 
 def tokenizer_of(checkpoint: str) -> Any:
-    """The `tokenizer.json` beside a checkpoint."""
+    """The `tokenizer.json` beside a checkpoint, or what a `.gguf` file says of it."""
+    if checkpoint.endswith(".gguf"):
+        import easyfn as ef
+
+        extra("tokenizers")
+        return ef.gguf_tokenizer(checkpoint)
     path = Path(checkpoint) / "tokenizer.json"
     if not path.is_file():
         raise SystemExit(f"easyfn: {checkpoint} has no tokenizer.json; give token ids with --ids instead of text")
@@ -94,14 +99,35 @@ def convert(args: argparse.Namespace) -> None:
     model = _load(args)
     if args.adapter:
         model = ef.merge_lora(ef.load_adapter(model, args.adapter))
-    ef.save(model, args.out, max_shard_size=args.max_shard_size)
-    _copy_tokenizer(args.checkpoint, args.out)
+    if args.out.endswith(".gguf"):
+        ef.save_gguf(model, args.out, metadata=_tokenizer_metadata(args.checkpoint, model.config.vocab_size))
+    else:
+        ef.save(model, args.out, max_shard_size=args.max_shard_size)
+        _copy_tokenizer(args.checkpoint, args.out)
     print(args.out)
+
+
+def _tokenizer_metadata(source: str, vocab_size: int) -> dict[str, Any]:
+    """The tokenizer of a checkpoint as the metadata of a `.gguf` file."""
+    import easyfn as ef
+
+    if source.endswith(".gguf"):
+        return {k: v for k, v in ef.read_gguf(source).metadata.items() if k.startswith("tokenizer.")}
+    path = Path(source) / "tokenizer.json"
+    return ef.tokenizer_metadata(path.read_text("utf-8"), vocab_size=vocab_size) if path.is_file() else {}
 
 
 def _copy_tokenizer(source: str, target: str) -> None:
     import shutil
 
+    import easyfn as ef
+
+    if source.endswith(".gguf"):
+        try:
+            ef.gguf_tokenizer(source).save(str(Path(target) / "tokenizer.json"))
+        except (ImportError, ValueError) as error:
+            print(f"easyfn: no tokenizer.json was written: {error}", file=sys.stderr)
+        return
     for path in Path(source).glob("*token*.json") if Path(source).is_dir() else ():
         shutil.copy(path, target)
 
@@ -131,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
 
     p = commands.add_parser("show", help="a table of a checkpoint's weights")
-    p.add_argument("checkpoint", help="a folder or a hub id")
+    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
     p.add_argument("--abstract", action="store_true", help="from the config alone, without reading weights")
     p.add_argument("--quantize", help="as it would be quantized with this method")
     dtype_option(p)
@@ -156,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--method", default="nf4")
     p.set_defaults(run=quantize)
 
-    p = commands.add_parser("convert", help="another dtype, other shards, an adapter merged")
+    p = commands.add_parser("convert", help="another dtype, other shards, an adapter merged; to or from .gguf")
     p.add_argument("checkpoint")
     p.add_argument("out")
     p.add_argument("--adapter")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from .safetensors import BadFile
+from .safetensors import BadFile, Info
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
@@ -50,23 +50,12 @@ _STRING, _ARRAY = 8, 9
 _DEPTH = 4  # of arrays in arrays
 
 
-class Info(NamedTuple):
-    """Where one tensor lies. `shape` is what numpy reads: of a quantized kind the last axis counts bytes of uint8."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    file: Path
-    offset: int
-    nbytes: int
-    kind: str
-
-
 class GGUF(NamedTuple):
     """The metadata and the tensors of a model; `values` are those that lie in no file yet."""
 
     metadata: Mapping[str, Any]
     tensors: Mapping[str, Info]
-    values: Mapping[str, np.ndarray] = {}  # noqa: RUF012
+    values: Mapping[str, np.ndarray] = {}
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUF:

@@ -54,13 +54,17 @@ class BadFile(ValueError):
 
 
 class Info(NamedTuple):
-    """Where one tensor lies: `offset` counts from the start of the file."""
+    """Where one tensor lies: `offset` counts from the start of the file.
+
+    `kind` is that of a GGUF file; if its blocks are quantized, the array is uint8 and the last axis counts bytes.
+    """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     file: Path
     offset: int
     nbytes: int
+    kind: str = ""
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Info], dict[str, str]]:
