@@ -52,7 +52,6 @@ from ._weight import (
     slots as slots,
     take as take,
 )
-from .io.adapters import load_adapters as load_adapters, save_adapters as save_adapters
 from .generation.config import GenerationConfig as GenerationConfig
 from .generation.generate import generate as generate
 from .generation.model import (
@@ -64,6 +63,7 @@ from .generation.model import (
 from .generation.result import Generation as Generation
 from .generation.state import State as State
 from .generation.stream import stream as stream, stream_text as stream_text
+from .io.adapters import load_adapters as load_adapters, save_adapters as save_adapters
 from .io.checkpoint import LoadError as LoadError
 from .io.config import UnknownConfigKey as UnknownConfigKey
 from .io.gguf import read_gguf as read_gguf
@@ -85,13 +85,17 @@ from .lora import (
     Rows as Rows,
     VeRA as VeRA,
     adapter_names as adapter_names,
+    apply_eva as apply_eva,
     apply_ia3 as apply_ia3,
     apply_loha as apply_loha,
     apply_lokr as apply_lokr,
     apply_lora as apply_lora,
     apply_vera as apply_vera,
+    combine_adapters as combine_adapters,
     has_lora as has_lora,
     join_lora as join_lora,
+    loftq as loftq,
+    lora_plus as lora_plus,
     merge_lora as merge_lora,
     remove_lora as remove_lora,
     single_adapter as single_adapter,

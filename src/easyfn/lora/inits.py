@@ -40,9 +40,9 @@ def start(
     if how == "pissa":
         u, s, vh = jnp.linalg.svd(full, full_matrices=False)
         u, s, vh = u[..., :rank], s[..., :rank], vh[..., :rank, :]
-        a, b = _roots(u, s, vh, scale)
+        a, b = roots(u, s, vh, scale)
     elif found := re.fullmatch(r"pissa_niter_(\d+)", how):
-        a, b = _roots(*_fast_svd(full, rank, int(found[1]), key), scale)
+        a, b = roots(*_fast_svd(full, rank, int(found[1]), key), scale)
     elif how == "olora":
         q, r = jnp.linalg.qr(full)
         a, b = r[..., :rank, :], q[..., :, :rank]
@@ -52,7 +52,7 @@ def start(
     return a, b, requantize(weight, full - scale * b @ a)
 
 
-def _roots(u: jax.Array, s: jax.Array, vh: jax.Array, scale: float) -> tuple[jax.Array, jax.Array]:
+def roots(u: jax.Array, s: jax.Array, vh: jax.Array, scale: float) -> tuple[jax.Array, jax.Array]:
     root = jnp.sqrt(s / scale)
     return root[..., :, None] * vh, u * root[..., None, :]
 
