@@ -51,6 +51,8 @@ def ours(case, model):
 def agree(case, model, module, atol=3e-5):
     a, b = ours(case, model), theirs(case, module)
     seen = tokens()[1] > 0 if a.ndim == 3 and not case.encoder_decoder else slice(None)
+    if a.ndim == 2:  # transformers pools the padding on the left of row 0
+        seen = slice(1, None)
     np.testing.assert_allclose(a[seen], b[seen], atol=atol * max(1.0, float(np.abs(b[seen]).max())))
 
 

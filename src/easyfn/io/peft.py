@@ -29,7 +29,9 @@ from .peft_names import (
     modules,
     rank_and_scale,
     short,
+    shortest,
     targets,
+    tensor_names,
     transposed_targets,
 )
 from .peft_saved import Saved, saved
@@ -298,7 +300,7 @@ def _describe(model: Any, found: list[Part], more: Saved, config: Mapping[str, A
         "r": rank,
         "rank_pattern": {p.name: p.weight.rank for p in found if p.weight.rank != rank},
         "target_modules": targets(model, [p.module for p in found if p.parameter is None]),
-        "target_parameters": sorted({p.name for p in found if p.parameter}) or None,
+        "target_parameters": shortest([p.name for p in found if p.parameter], tensor_names(model)) or None,
         "use_rslora": False,
     }
     if _same(model, found, config):

@@ -48,8 +48,9 @@ def saved(model: Any, adapted: set[str], config: Mapping[str, Any]) -> Saved:
         values, biases = values | biases, {}
         bias = "none"
     names = sorted({name.rpartition(".")[0] for name in values})
-    whole = _whole(model, names, values, rules)
-    biases = {n: v for n, v in biases.items() if n.rpartition(".")[0] not in names}
+    within = {n: v for n, v in biases.items() if n.rpartition(".")[0] in names}
+    biases = {n: v for n, v in biases.items() if n not in within}
+    whole = _whole(model, names, values | within, rules)
     inside = lambda name: name.replace(".bias", ".base_layer.bias") if name.removesuffix(".bias") in adapted else name
     tensors = {**whole, **{inside(name): value for name, value in biases.items()}}
     tensors |= {f"{n}.token_adapter.trainable_tokens_delta": np.asarray(w.value) for n, w in tables.items()}
