@@ -281,7 +281,7 @@ def test_wrong_uses_say_what_to_do(model):
     with pytest.raises(ValueError, match="changing the base"):
         began = {p: dataclasses.replace(w, start="pissa") for p, w in adapters["fr"].items()}
         ef.with_adapters(base, {"fr": began})
-    with pytest.raises(ValueError, match="embed_tokens.weight cannot be mixed"):
+    with pytest.raises(ValueError, match=r"embed_tokens\.weight cannot be mixed"):
         ef.with_adapters(base, noisy(base, ["a"], "embed_tokens", dora=True))
     with pytest.raises(ValueError, match="has bias at"):
         ef.with_adapters(base, noisy(base, ["a"], "q_proj", lora_bias=True))
@@ -289,3 +289,132 @@ def test_wrong_uses_say_what_to_do(model):
         ef.with_adapters(base, {"fr": ef.join_lora(base, adapters["fr"])})
     with pytest.raises(ValueError, match="differs by row"):
         ef.merge_lora(ef.use_adapter(model, ROWS))
+
+
+# --- one adapter of several
+
+PLAIN = {"r": 4, "target_modules": ["q_proj", "down_proj", "embed_tokens"], "init_lora_weights": False}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A PEFT model with three plain adapters, two of one rank, and the same as our pytrees."""
+    torch.manual_seed(1)
+    where = tmp_path_factory.mktemp("sources")
+    module = peft.get_peft_model(CASES["llama"].make(), peft.LoraConfig(**PLAIN, lora_alpha=6), adapter_name="a")
+    module.add_adapter("b", peft.LoraConfig(**PLAIN, lora_alpha=3))
+    module.add_adapter("c", peft.LoraConfig(**{**PLAIN, "r": 2}, lora_alpha=4))
+    module.save_pretrained(where, save_embedding_layers=False)
+    loaded = ef.load_adapters(CASES["llama"].model(), where)
+    return module.eval(), ef.split_adapters(loaded)[1]
+
+
+COMBINED = [
+    ("cat", "abc", [0.7, -0.3, 1.5], {}),
+    ("svd", "abc", [0.7, -0.3, 1.5], {}),
+    ("svd", "abc", [0.7, 0.3, 1.0], {"svd_rank": 3}),
+    ("linear", "ab", [0.7, 0.3], {}),
+    ("linear", "a", [0.5], {}),
+    ("ties", "ab", [0.7, 0.4], {"density": 0.6}),
+    ("ties", "ab", [0.7, 0.4], {"density": 0.6, "majority_sign_method": "frequency"}),
+    ("ties_svd", "abc", [0.7, 0.4, 1.0], {"density": 0.5}),
+    ("magnitude_prune", "ab", [0.7, 0.4], {"density": 0.3}),
+    ("magnitude_prune_svd", "ac", [0.7, 0.4], {"density": 0.3}),
+    ("dare_linear", "ab", [0.7, 0.4], {"density": 0.6}),
+    ("dare_ties", "ab", [0.7, 0.4], {"density": 0.6}),
+    ("dare_linear_svd", "ac", [0.7, 0.4], {"density": 0.6}),
+    ("dare_ties_svd", "ac", [0.7, 0.4], {"density": 0.6, "majority_sign_method": "frequency"}),
+]
+
+
+@pytest.mark.parametrize(("method", "which", "weights", "options"), COMBINED, ids=lambda x: str(x))
+def test_combined_as_peft(sources, method, which, weights, options, monkeypatch):
+    module, adapters = sources
+    chosen = [adapters[name] for name in which]
+    if method.startswith("dare"):  # the same draws on both sides: everything, as a share that no draw can miss
+        import peft.utils.merge_utils as theirs
+
+        every_other = lambda shape: np.arange(np.prod(shape)).reshape(shape) % 2 == 0
+        monkeypatch.setattr(jax.random, "bernoulli", lambda key, p, shape: jnp.asarray(every_other(shape)))
+        monkeypatch.setattr(theirs.torch, "bernoulli", lambda x: torch.tensor(every_other(x.shape)).float())
+    module.base_model.add_weighted_adapter(list(which), weights, "new", combination_type=method, **options)
+    ours = {"rank" if k == "svd_rank" else k: v for k, v in options.items()}
+    made = ef.combine_adapters(chosen, weights, method=method, key=jax.random.key(0), **ours)
+    try:
+        layers = dict(module.base_model.model.named_modules())
+        for path, w in made.items():
+            layer = layers[path.removesuffix(".weight")]
+            table = "new" in layer.lora_embedding_A
+            if table and method.startswith("dare"):
+                continue  # PEFT's halves of a table are ours transposed, and so are the entries drawn
+            a, b = (layer.lora_embedding_B, layer.lora_embedding_A) if table else (layer.lora_A, layer.lora_B)
+            a, b = ((x["new"].data.T if table else x["new"].weight.data).numpy() for x in (a, b))
+            got, want = np.asarray(w.b @ w.a * w.scale), b @ a * layer.scaling["new"]
+            np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+            if not method.endswith("svd") and not table:
+                np.testing.assert_allclose(w.a, a, atol=1e-6)
+    finally:
+        module.delete_adapter("new")
+
+
+def test_the_exact_sum(sources):
+    _, adapters = sources
+    base = CASES["llama"].model()
+    summed = ef.join_lora(base, ef.combine_adapters(list(adapters.values()), [0.5, -1.0, 2.0]))
+    mixed = ef.use_adapter(ef.with_adapters(base, adapters), dict(zip("abc", [0.5, -1.0, 2.0], strict=True)))
+    np.testing.assert_allclose(run(summed), run(mixed), atol=1e-4)
+
+
+def test_stacked_and_listed_adapters_combine_alike(key):
+    base = CASES["llama"].model()
+    adapters = noisy(base, ["a", "b"], "o_proj")
+    stacked = [ef.split_lora(ef.stack(ef.join_lora(base, a)))[1] for a in adapters.values()]
+    for method in ("svd", "ties_svd", "dare_linear_svd"):
+        options = {"method": method, "rank": 3, "density": 0.5, "key": key}
+        one = ef.combine_adapters(list(adapters.values()), **options)
+        (together,) = ef.combine_adapters(stacked, **options).values()
+        for i, w in enumerate(one.values()):
+            np.testing.assert_allclose(together.b[i] @ together.a[i], w.b @ w.a, atol=1e-5)
+    half = ef.combine_adapters([adapters["a"], stacked[1]])
+    assert [w.rank for w in half.values()] == [5, 5, 5]
+
+
+def test_dare_keeps_a_share_and_the_mean(key):
+    linear = ef.nn.Linear(100, 100)
+    adapter = ef.split_lora(ef.apply_lora(ef.init(linear, key=key), "weight", rank=100, key=key, init="orthogonal"))[1]
+    made = ef.combine_adapters([adapter, adapter], [1.0, 1.0], method="dare_linear", density=0.3, key=key)
+    share = float(jnp.mean(made["weight"].a != 0))
+    assert abs(share - (1 - 0.7**2)) < 0.02  # two draws of their own
+    scale = adapter["weight"].scale ** 0.5  # the halves of two ones, each on the average of what it was
+    along = jnp.vdot(made["weight"].a, adapter["weight"].a) / jnp.vdot(adapter["weight"].a, adapter["weight"].a)
+    assert float(along) == pytest.approx(2 * scale, rel=0.05)
+
+
+def test_combining_differentiates_and_compiles(sources):
+    _, adapters = sources
+    two = [adapters["a"], adapters["b"]]
+
+    @jax.jit
+    def size(weights):
+        return sum(jnp.sum(w.a**2) for w in ef.combine_adapters(two, weights, method="linear").values())
+
+    assert jnp.all(jnp.isfinite(jax.grad(size)(jnp.array([0.5, 0.5]))))
+
+
+def test_combining_says_what_fits(sources, key):
+    _, adapters = sources
+    a, c = adapters["a"], adapters["c"]
+    with pytest.raises(ValueError, match="'cat' or one that ends in 'svd'"):
+        ef.combine_adapters([a, c], method="linear")
+    with pytest.raises(ValueError, match="Near misses: ties"):
+        ef.combine_adapters([a, c], method="tie")
+    with pytest.raises(ValueError, match="needs density="):
+        ef.combine_adapters([a, a], method="ties")
+    with pytest.raises(ValueError, match=r"key=jax.random.key\(seed\)"):
+        ef.combine_adapters([a, a], method="dare_ties", density=0.5)
+    with pytest.raises(ValueError, match="one weight for each"):
+        ef.combine_adapters([a, c], [1.0])
+    with pytest.raises(ValueError, match="'total' or 'frequency'"):
+        ef.combine_adapters([a, a], method="ties", density=0.5, majority_sign_method="most")
+    with pytest.raises(ValueError, match="has magnitude"):
+        ef.combine_adapters([noisy(CASES["llama"].model(), ["d"], "q_proj", dora=True)["d"]])

@@ -23,6 +23,12 @@ from .named import (
     with_adapters as with_adapters,
 )
 from .plus import lora_plus as lora_plus
+from .prompt import (
+    Prefix as Prefix,
+    Prompt as Prompt,
+    prefix_tuning as prefix_tuning,
+    prompt_tuning as prompt_tuning,
+)
 from .several import Adapters as Adapters
 from .tokens import Rows as Rows
 from .vera import VeRA as VeRA, apply_vera as apply_vera

@@ -142,10 +142,9 @@ def _(w: Adapters, x: jax.Array, *, dtype: Any = None) -> jax.Array:
 @take.register(Adapters)
 def _(w: Adapters, ids: jax.Array) -> Any:
     if len(shape_of(w)) > 2:  # whole experts
-        parts: dict[str, Any] = {
-            f.name: getattr(w, f.name) for f in dataclasses.fields(w) if not f.metadata.get("static")
-        }
-        return dataclasses.replace(w, **{k: None if v is None else take(v, ids) for k, v in parts.items()})
+        names = ("base", "a", "b", "scale", "magnitude", "gain", "ids", "mix")
+        parts: dict[str, Any] = {n: take(getattr(w, n), ids) for n in names if getattr(w, n) is not None}
+        return dataclasses.replace(w, **parts)
     y = take(w.base, ids)
     if w.ids is None and w.mix is None:
         return y
