@@ -17,6 +17,7 @@ from .._params import abstract_of
 from .._tree import expand, is_leaf, join, leaves, nodes, rebuild, replace
 from ..models.family import Family, abstract_config
 from .checkpoint import LoadError, Source
+from .encode import encode_into, reader
 from .formats import Packed
 from .names import Tensors, tensors
 from .safetensors import BadFile, aligned
@@ -221,17 +222,25 @@ def assemble(
     special = {*packed, *(p for p in encoders if p in sources.of)}
     skip = set(sources.missing)
 
+    def in_place(path: str, node: Any) -> Any:
+        """A weight that is encoded, or stacked of packed ones: every part is written where it stays."""
+        leaves, treedef = jax.tree.flatten(node)
+        parts = [aligned(leaf.shape, leaf.dtype) for leaf in leaves]
+        for i, single in enumerate(expand(path)):
+            mine = parts if single == path else [part[i] for part in parts]
+            if single in packed:
+                for part, value in zip(mine, jax.tree.leaves(packed.pop(single)), strict=True):
+                    np.copyto(part, value)
+                continue
+            t, dtype = sources.of[single], wanted[single]
+            read = reader(t, dtype, source, lambda t, dtype=dtype: _dense(t.shape, dtype, [t], source, None), _read)
+            encode_into(mine, t, dtype, read, encoders[single])
+        return jax.tree.unflatten(treedef, parts)
+
     def one(path: str, node: Any) -> Any:
         singles = expand(path)
         if singles[0] in special:
-            weights = []
-            for single in singles:
-                if single in packed:
-                    weights.append(packed.pop(single))
-                else:
-                    dense = _dense(sources.of[single].shape, wanted[single], [sources.of[single]], source, None)
-                    weights.append(jax.block_until_ready(encoders[single](dense)))
-            weight = weights[0] if path == singles[0] else jax.tree.map(lambda *parts: jnp.stack(parts), *weights)
+            weight = packed.pop(path) if path in packed else in_place(path, node)
             return jax.tree.map(_put, weight, places[path]) if places else jax.tree.map(_put, weight)
         return _dense(
             node.shape, node.dtype, [sources.of[s] for s in singles], source, places.get(path), path != singles[0]

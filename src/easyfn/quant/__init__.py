@@ -8,19 +8,19 @@ from . import (
     gptq as gptq,
     mxfp4_files as mxfp4_files,
 )
-from .awq_search import awq as awq_scales, smooth as smooth_scales
+from .awq_search import awq_scales as awq_scales, smooth_scales as smooth_scales
 from .calibrate import calibrate as calibrate, calibration as calibration
 from .config import CALIBRATIONS as CALIBRATIONS, METHODS as METHODS, QuantConfig as QuantConfig, method as method
 from .fake import Fake as Fake
 from .fp8 import FP8 as FP8, to_fp8 as to_fp8
+from .ggml import from_ggml as from_ggml, to_ggml as to_ggml
+from .gptq_solve import gptq_codes as gptq_codes
 from .grouped import (
     Grouped as Grouped,
     grouped as grouped,
     integer_codes as integer_codes,
 )
-from .gptq_solve import gptq as gptq_codes
-from .hqq import hqq as hqq_zeros
-from .ggml import from_ggml as from_ggml, to_ggml as to_ggml
+from .hqq import hqq_zeros as hqq_zeros
 from .int8 import Int8 as Int8, to_int8 as to_int8
 from .integer import to_int4 as to_int4, to_q8_0 as to_q8_0
 from .kquant import KQuant as KQuant

@@ -16,7 +16,7 @@ from .rounding import inverse
 _GRID = 20
 
 
-def awq(w: jax.Array, gram: jax.Array, like: Any) -> Any:
+def awq_scales(w: jax.Array, gram: jax.Array, like: Any) -> Any:
     """`w` in the format of `like`, its columns scaled by a power of what enters them (AWQ, arXiv 2306.00978).
 
     As in the authors' search, 20 exponents from 0 to 0.95 are tried, and the one is taken with which the output of
@@ -54,7 +54,7 @@ def awq(w: jax.Array, gram: jax.Array, like: Any) -> Any:
     return _clipped(found, w * best[None], gram / (best[:, None] * best[None])) if isinstance(found, Grouped) else found
 
 
-def smooth(w: jax.Array, peak: jax.Array, like: Any, strength: float = 0.5) -> Any:
+def smooth_scales(w: jax.Array, peak: jax.Array, like: Any, strength: float = 0.5) -> Any:
     """`w` in the format of `like` with SmoothQuant's scales (arXiv 2211.10438, equation 4).
 
     Where inputs are rounded too, a part `strength` of the difficulty moves from the inputs, whose largest magnitudes are

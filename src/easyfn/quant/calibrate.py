@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .._loss import setting
 from .._observe import observe, second_moment
 from .._seq2seq import decoder_start, shift_right
 from .._slots import Found, find_slots
 from .._task import task
 from .._tree import expand, is_abstract, replace
 from .._weight import Weight, format_of, shape_of
-from . import awq_search, gptq_solve
+from .awq_search import awq_scales, smooth_scales
 from .config import CALIBRATIONS, QuantConfig
+from .gptq_solve import gptq_codes
 from .grouped import Grouped
 from .quantize import REACHED, Config, assign, check, encode_checked
 
@@ -78,12 +80,12 @@ def _(w: jax.Array, seen: Statistics, cfg: QuantConfig) -> Weight:
         raise ValueError(
             f"gptq chooses integer codes in groups (int4, a4q, ...), and {cfg.method} stores {format_of(like)}"
         )
-    return gptq_solve.gptq(w, seen["square"], like, act_order=cfg.act_order)
+    return gptq_codes(w, seen["square"], like, act_order=cfg.act_order)
 
 
 @calibration("awq")
 def _(w: jax.Array, seen: Statistics, cfg: QuantConfig) -> Weight:
-    return awq_search.awq(w, seen["square"], _smoothed(cfg, w))
+    return awq_scales(w, seen["square"], _smoothed(cfg, w))
 
 
 @calibration("smooth", largest, jnp.maximum)
@@ -93,7 +95,7 @@ def _(w: jax.Array, seen: Statistics, cfg: QuantConfig) -> Weight:
         raise ValueError(
             f"smooth helps methods that round activations (a8bit, a8q, a4q), and {cfg.method} does not; use awq"
         )
-    return awq_search.smooth(w, seen["peak"], like)
+    return smooth_scales(w, seen["peak"], like)
 
 
 def _smoothed(cfg: QuantConfig, w: jax.Array) -> Any:
@@ -169,7 +171,7 @@ def _inputs(model: Any, batch: Any) -> dict[str, Any]:
     own = any(given.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
     if labels is not None and not own and task(model) == "seq2seq-lm":
         labels = jnp.asarray(labels)
-        pad = getattr(model.config, "pad_token_id", None)
+        pad = setting(model.config, "pad_token_id")
         given["decoder_input_ids"] = shift_right(labels, decoder_start(model.config), pad)
         given["decoder_attention_mask"] = lax.cummax((labels != -100).astype(jnp.int32), axis=1, reverse=True)
     return given

@@ -14,7 +14,9 @@ from .rounding import inverse as reciprocal, round_groups
 _BLOCK = 128  # columns whose errors reach the columns after the block in one product
 
 
-def gptq(w: jax.Array, gram: jax.Array, like: Grouped, *, act_order: bool = False, damping: float = 0.01) -> Grouped:
+def gptq_codes(
+    w: jax.Array, gram: jax.Array, like: Grouped, *, act_order: bool = False, damping: float = 0.01
+) -> Grouped:
     """The codes, in the format of `like`, with which the output of `w` changes least for inputs of which `gram` is
     `X^T X`.
 

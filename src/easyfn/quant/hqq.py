@@ -16,7 +16,7 @@ from .rounding import inverse as reciprocal, round_groups
 _STEPS, _NORM, _BETA, _KAPPA = 20, 0.7, 10.0, 1.01  # the authors'
 
 
-def hqq(w: jax.Array, like: Grouped) -> Grouped:
+def hqq_zeros(w: jax.Array, like: Any) -> Grouped:
     """`w` `(..., out, in)` with the bits and groups of `like`, and zeros that are no integers.
 
     Outliers spoil least squares, so the `l_0.7` norm of the error is what shrinks: in turn the error is split into a
@@ -70,4 +70,4 @@ def hqq(w: jax.Array, like: Grouped) -> Grouped:
     )
 
 
-REFINEMENTS["hqq"] = hqq
+REFINEMENTS["hqq"] = hqq_zeros
