@@ -43,7 +43,7 @@ def test_blocks(kind):
     assert np.array_equal(np.asarray(ef.dense(w)), want)
     back, bytes_ = ef.quant.to_ggml("w", w)
     assert back == kind and np.array_equal(bytes_, raw)
-    assert ef.num_bytes(w) <= raw.nbytes * (1.6 if kind == "Q5_0" else 1)  # Q5_0: a byte for a code
+    assert ef.num_bytes(w) <= raw.nbytes * (1.6 if kind == "Q5_0" else 1.04)  # a byte for a code, or for a scale
     w = jax.tree.map(jnp.asarray, w)
     x = np.random.RandomState(1).randn(3, 512).astype(np.float32)
     y, back = jax.vjp(lambda x: ef.dot(w, x), jnp.asarray(x))
