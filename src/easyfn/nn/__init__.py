@@ -13,7 +13,13 @@ from .cache import (
     layer_cache as layer_cache,
     reorder as reorder,
 )
-from .context import Context as Context, Mask as Mask, Runtime as Runtime, dropout as dropout
+from .context import (
+    Context as Context,
+    Mask as Mask,
+    Runtime as Runtime,
+    along_batch as along_batch,
+    dropout as dropout,
+)
 from .decoder import Block as Block, Decoder as Decoder
 from .encoder import (
     AddNorm as AddNorm,

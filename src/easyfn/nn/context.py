@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +20,47 @@ class Runtime:
     - `remat`: `None` keeps activations, `"full"` recomputes each layer in the backward pass, `"dots"` keeps only
       the results of matrix products without batch dimensions.
     - `attention_chunk`: attention works in slices of queries once a score matrix has more entries than this.
+    - `batch_axes`, `sequence_axes`: the axes of the mesh, as far as it has them, over which activations between layers
+      are split: their rows and their tokens. Where a model lies on a mesh they are held to it, see
+      [`easyfn.nn.along_batch`][]; empty leaves the choice to XLA.
     """
 
     remat: str | None = None
     attention_chunk: int = 2**24
+    batch_axes: tuple[str, ...] = ("dp", "fsdp")
+    sequence_axes: tuple[str, ...] = ("sp",)
 
     def __post_init__(self) -> None:
         if self.remat not in (None, "full", "dots"):
             raise ValueError(f"Runtime.remat is None, 'full' or 'dots', not {self.remat!r}")
+
+
+def along_batch(x: jax.Array, runtime: Runtime = Runtime()) -> jax.Array:
+    """`x`, `(batch, seq, ...)`, held to the mesh that the model lies on: rows over `dp` and `fsdp`, tokens over `sp`.
+
+    Without it XLA carries the split of the weights over to the activations, and a model under `fsdp` adds up partial
+    products of every activation instead of gathering a layer's weights. A pass of one token (decoding) is left to XLA,
+    since there the activations are the smaller. The identity outside of `jit`, without a mesh, and where sizes do not
+    divide.
+
+    ```python
+    import jax, jax.numpy as jnp, easyfn as ef
+    weight = jax.device_put(jnp.ones((8, 4, 2)), jax.NamedSharding(ef.make_mesh(), jax.P(None, None, None)))
+    assert jax.jit(ef.nn.along_batch)(weight).shape == (8, 4, 2)
+    ```
+    """
+    if x.ndim < 2 or x.shape[1] == 1 or not isinstance(x, jax.core.Tracer):
+        return x
+    mesh = jax.typeof(x).sharding.mesh  # under jit every array says which mesh its program is for
+    spec = []
+    for size, wanted in zip(x.shape, (runtime.batch_axes, runtime.sequence_axes), strict=False):
+        axes = tuple(a for a in wanted if a in mesh.auto_axes and mesh.shape[a] > 1)
+        if size % math.prod(mesh.shape[a] for a in axes):
+            return x
+        spec.append(axes or None)
+    if not any(spec):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 class Context(eqx.Module):

@@ -8,7 +8,7 @@ import jax
 
 from .._tree import Stacked
 from .cache import layer_cache
-from .context import Context
+from .context import Context, along_batch
 
 Trace = dict[str, Any]  # per output a tuple with one entry per layer
 
@@ -40,7 +40,8 @@ def _single(layer: Any, x: jax.Array, context: Context, cache: Any, index: Any) 
         hidden = x if context.wants("hidden_states") else None
         if context.key is not None:
             context = context.replace(key=jax.random.fold_in(context.key, index))
-        x, cache, extras = layer(x, context, cache)
+        x, cache, extras = layer(along_batch(x, context.runtime), context, cache)
+        x = along_batch(x, context.runtime)
         extras = {name: value for name, value in extras.items() if value is not None}
         return x, cache, extras if hidden is None else {"hidden_states": hidden, **extras}
 
