@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 
@@ -237,3 +238,74 @@ def test_wrong_uses_say_what_to_do(tmp_path):
         with pytest.raises(ef.LoadError, match=message):
             ef.load_adapter(model, tmp_path)
         file.write_text(text)
+
+
+# --- prompt and prefix tuning
+
+IDS = tokens(pad=False)[0]
+VIRTUAL = {"prompt": ef.prompt_tuning, "prefix": ef.prefix_tuning}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("method", list(VIRTUAL))
+def test_virtual_tokens_are_pefts(method, name, tmp_path):
+    """The laws of a wrapper, and PEFT's file both ways: windows shorter than the sequence, stacked layers, gradients."""
+    case = CASES[name]
+    model = VIRTUAL[method](case.model(), 3, key=jax.random.key(2))
+    assert model.base is case.model()
+    run = jax.jit(lambda model, ids: ef.forward(model, ids).logits)
+    logits = run(model, IDS)
+    assert logits.shape == (*IDS.shape, model.config.vocab_size)
+    assert np.abs(logits - ours(case, case.model())[:, -IDS.shape[1] :]).max() > 1e-2
+    ef.save_adapter(model, tmp_path)
+    module = peft.PeftModel.from_pretrained(case.make(), tmp_path).eval()
+    with torch.no_grad():
+        theirs = module(input_ids=torch.tensor(IDS)).logits[:, -IDS.shape[1] :].numpy()
+    np.testing.assert_allclose(logits, theirs, atol=3e-5)
+    stacked = VIRTUAL[method](ef.stack(case.model()), 3, key=jax.random.key(2))
+    np.testing.assert_allclose(run(stacked, IDS), logits, atol=1e-5)
+    again = ef.load_adapter(case.model(), tmp_path)
+    assert jax.tree.structure(again) == jax.tree.structure(model)
+    np.testing.assert_array_equal(*(x.tokens if method == "prompt" else x.k for x in (again, model)))
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    kind = peft.PromptTuningConfig if method == "prompt" else peft.PrefixTuningConfig
+    facts = {k: config[k] for k in ("token_dim", "num_attention_heads", "num_layers")}
+    torch.manual_seed(0)
+    fresh = peft.get_peft_model(case.make(), kind(num_virtual_tokens=3, task_type="CAUSAL_LM", **facts)).eval()
+    fresh.save_pretrained(tmp_path / "theirs")
+    assert content(tmp_path / "theirs") == content(tmp_path)
+    with torch.no_grad():
+        theirs = fresh(input_ids=torch.tensor(IDS)).logits[:, -IDS.shape[1] :].numpy()
+    np.testing.assert_allclose(run(ef.load_adapter(case.model(), tmp_path / "theirs"), IDS), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", list(VIRTUAL))
+def test_virtual_tokens_train_and_generate(method):
+    case = CASES["llama"]
+    model = VIRTUAL[method](case.model(), 3, key=jax.random.key(2))
+    step = jax.jit(ef.train_step)
+    state = ef.to_state(model, optax.adam(1e-1))
+    assert {path.split(".")[0] for path in ef.params(state.params)} == (
+        {"tokens"} if method == "prompt" else {"k", "v"}
+    )
+    losses = []
+    for _ in range(6):
+        state, metrics = step(state, {"input_ids": jnp.asarray(IDS)})
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.05
+    made = ef.generate(state.model, IDS, max_new_tokens=3, do_sample=False, eos_token_id=None).sequences
+    want = np.asarray(jnp.argmax(ef.forward(state.model, made[:, :-1]).logits[:, -3:], -1))
+    np.testing.assert_array_equal(made[:, -3:], want)
+
+
+def test_what_cannot_be_prompted_is_refused():
+    with pytest.raises(ef.NotSupported, match="causal model"):
+        ef.prompt_tuning(CASES["t5"].model(), 3, key=jax.random.key(0))
+    with pytest.raises(ef.NotSupported):
+        ef.prompt_tuning(CASES["bert"].model(), 3, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="attention in every layer"):
+        ef.prefix_tuning(CASES["mamba2"].model(), 3, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="init is"):
+        ef.prefix_tuning(CASES["llama"].model(), 3, key=jax.random.key(0), init="text")
+    with pytest.raises(ValueError, match="at least 1"):
+        ef.prompt_tuning(CASES["llama"].model(), 0, key=jax.random.key(0))

@@ -16,7 +16,7 @@ from .._weight import shape_of
 from ..lora import LoRA, join_lora
 from ..lora.inits import CHANGES_BASE, start
 from ..models.family import family_of
-from . import peft_slots  # noqa: F401  (registers its methods)
+from . import peft_prompt, peft_slots  # noqa: F401  (they register their methods)
 from .checkpoint import LoadError
 from .peft import CONFIG, PREFIX, WEIGHTS
 from .peft_methods import METHODS, Method
