@@ -175,11 +175,11 @@ def serve(side: str) -> None:
 
 
 class Side:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, script: str = __file__) -> None:
         self.name = name
         environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "JAX_PLATFORMS": "cpu"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", name],
+            [sys.executable, script, "--serve", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

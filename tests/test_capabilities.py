@@ -132,12 +132,6 @@ def test_load_with_rules(model, tmp_path):
     same(ef.to_state_dict(loaded), ef.to_state_dict(model))
 
 
-@pytest.mark.parametrize("method", ["a8bit", "a8q", "a4q"])
-def test_what_is_not_there_is_refused(model, method):
-    with pytest.raises(ValueError, match=f"unknown quantization method '{method}'"):
-        ef.quantize(model, method)
-
-
 def test_loss_beside_outputs(model):
     out = ef.forward(model, IDS, output_attentions=True, output_hidden_states=True)
     loss, _ = ef.loss_from_logits(out.logits, IDS)

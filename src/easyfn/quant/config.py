@@ -53,9 +53,12 @@ class QuantConfig:
 
     **Arguments**
 
-    - `method`: `"8bit"` or `"int8"` (per output channel), `"nf4"`, `"fp4"` (bitsandbytes' 4-bit formats) and what else
-      `easyfn.quant.METHODS` lists.
-    - `group_size`: entries that share a scale; `None` is the method's own choice.
+    - `method`: one of `easyfn.quant.METHODS`. Weights alone: `"8bit"` or `"int8"` (a scale per output channel), `"int4"`
+      (symmetric integers in groups), `"nf4"`, `"fp4"` (bitsandbytes' 4-bit formats), `"fp8"`, `"mxfp4"`, `"mxfp8"`,
+      `"nvfp4"`. Weights and, anew for every product, its input rounded to int8: `"a8bit"` (weights as `8bit`), `"a8q"`
+      (GGUF's Q8_0, the input in blocks of 32 too), `"a4q"` (weights as `int4`).
+    - `group_size`: entries that share a scale; `None` is the method's own choice: 64 of `nf4` and `fp4`; of `int4` and
+      `a4q` 128, or 64 or 32 where 128 do not divide the row (see `easyfn.quant.to_int4`).
     - `pattern`: which slots, as everywhere (`ef.select_slots`). `"all-linear"` is every linear layer and every
       expert. A head, an embedding or a router is reached only by a pattern that needs its name: `"lm_head"` does,
       `".*"` does not.

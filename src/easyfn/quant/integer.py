@@ -42,6 +42,11 @@ def to_q8_0(w: Any) -> Grouped:
     assert ef.format_of(w) == "a8q/32" and w.codes.dtype == "int8" and w.scales.dtype == "float16"
     ```
     """
+    if w.shape[-1] % 32:
+        raise ValueError(
+            f"a8q has blocks of 32 entries, as GGUF's Q8_0, which do not divide rows of {w.shape[-1]}: leave such weights "
+            "out by the pattern, or choose a8bit"
+        )
     cut = split_groups(w, 32)
     scales = jnp.max(jnp.abs(cut), axis=-1, keepdims=True) / 127
     scaled = cut * inverse(scales)
