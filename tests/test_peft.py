@@ -201,7 +201,12 @@ OPTIONS = {
     ),
     "Conv1D": (
         "gpt2",
-        {"target_modules": ["attn.c_attn"], "modules_to_save": ["mlp.c_proj"], "fan_in_fan_out": True, "bias": "all"},
+        {
+            "target_modules": ["attn.c_attn"],
+            "modules_to_save": ["mlp.c_proj"],
+            "fan_in_fan_out": True,
+            "bias": "lora_only",
+        },
     ),
     "t5": (
         "t5",

@@ -52,7 +52,7 @@ _EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
 # The keys that choose modules, ranks and scales, and their defaults in PEFT.
-_WORDS = {
+_WORDS: dict[str, Any] = {
     "alpha_pattern": {},
     "exclude_modules": None,
     "layers_pattern": None,

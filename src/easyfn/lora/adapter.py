@@ -22,7 +22,7 @@ from .._slots import Found, find_slots, select_slots
 from .._trainable import is_adapter, trainable
 from .._tree import Pattern, expand, lift, matches, near
 from .._verb import verb
-from .._weight import Weight, axes_of, shape_of, take
+from .._weight import Weight, axes_of, dense, shape_of, take
 
 ROLES = ("linear", "head", "router", "embedding", "experts")
 
@@ -47,7 +47,7 @@ def shift(w: Weight) -> Any:
 
 @verb
 def change(w: Weight) -> jax.Array:
-    """What an adapter without its base adds to it, `(..., out, in)` in float32: folded in, it can be subtracted again.
+    """What an adapter whose base is all zeros adds to it, `(..., out, in)` in float32: so it can be subtracted again.
 
     Raises `ValueError` where that depends on the base.
     """
@@ -97,7 +97,7 @@ def choose(
 
 def _layer(path: str, pattern: str | Sequence[str] | None = None) -> int | None:
     """The number of the layer of a path: the first in it, or the first after one of the given words."""
-    words = [pattern] if isinstance(pattern, str) else pattern or [None]
+    words: Sequence[str | None] = [pattern] if isinstance(pattern, str) else pattern or [None]
     starts = [r"(?<![^.])(\d+)(?![^.])" if w is None else rf"(?<![^.])(?:{w})\.(\d+)(?![^.])" for w in words]
     found = next((m for start in starts if (m := re.search(start, path))), None)
     return int(found[1]) if found else None
@@ -168,12 +168,16 @@ def _size(mesh: Any, part: Any) -> int:
     return size
 
 
-def register_adapter(cls: type, axes: Callable[..., dict[str, Any]], *, frozen: tuple[str, ...] = ()) -> None:
+def register_adapter(
+    cls: type, axes: Callable[..., dict[str, Any]], *, frozen: tuple[str, ...] = (), additive: bool = False
+) -> None:
     """Teaches the verbs what an adapter class of which `dot` and `dense` are known has in common with all others.
 
     `axes(w, lead, out, into)` gives the axes of every array field, in terms of those of the weight; `frozen` names the
-    fields that do not train.
+    fields that do not train; `additive` says that the adapter adds the same to any base.
     """
+    if additive:
+        change.register(cls)(dense)
 
     @shape_of.register(cls)
     def _(w: Any) -> tuple[int, ...]:

@@ -114,4 +114,4 @@ def _axes(w: LoHa, lead: tuple[Any, ...], out: Any, into: Any) -> dict[str, Any]
     return {"w1_a": column, "w1_b": row, "w2_a": column, "w2_b": row}
 
 
-register_adapter(LoHa, _axes)
+register_adapter(LoHa, _axes, additive=True)

@@ -150,4 +150,4 @@ def _axes(w: LoKr, lead: tuple[Any, ...], out: Any, into: Any) -> dict[str, Any]
     return dict.fromkeys(fields, (*lead, None, None))  # no factor has an axis of the weight
 
 
-register_adapter(LoKr, _axes)
+register_adapter(LoKr, _axes, additive=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .._slots import find_slots, map_slots
 from .._trainable import is_adapter
 from .._tree import expand, is_abstract, lift, near
-from .._weight import Slot, Weight, dense, requantize
+from .._weight import Slot, Weight, dense, requantize, shape_of
 from .adapter import change, gain, shift
 from .apply import apply_lora, fit, no_adapter, walk
 
@@ -111,7 +111,11 @@ def unmerge_lora(model: Any, adapter: Mapping[str, Any]) -> Any:
     for path, part in fitted.items():
         if path not in found:
             raise KeyError(f"unmerge_lora: the model has no weight at {path!r}. {near(path, found)}")
-        take_out = lambda weight, part: requantize(weight, dense(weight).astype(jnp.float32) - change(part))
+
+        def take_out(weight: Weight, part: Any) -> Weight:
+            zeros = jnp.zeros(shape_of(weight), jnp.float32)
+            return requantize(weight, dense(weight).astype(jnp.float32) - change(dataclasses.replace(part, base=zeros)))
+
         try:
             new[path] = lift(jax.vmap(take_out) if expand(path) != [path] else take_out)(found[path].weight, part)
         except ValueError as error:

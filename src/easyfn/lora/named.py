@@ -92,6 +92,8 @@ def _check(name: str, adapter: Any) -> None:
                 f"with_adapters: {name!r} began by changing the base (init={w.start!r}), which the others share: make "
                 "it a plain LoRA first, as ef.save_adapter does"
             )
+        if w.magnitude is not None and w.magnitude.shape[-1] != 1:
+            raise ValueError(f"with_adapters: {name!r} is DoRA on a table ({path}), by columns, which cannot be mixed")
         if more := set(arrays(w)) - {"a", "b", "magnitude"}:
             raise ValueError(f"with_adapters: {name!r} has {', '.join(sorted(more))} at {path}, which cannot be mixed")
 

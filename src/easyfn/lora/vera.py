@@ -140,4 +140,4 @@ def _axes(w: VeRA, lead: tuple[Any, ...], out: Any, into: Any) -> dict[str, Any]
     return {"a": (*lead, None, into), "b": column, "lambda_d": (*lead, None, None), "lambda_b": column}
 
 
-register_adapter(VeRA, _axes, frozen=("a", "b"))
+register_adapter(VeRA, _axes, frozen=("a", "b"), additive=True)
