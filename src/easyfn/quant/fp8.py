@@ -103,7 +103,7 @@ def _largest(magnitudes: jax.Array, block: tuple[int, int]) -> jax.Array:
     return jnp.max(jnp.pad(magnitudes, pad).reshape(*lead, down, rows, across, columns), axis=(-3, -1))
 
 
-def spread(scales: jax.Array, block: tuple[int, int], shape: tuple[int, ...]) -> jax.Array:
+def spread(scales: Any, block: tuple[int, int], shape: tuple[int, ...]) -> Any:
     """The scales of the rows and columns of a weight: what stands for a whole axis stays one, to be broadcast."""
     for axis in (-2, -1):
         if block[axis] > 1 and scales.shape[axis] > 1:

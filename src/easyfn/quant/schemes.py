@@ -104,7 +104,8 @@ def read_settings(settings: Mapping[str, Any]) -> Rules:
 
 def _refuse_unknown(level: str, data: Mapping[str, Any]) -> None:
     for key, value in data.items():
-        if key not in _KNOWN[level] | _IDLE[level] and value not in (None, {}, [], False):
+        empty = value is None or value is False or (hasattr(value, "__len__") and len(value) == 0)
+        if key not in _KNOWN[level] | _IDLE[level] and not empty:
             raise _refusal(f"{key}={value!r}", "easyfn does not know it")
 
 
