@@ -279,9 +279,41 @@ def test_dora_and_fan_in_fan_out(name, tmp_path, key):
     assert written["fan_in_fan_out"] is (name == "gpt2") and written["use_dora"] is True
 
 
+def test_a_head_of_its_own_needs_an_untied_model(tmp_path):
+    case = CASES["llama-tied"]
+    for n, options in enumerate(({"modules_to_save": ["lm_head"]}, {"target_modules": ["lm_head", "q_proj"]})):
+        from_peft(case, tmp_path / str(n), **{"target_modules": ["q_proj"], **options})
+        with pytest.raises(ef.LoadError, match="Untie the two"):
+            ef.load_adapter(case.model(), tmp_path / str(n))
+
+
+OLD = {
+    "with the adapter's name": lambda name: name.replace("lora_A.", "lora_A.default.").replace(
+        "lora_B.", "lora_B.default."
+    ),
+    "without the prefix": lambda name: name.removeprefix("base_model.model."),
+    "with the prefix twice": lambda name: f"base_model.model.{name}",
+    "DoRA before 0.12": lambda name: name + ".weight" * name.endswith("vector"),
+}
+
+
+@pytest.mark.parametrize("how", OLD)
+def test_old_spellings_and_settings_without_newer_keys(how, tmp_path, key):
+    case = CASES["llama"]
+    model = trained(ef.apply_lora(case.model(), "q_proj", rank=3, alpha=6, dora=True, key=key))
+    ef.save_adapter(model, tmp_path)
+    tensors, config = content(tmp_path)
+    old = {k: config[k] for k in ("r", "lora_alpha", "target_modules", "use_dora", "bias", "fan_in_fan_out")}
+    write(tmp_path, {OLD[how](k): v for k, v in tensors.items()}, **old, merge_weights=True, enable_lora=None)
+    again = ef.load_adapter(case.model(), tmp_path)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_stacked_models_write_and_read_single_layers(tmp_path, key):
     case = CASES["llama"]
-    listed = trained(ef.apply_lora(case.model(), "q_proj|mlp", rank=3, key=key))
+    more = {"modules_to_save": "norm", "bias": "lora_only", "trainable_token_indices": [4]}
+    listed = trained(ef.apply_lora(case.model(), "q_proj|mlp", rank=3, key=key, **more))
     stacked = ef.stack(listed)
     ef.save_adapter(listed, tmp_path / "listed")
     ef.save_adapter(stacked, tmp_path / "stacked")
@@ -367,6 +399,29 @@ def test_settings_that_change_the_result_are_refused_by_name(change, message, tm
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ef.LoadError, match=message):
         ef.load_adapter(case.model(), tmp_path)
+
+
+def test_what_pefts_settings_cannot_say(tmp_path, key):
+    case = CASES["llama"]
+    for pattern, more, message in (
+        ("q_proj", {"modules_to_save": "mlp.up_proj.bias|q_proj.bias"}, "saves whole modules"),
+        ("lm_head", {"modules_to_save": "^model.layers.0.self_attn.q_proj.weight", "bias": "all"}, None),
+        ("embed_tokens|experts", {}, None),
+    ):
+        model = ef.apply_lora(case.model(), pattern, key=key, **more)
+        if message is None:
+            ef.save_adapter(model, tmp_path)
+            assert jax.tree.structure(ef.load_adapter(case.model(), tmp_path)) == jax.tree.structure(model)
+            continue
+        with pytest.raises(ValueError, match=message):
+            ef.save_adapter(model, tmp_path)
+    base = CASES["llama-base"].model()
+    with pytest.raises(ValueError, match="would make PEFT train"):
+        ef.save_adapter(ef.apply_lora(base, "q_proj", key=key, modules_to_save="^norm"), tmp_path)
+    with pytest.raises(ValueError, match="a decoder alone"):
+        ef.save_adapter(ef.apply_lora(CASES["t5"].model(), "shared", key=key), tmp_path)
+    with pytest.raises(ValueError, match="two weights in PEFT"):
+        ef.save_adapter(ef.apply_lora(CASES["llama-tied"].model(), "embed_tokens", dora=True, key=key), tmp_path)
 
 
 def _saved(folder, case):

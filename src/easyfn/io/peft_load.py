@@ -57,6 +57,7 @@ _KNOWN = frozenset(
         "lora_ga_config",
         "megatron_config",
         "megatron_core",
+        "merge_weights",
         "modules_to_save",
         "peft_type",
         "peft_version",
@@ -199,8 +200,8 @@ def _refuse(folder: Path, config: dict[str, Any], method: Method | None) -> None
 
 
 def _plain(name: str) -> str:
-    """A tensor's name without PEFT's prefix and without the adapter's name that some tools leave in it."""
-    name = name.removeprefix(PREFIX)
+    """A tensor's name without PEFT's prefix, once or twice, and without the adapter's name that some tools leave in it."""
+    name = name.removeprefix(PREFIX).removeprefix(PREFIX)
     return re.sub(r"(lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))\.default(?=\.|$)", r"\1", name)
 
 

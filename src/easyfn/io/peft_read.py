@@ -199,6 +199,17 @@ class Reader:
 
         PEFT holds the head's once more if `ensure_weight_tying` is set. Rows act on both in any case.
         """
+        self._tied(adapter)
+        head = file_name("lm_head.weight", self.rules).removesuffix(".weight")
+        if shared(self.model) and (alone := [name for name in self.left if name.startswith(f"{head}.")]):
+            for name in alone:
+                del self.left[name]
+            self.errors.append(
+                f"{alone[0]} changes the head alone, which is the table of input embeddings in this model. Untie the "
+                "two to load it: config_overrides={'tie_word_embeddings': False}."
+            )
+
+    def _tied(self, adapter: dict[str, Any]) -> None:
         tables = [adapter[path] for path in shared(self.model) if path in adapter]
         kinds = [w for w in tables if not isinstance(w, Rows)]
         if not kinds:
