@@ -114,7 +114,9 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize("way", WRITTEN)
+@pytest.mark.parametrize(
+    "way", [pytest.param(w, marks=pytest.mark.slow if w in ("a8q", "fp8-tensor", "mxfp8") else ()) for w in WRITTEN]
+)
 def test_they_read_what_we_write(dense, tmp_path, way, caplog):
     cfg, layout, tol = WRITTEN[way]
     ours = ef.load(dense, quantize=cfg)
@@ -217,7 +219,9 @@ READ = {
 }
 
 
-@pytest.mark.parametrize("scheme", READ)
+@pytest.mark.parametrize(
+    "scheme", [pytest.param(s, marks=pytest.mark.slow if s in ("W8A16", "MXFP8A16", "FP8") else ()) for s in READ]
+)
 def test_we_read_what_they_write(tmp_path, scheme):
     changes, name, tol = READ[scheme]
     compressed(tmp_path, scheme, **changes)

@@ -209,7 +209,10 @@ def test_parts(cfg):
     close(ef.dense(again), 2 * ef.dense(q), 1e-6)
 
 
-@pytest.mark.parametrize("cfg", [Q("fp8", block="128x128"), Q("nvfp4")], ids=["fp8", "nvfp4"])
+@pytest.mark.parametrize(
+    "cfg",
+    [pytest.param(Q("fp8", block="128x128"), id="fp8"), pytest.param(Q("nvfp4"), id="nvfp4", marks=pytest.mark.slow)],
+)
 def test_quantize_a_model(cfg, key):
     model, ids = ef.init(CONFIG, key=key), jnp.arange(10).reshape(2, 5)
     small = ef.quantize(model, [cfg, Q(cfg.method, pattern="embed_tokens")])

@@ -165,7 +165,7 @@ def file_names(model: Any) -> dict[str, Tensors]:
     from ..models.family import family_of
 
     rules = family_of(model).names(model)
-    out = {}
+    out: dict[str, Tensors] = {}
     for found in find_slots(model):
         singles, shape = expand(found.path), tuple(shape_of(found.weight))
         stacked = singles[0] != found.path

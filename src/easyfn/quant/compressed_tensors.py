@@ -103,7 +103,7 @@ def _make(
     for scheme, own in zip(schemes, names, strict=True):
         mine, rest = dict(zip(own, rest[: len(own)], strict=True)), rest[len(own) :]
         name = jnp.dtype(dtype or common).name
-        read = _float if scheme.weights.get("type", "int") == "float" else _integer
+        read: Any = _float if scheme.weights.get("type", "int") == "float" else _integer
         weights.append(read(path, scheme, name, **mine))
     return join(source, by_row(weights, len(weights) // (source.shape[0] if source.kind == "experts" else 1)))
 
@@ -209,7 +209,7 @@ def write(source: Tensors, weight: Any) -> dict[str, Any]:
     pieces = cut(source, weight)
     out: dict[str, Any] = {}
     for name, piece in zip(source.names, pieces, strict=True):
-        write_one = _integer_tensors if isinstance(piece, (Int8, Grouped)) else _float_tensors
+        write_one: Any = _integer_tensors if isinstance(piece, (Int8, Grouped)) else _float_tensors
         out |= {f"{name}_{part}" if part else name: value for part, value in write_one(piece).items()}
         if isinstance(piece, FP8) and piece.input_scale is not None:
             out[f"{name.rpartition('.')[0]}.input_scale"] = piece.input_scale.reshape(1)
