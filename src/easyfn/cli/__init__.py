@@ -87,7 +87,14 @@ def generate(args: argparse.Namespace) -> None:
 def quantize(args: argparse.Namespace) -> None:
     import easyfn as ef
 
-    model = ef.load(args.checkpoint, quantize=ef.QuantConfig(args.method))
+    cfg = ef.QuantConfig(args.method, args.group_size, refine=args.refine, calibration=args.calibration)
+    if args.calibrate:
+        from .finetune import blocks
+
+        rows = blocks(tokenizer_of(args.checkpoint), Path(args.calibrate).read_text(), 128)[: args.rows]
+        model = ef.calibrate(ef.load(args.checkpoint), [rows[i : i + 8] for i in range(0, len(rows), 8)], cfg)
+    else:
+        model = ef.load(args.checkpoint, quantize=cfg)
     ef.save(model, args.out)
     _copy_tokenizer(args.checkpoint, args.out)
     print(f"{args.out}: {ef.num_bytes(model) / 1e6:.1f} MB in memory")
@@ -179,7 +186,12 @@ def main(arguments: list[str] | None = None) -> None:
     p = commands.add_parser("quantize", help="a checkpoint in fewer bits")
     p.add_argument("checkpoint")
     p.add_argument("out")
-    p.add_argument("--method", default="nf4")
+    p.add_argument("--method", default="nf4", help="nf4, int4, int8, fp8, mxfp4, ...: an unknown one lists them all")
+    p.add_argument("--group-size", type=int, help="entries that share a scale (default: the method's own)")
+    p.add_argument("--refine", help="hqq: better zeros for integer codes, without data")
+    p.add_argument("--calibrate", metavar="TEXT_FILE", help="choose the codes on this text: int4, a4q, a8bit")
+    p.add_argument("--calibration", help="gptq, awq or smooth (default: what suits the method)")
+    p.add_argument("--rows", type=int, default=128, help="rows of 128 tokens to calibrate on")
     p.set_defaults(run=quantize)
 
     p = commands.add_parser("convert", help="another dtype, other shards, an adapter merged; to or from .gguf")
