@@ -343,6 +343,3 @@ def shared(model: Any) -> list[str]:
         return []
     table = input_embeddings(model)
     return [f.path for f in find_slots(model, ("embedding",)) if f.weight is table.weight]
-
-
-_module, _round, _targets, _transposed = module_of, short, targets, transposed_targets

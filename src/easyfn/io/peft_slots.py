@@ -22,8 +22,9 @@ from ..lora.lokr import layout
 from ..lora.vera import parts, projections
 from ..models.family import family_of
 from .names import tensors_for
-from .peft import PREFIX, _module, _round, _targets, _transposed
+from .peft import PREFIX
 from .peft_methods import Method, Tensors, register_method
+from .peft_names import module_of, short, targets, transposed_targets
 from .safetensors import read
 
 LOHA = {"hada_w1_a": "w1_a", "hada_w1_b": "w1_b", "hada_w2_a": "w2_a", "hada_w2_b": "w2_b"}
@@ -61,8 +62,10 @@ def _parts(model: Any, cls: type) -> list[Part]:
                 f"save_adapter: {f.path} holds a {type(f.weight).__name__} beside adapters of the kind {cls.__name__}; "
                 "a file of PEFT's has one kind"
             )
-        if f.slot.role == "experts":
-            raise ValueError(f"save_adapter: {f.path} are experts, which PEFT has no {cls.__name__} for")
+        if f.slot.role in ("experts", "router"):
+            raise ValueError(
+                f"save_adapter: {f.path} is of the kind {f.slot.role!r}, which PEFT has no {cls.__name__} for"
+            )
         names = expand(f.path)
         if cls in (LoHa, LoKr) and tensors_for(names[0], (0, 0), rules).kind == "transposed":
             raise ValueError(
@@ -71,7 +74,7 @@ def _parts(model: Any, cls: type) -> list[Part]:
         alone = dataclasses.replace(f.weight, base=None, **({"key": None} if hasattr(f.weight, "key") else {}))
         for i, path in enumerate(names):
             one = alone if names == [f.path] else jax.tree.map(lambda leaf, i=i: leaf[i], alone)
-            found.append(Part(_module(path, f.slot.role, None, rules)[0], one))
+            found.append(Part(module_of(path, f.slot.role, (1, 1), rules)[0], one))
     return found
 
 
@@ -85,12 +88,12 @@ def _tensors(found: list[Part], fields: Mapping[str, str], flat: bool = False) -
 
 
 def _settings(model: Any, found: list[Part]) -> dict[str, Any]:
-    return {"target_modules": _targets(model, [p.module for p in found]), "modules_to_save": None}
+    return {"target_modules": targets(model, [p.module for p in found]), "modules_to_save": None}
 
 
 def _ranks(found: list[Part]) -> dict[str, Any]:
     """The commonest rank and alpha, and the others by name."""
-    pairs = {p.module: (p.weight.rank, _round(p.weight.scale * p.weight.rank)) for p in found}
+    pairs = {p.module: (p.weight.rank, short(p.weight.scale * p.weight.rank)) for p in found}
     rank, alpha = Counter(pairs.values()).most_common(1)[0][0]
     return {
         "r": rank,
@@ -113,7 +116,7 @@ def _write_ia3(model: Any, config: Mapping[str, Any]) -> tuple[dict[str, Any], d
     if any(any(m.endswith(t) for t in forward) != inputs for m, inputs in inner.items()):  # as PEFT asks
         settings["target_modules"] = sorted(inner)
         forward = sorted(m for m, inputs in inner.items() if inputs)
-    more = {"feedforward_modules": forward, "fan_in_fan_out": _transposed(model), "init_ia3_weights": True}
+    more = {"feedforward_modules": forward, "fan_in_fan_out": transposed_targets(model), "init_ia3_weights": True}
     return {**settings, **more}, _tensors(found, {"ia3_l": "scale"})
 
 
@@ -134,7 +137,7 @@ def _write_vera(model: Any, config: Mapping[str, Any]) -> tuple[dict[str, Any], 
         "projection_prng_key": seed,
         "save_projection": True,
         "vera_dropout": dropout,
-        "fan_in_fan_out": _transposed(model),
+        "fan_in_fan_out": transposed_targets(model),
         "bias": "none",
     }
     return settings, {"base_model.vera_A": a, "base_model.vera_B": b, **_tensors(found, VERA, flat=True)}
