@@ -155,6 +155,8 @@ def test_a_file_of_many_kinds(mixed, tmp_path):
     ids, _ = tokens(2, 9, pad=False)
     want = theirs(path, ids % 96)
     same_logits(model, want, ids % 96)
+    with pytest.raises(ValueError, match="holds quantized already"):
+        ef.load(path, quantize="nf4")
     # To the byte, unstacked and stacked: packed rows are only moved.
     again = ef.save(model, tmp_path / "again.gguf")
     assert tensors_of(again) == tensors_of(path)
@@ -177,6 +179,8 @@ def test_floats_are_read_as_any_others(tmp_path):
     sharded = ef.load(path, stack=True, mesh=ef.make_mesh(fsdp=2, devices=jax.devices()[:2]), quantize="8bit")
     assert {ef.format_of(f.weight) for f in ef.find_slots(sharded, ("linear",))} == {"int8"}
     assert ef.dtype_of(ef.load(path, dtype="bfloat16")) == "bfloat16"
+    w = np.asarray(case.model.layers[2].self_attn.q_proj.weight).astype(np.float16).astype(np.float32)
+    assert np.array_equal(np.asarray(ef.load(path).model.layers[2].self_attn.q_proj.weight), w)
     dense = ef.save(ef.load(path), tmp_path / "folder")
     config = ef.load(dense).config
     assert dataclasses.replace(config, extra=ef.Frozen(), generation=ef.Frozen()) == dataclasses.replace(

@@ -22,13 +22,14 @@ class Change(NamedTuple):
     """A tensor that a file holds in another form. `pattern` is searched in its name in the file.
 
     `read(tensor, config)` and `write(tensor, config)` are inverse; `shape` is the shape that `read` gives to one of a
-    given shape. Where only rows are moved, tensors may be packed.
+    given shape. Where only rows move (`moves`), tensors may be packed, and are read a few rows at a time.
     """
 
     pattern: str
     read: Callable[[np.ndarray, Any], np.ndarray]
     write: Callable[[np.ndarray, Any], np.ndarray]
     shape: Callable[[tuple[int, ...]], tuple[int, ...]] = tuple
+    moves: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +173,12 @@ def _half_to_pairs(heads: Callable[[Any], int]) -> tuple[Callable[..., np.ndarra
 
 
 _PAIRS = (
-    Change(r"\.attn_q\.(weight|bias)$", *_half_to_pairs(lambda c: c.num_attention_heads)),
-    Change(r"\.attn_k\.(weight|bias)$", *_half_to_pairs(lambda c: c.num_key_value_heads or c.num_attention_heads)),
+    Change(r"\.attn_q\.(weight|bias)$", *_half_to_pairs(lambda c: c.num_attention_heads), moves=True),
+    Change(
+        r"\.attn_k\.(weight|bias)$",
+        *_half_to_pairs(lambda c: c.num_key_value_heads or c.num_attention_heads),
+        moves=True,
+    ),
 )
 
 

@@ -181,7 +181,15 @@ def open_gguf(path: Path, config: Any) -> Source:
         if change is None:
             read_into(held[name], out, start=start)
             return
+        target = out.reshape(-1).view(np.uint8)
+        if change.moves:
+            info, rows = file.tensors[name], file.tensors[name].shape[0]
+            table = np.memmap(info.file, np.uint8, "r", info.offset, (rows, info.nbytes // rows))
+            first, target = start // table.shape[1], target.reshape(-1, table.shape[1])
+            order = change.read(np.arange(rows), config)[first : first + len(target)]
+            np.take(table, order, axis=0, out=target, mode="clip")
+            return
         whole = np.ascontiguousarray(change.read(value_of(file, name), config)).reshape(-1).view(np.uint8)
-        out.reshape(-1).view(np.uint8)[:] = whole[start : start + out.nbytes]
+        target[:] = whole[start : start + out.nbytes]
 
     return Source(str(path), held, fill, lambda name: None, [], rules)

@@ -105,9 +105,7 @@ def _json(file: Path) -> dict[str, Any]:
     return data
 
 
-def abstract(
-    config_or_path: Any, *, dtype: Any = None, task: str | None = None, gguf_file: str | None = None
-) -> Any:
+def abstract(config_or_path: Any, *, dtype: Any = None, task: str | None = None, gguf_file: str | None = None) -> Any:
     """A model without numbers: every array is a `jax.ShapeDtypeStruct`. Takes a config, or what `read_config` takes.
 
     Plan, shard, quantize, show and count a model of any size before a byte of it is read.
@@ -119,7 +117,9 @@ def abstract(
     model = ef.abstract(config, dtype="bfloat16")
     ```
     """
-    config = config_or_path if dataclasses.is_dataclass(config_or_path) else read_config(config_or_path, gguf_file=gguf_file)
+    config = (
+        config_or_path if dataclasses.is_dataclass(config_or_path) else read_config(config_or_path, gguf_file=gguf_file)
+    )
     return abstract_config(config, task, None if dtype is None else float_dtype(dtype))
 
 
@@ -250,6 +250,11 @@ def _build(
         from ..quant import encoder
 
         encoders = encoder(abstract_config(config, task, dtype), quantize)
+        if held := [path for path in encoders if path in sources.packed]:
+            raise ValueError(
+                f"load: quantize= selects {held[0]}{', ...' if len(held) > 1 else ''}, which the checkpoint holds "
+                "quantized already. Load it as it is, or quantize the model that ef.dequantize makes of it"
+            )
     shardings: Callable[[Any], Any] | None = None
     if mesh is not None or rules is not None:
         from ..sharding import named_shardings
