@@ -57,7 +57,7 @@ def reference(name, ids, mask, **options):
         )
 
 
-def same(name, *, seed=0, **options):
+def same(name, *, seed=0, apart=False, **options):
     ids, mask = prompts(seed=seed)
     options = {"num_beams": 3, "eos_token_id": _stops(name), **options}
     theirs = reference(name, ids, mask, **options)
@@ -65,6 +65,7 @@ def same(name, *, seed=0, **options):
         CASES[name].model(), ids, attention_mask=mask, max_new_tokens=NEW, pad_token_id=0, output_scores=True, **options
     )
     lengths = np.asarray(ours.lengths)
+    assert lengths.min() < lengths.max() or not apart
     assert ours.sequences.shape == theirs.sequences.shape
     for row, length in enumerate(lengths):  # beyond the end transformers fills with its eos where the pad id is 0
         np.testing.assert_array_equal(np.asarray(ours.sequences)[row, :length], theirs.sequences[row, :length].numpy())
@@ -78,19 +79,20 @@ def same(name, *, seed=0, **options):
     return ours
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+QUICK = ("llama", "mistral", "mamba2", "t5")  # dense caches, rings, recurrent states, cross caches
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
 def test_every_family_is_transformers(name):
-    """Dense caches, rings, recurrent states, cross caches; rows of different lengths; several ids that end them."""
-    ours = same(name, num_return_sequences=2)
-    lengths = np.asarray(ours.lengths)
-    assert lengths.min() < lengths.max() or name in ("mistral",)
+    """Rows of different lengths, several ids that end them."""
+    same(name, num_return_sequences=2)
 
 
 OPTIONS = {
     "early": {"early_stopping": True, "num_return_sequences": 3},
     "never": {"early_stopping": "never", "length_penalty": 0.6},
     "long": {"early_stopping": "never", "length_penalty": 2.0, "num_return_sequences": 3},
-    "short": {"length_penalty": -1.0, "num_beams": 4, "num_return_sequences": 4},
+    "short": {"apart": True, "length_penalty": -1.0, "num_beams": 4, "num_return_sequences": 4},
     "no end": {"eos_token_id": -1, "num_beams": 2},
     "processors": {
         "repetition_penalty": 1.4,
@@ -120,13 +122,6 @@ def test_stacked_layers_and_padding_on_the_right():
     ids, mask = prompts(right=True)
     right = ef.generate(model, ids, attention_mask=mask, **options)
     np.testing.assert_array_equal(listed.new_tokens, right.new_tokens)
-    t5 = CASES["t5"].model()
-    ids, mask = prompts()
-    options = {"num_beams": 3, "max_new_tokens": NEW, "eos_token_id": _stops("t5")}
-    np.testing.assert_array_equal(
-        ef.generate(t5, ids, attention_mask=mask, **options).sequences,
-        ef.generate(ef.stack(t5), ids, attention_mask=mask, **options).sequences,
-    )
 
 
 def test_beam_sampling_draws_without_replacement():
@@ -193,20 +188,22 @@ def test_inside_jit_and_with_a_cache():
 def test_the_loop_holds_two_caches():
     """Beams that change places need a second cache to be gathered into, and no third."""
     model = CASES["llama-tied"].model()
-    call = prepare(model, np.full((2, 5), 7), None, None, None, (), ef.Runtime(), {"max_new_tokens": 1019, "num_beams": 4})
+    call = prepare(
+        model, np.full((2, 5), 7), None, None, None, (), ef.Runtime(), {"max_new_tokens": 1019, "num_beams": 4}
+    )
     compiled = run_beams.lower(model, call.data, plan=call.plan).compile()
     cache = sum(leaf.nbytes for leaf in jax.tree.leaves(ef.init_cache(model, 8, 1024).layers))
     assert compiled.memory_analysis().temp_size_in_bytes < 3.3 * cache
 
 
 def test_reorder_finds_the_rows_of_every_cache():
-    for name in ("llama", "mistral", "mamba2", "t5"):
+    for name in QUICK:
         for model in (CASES[name].model(), ef.stack(CASES[name].model())):
-            cache = ef.init_cache(model, 5, 9)
-            swapped = ef.reorder(cache, [4, 0])
+            cache = jax.eval_shape(lambda model=model: ef.init_cache(model, 5, 9))
+            swapped = jax.eval_shape(lambda cache: ef.reorder(cache, [4, 0]), cache)
             for leaf, axis in zip(jax.tree.leaves(swapped.layers), cache.batch_axes, strict=True):
                 assert leaf.shape[axis] == 2
-            assert ef.fork(cache, 3).positions.shape == (15,)
+            assert jax.eval_shape(lambda cache: ef.fork(cache, 3), cache).positions.shape == (15,)
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def make_context(
     context = Context(
         position_ids=positions,
         segment_ids=segments,
-        slots=start[..., None] + jnp.arange(length, dtype=jnp.int32),
+        slots=start[..., None] + jnp.arange(length, dtype=jnp.int32).reshape((1,) * start.ndim + (length,)),
         cached_segment_ids=None if cache is None else cache.segment_ids,
         fresh=fresh,
         **more,

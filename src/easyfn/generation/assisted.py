@@ -21,13 +21,13 @@ import jax.numpy as jnp
 from .._forward import init_cache
 from ..nn.cache import Cache, widen
 from .chain import join
-from .loop import is_one_of
-from .loop import start as start_plain
+from .loop import is_one_of, start as start_plain
 from .model import prefill, run_tokens
 from .plan import Data, Plan, slots
 from .prompt import align, copies
 from .result import Generation
 from .state import process
+from .stop import follow
 
 
 class Carry(NamedTuple):
@@ -197,9 +197,7 @@ def _rowwise(
 
     def one(memory: Any, row: jax.Array, score: jax.Array, at: jax.Array) -> tuple[jax.Array, Any]:
         lift = lambda x: x[None]
-        score, memory = process(
-            processors, jax.tree.map(lift, memory), row[None], score[None], at, plan.prompt_length
-        )
+        score, memory = process(processors, jax.tree.map(lift, memory), row[None], score[None], at, plan.prompt_length)
         return score[0], jax.tree.map(lambda x: x[0], memory)
 
     return jax.vmap(one)(memories, ids, logits.astype(jnp.float32), length)
@@ -222,7 +220,7 @@ def score(carry: Carry, ids: jax.Array, logits: Any, data: Data, plan: Plan) -> 
 
 def judge(proposal: Proposal, scores: jax.Array, keys: Any) -> tuple[jax.Array, jax.Array]:
     """How many drafted tokens are kept `(rows,)`, and the token that follows them `(rows,)`."""
-    rows, many = proposal.tokens.shape
+    many = proposal.tokens.shape[1]
     there = jnp.arange(many, dtype=jnp.int32)[None] < proposal.count[:, None]
     leading = lambda good: jnp.sum(jnp.cumprod(good & there, axis=1), axis=1, dtype=jnp.int32)
     if keys is None:
@@ -251,9 +249,8 @@ def ending(new: jax.Array, state: Any, data: Data, plan: Plan) -> tuple[jax.Arra
         return ends, None
 
     def one(state: jax.Array, token: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        after = data.stop[state, token].astype(jnp.int32)
-        state = jnp.maximum(after, 0)
-        return state, (after < 0, state)
+        state, hit = follow(data.stop, state, token)
+        return state, (hit, state)
 
     _, (stopped, states) = jax.lax.scan(one, state, new.T)
     return ends | stopped.T, states.T

@@ -19,6 +19,7 @@ from .plan import Data, Plan
 from .prompt import begin, mask_name, spread
 from .result import Generation
 from .state import process
+from .stop import follow
 
 _OUT = -1.0e9  # transformers' score of what is not to be chosen
 
@@ -121,8 +122,8 @@ def advance(carry: Carry, logits: jax.Array, keys: Any, data: Data, plan: Plan) 
     )
     hit, stop = is_one_of(token, plan.eos), carry.stop
     if stop is not None:
-        stop = data.stop[_pick(stop, parent), token].astype(jnp.int32)
-        hit, stop = hit | (stop < 0), jnp.maximum(stop, 0)
+        stop, said = follow(data.stop, _pick(stop, parent), token)
+        hit = hit | said
     hit = hit | (carry.length + 1 >= plan.max_length)
 
     going = log_p + hit * _OUT
@@ -161,9 +162,7 @@ def _end(carry: Carry, extended: Beams, hit: jax.Array, data: Data, plan: Plan) 
     if plan.early_stopping is True:
         scores = scores + jnp.all(carry.is_ended, axis=1, keepdims=True) * _OUT
     scores = scores + ~carry.open[:, None] * _OUT + ~just * _OUT
-    both = jax.tree.map(
-        lambda a, b: jnp.concatenate([a, b], axis=1), carry.ended, extended._replace(scores=scores)
-    )
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), carry.ended, extended._replace(scores=scores))
     best = jax.lax.top_k(both.scores, width)[1]
     is_ended = jnp.concatenate([carry.is_ended, just], axis=1)
     return Beams(*(_pick(x, best) for x in both)), _pick(is_ended, best)

@@ -52,7 +52,9 @@ def negative(model: Any, rows: int, ids: Any, mask: Any) -> tuple[Any, Any] | No
     """The prompt to be guided away from: by default (`None`) the last token of the prompt, as in transformers."""
     if ids is None:
         if mask is not None:
-            raise ValueError("generate: negative_prompt_attention_mask belongs to negative_prompt_ids, which are not given")
+            raise ValueError(
+                "generate: negative_prompt_attention_mask belongs to negative_prompt_ids, which are not given"
+            )
         return None
     ids, mask = prompt(model, ids, mask, "negative_prompt_ids")
     if ids.shape[0] not in (1, rows):

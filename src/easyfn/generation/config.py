@@ -45,7 +45,7 @@ class GenerationConfig:
     do_sample: bool | None = None
     num_beams: int | None = None
     early_stopping: bool | str | None = None
-    length_penalty: float | None = None
+    length_penalty: Any = None
     temperature: Any = None
     top_k: int | None = None
     top_p: Any = None

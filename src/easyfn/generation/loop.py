@@ -16,6 +16,7 @@ from .prompt import Begun, begin, last, mask_name, recorded, spread
 from .result import Generation
 from .sampling import draw
 from .state import process
+from .stop import follow
 
 
 class Carry(NamedTuple):
@@ -112,8 +113,8 @@ def choose(carry: Carry, logits: jax.Array, row_keys: Any, data: Data, plan: Pla
     token = jnp.where(carry.done, plan.pad, token)
     ended, stop = is_one_of(token, plan.eos), carry.stop
     if stop is not None:
-        stop = data.stop[stop, token].astype(jnp.int32)
-        ended, stop = ended | (stop < 0), jnp.maximum(stop, 0)
+        stop, hit = follow(data.stop, stop, token)
+        ended = ended | hit
     found = {name: x for name, x in (("scores", scores), ("logits", raw)) if name in plan.outputs}
     return Carry(
         length=carry.length + 1,

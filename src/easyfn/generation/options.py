@@ -51,7 +51,10 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "token_healing": ((False,), "it rewrites the prompt with a tokenizer; cut the prompt's last token yourself"),
     "watermarking_config": ((), "its green lists come from torch's random numbers; write it as one of processors="),
     "is_assistant": ((False,), "transformers sets it on its own drafts; give the draft as assistant_model="),
-    "assistant_early_exit": ((), "easyfn drafts with a model of its own, assistant_model=, or prompt_lookup_num_tokens="),
+    "assistant_early_exit": (
+        (),
+        "easyfn drafts with a model of its own, assistant_model=, or prompt_lookup_num_tokens=",
+    ),
     "assistant_ensemble_weight": ((), "it biases what is sampled; drafts here never change the distribution"),
     "speculation_type": ((), "give assistant_model= or prompt_lookup_num_tokens="),
     "num_assistant_tokens_schedule": (("constant",), "every round of a compiled loop drafts num_assistant_tokens"),

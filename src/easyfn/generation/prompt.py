@@ -71,7 +71,9 @@ def _run(
     cache, fresh = data.cache, data.cache is None or (plan.resumed == 0 and empty(data.cache))
     if cache is None and (plan.recorded or plan.drafted):
         # Attentions are by slot, so rings become as long as the sequence; and drafted tokens can be taken back.
-        cache = widen(init_cache(model, ids.shape[0], slots(plan, data)), slots(plan, data) if plan.recorded else plan.drafted)
+        cache = widen(
+            init_cache(model, ids.shape[0], slots(plan, data)), slots(plan, data) if plan.recorded else plan.drafted
+        )
     ids, mask = ids[:, plan.resumed :], mask[:, plan.resumed :]
     inputs = {**inputs, **plan.inputs, "max_length": slots(plan, data)}
     length = ids.shape[1]

@@ -1,7 +1,7 @@
 """Stop strings: an automaton over bytes (Aho and Corasick 1975), followed one token at a time inside the loop.
 
 A state is the longest end of the text that begins a stop string. `stop_table(...)[state, token]` is the state after a
-token, or -1 where a stop string ends within it: the moment at which transformers' `StopStringCriteria` stops.
+token, or `-state - 1` where a stop string ends within it: the moment at which transformers' `StopStringCriteria` stops.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def stop_table(tokenizer: Any, strings: Sequence[str], vocab_size: int | None = 
     table[:, unknown] = 0
     if not stopped.any():
         raise ValueError(f"generate: no token of the tokenizer can end any of stop_strings={list(strings)}")
-    return np.where(stopped, -1, table).astype(np.int32)
+    return np.where(stopped, -table - 1, table).astype(np.int32)
 
 
 def _automaton(words: Sequence[bytes]) -> np.ndarray:
@@ -72,13 +72,18 @@ def _automaton(words: Sequence[bytes]) -> np.ndarray:
     return np.where(np.asarray(ends)[table], -table - 1, table)
 
 
+def follow(table: jax.Array, state: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The states after a token, and whether a stop string ends within it."""
+    after = table[state, token]
+    return jnp.where(after < 0, -after - 1, after), after < 0
+
+
 def walk(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """The state of each row after its prompt `(rows, columns)`, -1 being padding."""
+    """The state of each row after its prompt `(rows, columns)`, -1 being padding. A stop string in a prompt stops
+    nothing, but its end may begin another one."""
 
     def one(state: jax.Array, token: jax.Array) -> tuple[jax.Array, None]:
-        after = table[state, jnp.maximum(token, 0)]
-        # A stop string in the prompt stops nothing, but its end may begin another one.
-        return jnp.where(token < 0, 0, jnp.maximum(after, 0)).astype(jnp.int32), None
+        return jnp.where(token < 0, 0, follow(table, state, jnp.maximum(token, 0))[0]), None
 
     return jax.lax.scan(one, jnp.zeros((ids.shape[0],), jnp.int32), ids.T)[0]
 

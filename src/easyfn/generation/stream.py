@@ -94,9 +94,7 @@ def stream_text(model: Any, ids: Any, tokenizer: Any, **options: Any) -> Iterato
     return _texts(_checked(model, ids, adapter_ids, {**call, "options": options, "tokenizer": tokenizer}), tokenizer)
 
 
-def _checked(
-    model: Any, ids: Any, adapter_ids: Any, call: dict[str, Any]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _checked(model: Any, ids: Any, adapter_ids: Any, call: dict[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Checks at once; runs when asked for the first column."""
     plan, data = prepare(model, ids, **call)
     for name in sorted(plan.outputs):

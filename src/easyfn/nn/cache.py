@@ -117,8 +117,8 @@ def write(buffer: jax.Array, new: jax.Array, start: jax.Array, axis: int = 2) ->
 
 def _ring_slots(last: jax.Array, size: int) -> jax.Array:
     """Which slot each place of a ring holds once slot `last` was written; negative if nothing yet."""
-    last, place = last[..., None], jnp.arange(size)
-    return last - (last - place) % size
+    place = jnp.arange(size).reshape((1,) * last.ndim + (size,))
+    return last[..., None] - (last[..., None] - place) % size
 
 
 def _newest(start: jax.Array, count: int, size: int) -> tuple[jax.Array, jax.Array]:
@@ -176,7 +176,9 @@ def reorder(cache: Cache, rows: Any) -> Cache:
     leaves, tree = jax.tree.flatten(cache.layers)
     if len(leaves) != len(cache.batch_axes):
         raise ValueError("reorder: the cache does not know its rows; make it with ef.init_cache or ef.prefill")
-    taken = [x if axis is None else jnp.take(x, rows, axis=axis) for x, axis in zip(leaves, cache.batch_axes, strict=True)]
+    taken = [
+        x if axis is None else jnp.take(x, rows, axis=axis) for x, axis in zip(leaves, cache.batch_axes, strict=True)
+    ]
     return dataclasses.replace(
         cache,
         layers=jax.tree.unflatten(tree, taken),
