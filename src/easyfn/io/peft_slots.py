@@ -51,7 +51,7 @@ class Read(NamedTuple):
     config: Mapping[str, Any]
 
 
-def _parts(model: Any, cls: type) -> list[Part]:
+def _parts(model: Any, cls: Any) -> list[Part]:
     rules = family_of(model).names(model)
     found = []
     for f in find_slots(model):
@@ -259,9 +259,9 @@ def _share(adapter: dict[str, VeRA], config: Mapping[str, Any], left: Tensors) -
     out = max(w.b.shape[0] for w in adapter.values())
     into = max(w.a.shape[1] for w in adapter.values())
     rank = config.get("r", 256)
-    info = [left.pop(f"base_model.vera_{name}", None) for name in "AB"]
-    if None not in info:
-        whole = tuple(read(x) for x in info)
+    a, b = (left.pop(f"base_model.vera_{name}", None) for name in "AB")
+    if a is not None and b is not None:
+        whole = (read(a), read(b))
     elif config.get("save_projection", True):
         return adapter, ["the file lacks vera_A and vera_B, which save_projection=true promises"]
     else:
@@ -274,7 +274,9 @@ def _share(adapter: dict[str, VeRA], config: Mapping[str, Any], left: Tensors) -
         size: [np.asarray(x) for x in parts((whole[0][:rank], whole[1][:, :rank]), *size, whole[0].dtype)]
         for size in cut
     }
-    full = lambda w: dict(zip(("a", "b"), pairs[w.b.shape[0], w.a.shape[1]], strict=True))
+    full: Callable[[VeRA], dict[str, Any]] = lambda w: dict(
+        zip(("a", "b"), pairs[w.b.shape[0], w.a.shape[1]], strict=True)
+    )
     return {path: dataclasses.replace(w, **full(w)) for path, w in adapter.items()}, []
 
 
@@ -287,7 +289,8 @@ def _make_loha(of: Read) -> LoHa:
 def _make_lokr(of: Read) -> LoKr:
     rank, scale = _scale(of)
     both, factor = bool(of.config.get("decompose_both")), int(of.config.get("decompose_factor") or -1)
-    _fits(of, layout(*of.shape, rank, both, factor))
+    out, into = of.shape
+    _fits(of, layout(out, into, rank, both, factor))
     return LoKr(None, **of.got, scale=scale, rank=rank)
 
 
