@@ -81,8 +81,9 @@ def apply_loha(
             k1, k2, k3 = jax.random.split(key, 3)
             last = jnp.zeros((*lead, rank, into), jnp.float32)
             shapes = ((out, rank), (rank, into), (out, rank))
-            drawn = (uniform(k, *lead, *shape) for k, shape in zip((k1, k2, k3), shapes, strict=True))
-            return LoHa(w, *(x.astype(dtype or jnp.float32) for x in (*drawn, last)), scale=scale)
+            drawn = [uniform(k, *lead, *shape) for k, shape in zip((k1, k2, k3), shapes, strict=True)]
+            one_a, one_b, two_a, two_b = (x.astype(dtype or jnp.float32) for x in (*drawn, last))
+            return LoHa(w, one_a, one_b, two_a, two_b, scale=scale)
 
         return dataclasses.replace(fresh(f, key, make), base=f.weight)
 

@@ -138,9 +138,10 @@ def _pair(w: LoKr, n: int) -> list[Any]:
 @dense.register(LoKr)
 def _(w: LoKr) -> jax.Array:
     base = dense(w.base)
-    precise = {"precision": lax.Precision.HIGHEST}
     one, two = ([p.astype(jnp.float32) for p in _pair(w, n)] for n in (1, 2))
-    first, second = (p[0] if len(p) == 1 else jnp.matmul(*p, **precise) for p in (one, two))
+    first, second = (
+        p[0] if len(p) == 1 else jnp.matmul(p[0], p[1], precision=lax.Precision.HIGHEST) for p in (one, two)
+    )
     change = w.scale * jnp.einsum("...lm,...kn->...lkmn", first, second)
     return (base.astype(jnp.float32) + change.reshape(base.shape)).astype(base.dtype)
 

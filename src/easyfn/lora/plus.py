@@ -52,7 +52,7 @@ def lora_plus(
             if is_leaf(node):
                 return group or ("b" if getattr(node, "ndim", 2) == 1 else "a")
             if isinstance(node, LoRA) and group is None:
-                fast = {name: "a" if name == "a" else "b" for name in arrays(node)}
+                fast: dict[str, Any] = {name: "a" if name == "a" else "b" for name in arrays(node)}
                 return dataclasses.replace(node, **fast)
             return rebuild(node, lambda name, child: go(join(path, name), child, group))
 

@@ -80,7 +80,7 @@ def apply_vera(
     number = jnp.dtype(dtype or jnp.float32)
     sizes = [shape_of(f.weight)[-2:] for f in chosen]
     whole = projections(rank, max(s[0] for s in sizes), max(s[1] for s in sizes), projection_prng_key)
-    shared = {size: parts(whole, *size, number) for size in set(sizes)}
+    shared = {size: parts(whole, size[0], size[1], number) for size in set(sizes)}
 
     def adapter(f: Found) -> VeRA:
         a, b = shared[tuple(shape_of(f.weight)[-2:])]
