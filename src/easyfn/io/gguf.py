@@ -231,9 +231,9 @@ def write_gguf(
         kind, data = _encode(key, value)
         head += [_text(key), struct.pack("<I", kind), data]
     offset = 0
-    for name, (kind, shape, nbytes) in tensors.items():
+    for name, (form, shape, nbytes) in tensors.items():
         head += [_text(name), struct.pack("<I", len(shape)), struct.pack(f"<{len(shape)}Q", *reversed(shape))]
-        head.append(struct.pack("<IQ", KINDS[kind][0], offset))
+        head.append(struct.pack("<IQ", KINDS[form][0], offset))
         offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
     with open(path, "wb") as file:
         text = b"".join(head)

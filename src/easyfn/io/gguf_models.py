@@ -185,9 +185,9 @@ def open_gguf(path: Path, config: Any) -> Source:
         if change.moves:
             info, rows = file.tensors[name], file.tensors[name].shape[0]
             table = np.memmap(info.file, np.uint8, "r", info.offset, (rows, info.nbytes // rows))
-            first, target = start // table.shape[1], target.reshape(-1, table.shape[1])
-            order = change.read(np.arange(rows), config)[first : first + len(target)]
-            np.take(table, order, axis=0, out=target, mode="clip")
+            first, some = start // table.shape[1], target.reshape(-1, table.shape[1])
+            order = change.read(np.arange(rows), config)[first : first + len(some)]
+            np.take(table, order, axis=0, out=some, mode="clip")
             return
         whole = np.ascontiguousarray(change.read(value_of(file, name), config)).reshape(-1).view(np.uint8)
         target[:] = whole[start : start + out.nbytes]

@@ -51,7 +51,7 @@ def _byte_level(said: Mapping[str, Any], split: str | None) -> Any:
     vocab = {token: number for number, token in enumerate(said["tokens"])}
     merges = [tuple(merge.split(" ", 1)) for merge in said.get("merges", [])]
     tokenizer = Tokenizer(models.BPE(vocab, merges, ignore_merges=split is not None))
-    cut = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
+    cut: Any = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
     if split is not None:
         cut = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), cut])
     tokenizer.pre_tokenizer = cut
