@@ -112,6 +112,12 @@ def test_gradient_of_the_input_is_that_of_the_dense_weight(method):
     assert not any(jax.tree.leaves(ef.trainable(q)))
 
 
+def test_a8bit_of_other_hardware():
+    """The product in bfloat16 is the integer product: both are exact."""
+    q, x = encoded("a8bit", 24, 256), matrix(3, 256, seed=1)
+    assert off(quant.int8._codes(q, x), quant.int8._digits(q, x, 1)) < 1e-6
+
+
 def test_8bit_is_exact_where_a_gradient_is_taken():
     q, x = encoded("8bit", 24, 256), matrix(3, 256, seed=1)
     want = x @ ef.dense(q).T
@@ -179,6 +185,7 @@ def test_a_model_of_it(model, method):
     assert jax.tree.map(lambda a: (a.shape, a.dtype), abstract) == jax.tree.map(lambda a: (a.shape, a.dtype), small)
     logits = ef.forward(small, ids).logits
     assert off(ef.forward(stacked, ids).logits, logits) < 1e-5
+    assert ef.flops(small, 2, 8) == ef.flops(model, 2, 8) and ef.num_params(small) == ef.num_params(model)
     assert off(logits, ef.forward(ef.dequantize(small), ids).logits) < (1e-5 if method == "int4" else 0.03)
     sharded = ef.fully_gather(ef.quantize(ef.fully_shard(model), method))
     jax.tree.map(np.testing.assert_array_equal, sharded, small)
@@ -219,7 +226,11 @@ def test_default_groups_and_what_does_not_fit(model):
         (model, ef.QuantConfig("int4", double_quant=True), "has no double_quant"),
         (ef.init(ef.nn.Linear(65, 4), key=jax.random.key(0)), ef.QuantConfig("int4"), "no even group.*8bit"),
         (ef.init(ef.nn.Linear(65, 4), key=jax.random.key(0)), ef.QuantConfig("int4", 13), "must be even"),
-        (ef.init(ef.nn.Linear(40, 4), key=jax.random.key(0)), ef.QuantConfig("a8q"), "a8q has blocks of 32.*rows of 40"),
+        (
+            ef.init(ef.nn.Linear(40, 4), key=jax.random.key(0)),
+            ef.QuantConfig("a8q"),
+            "a8q has blocks of 32.*rows of 40",
+        ),
     ]:
         with pytest.raises(ValueError, match=words):
             ef.quantize(which, cfg)

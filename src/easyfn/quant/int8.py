@@ -122,9 +122,18 @@ def _wide(w: Int8, rows: jax.Array) -> jax.Array:
     return inner(rows, w.codes.astype(rows.dtype)) * (w.scales[:, 0] * (1 / 127))[None]
 
 
+def _codes(w: Int8, rows: jax.Array) -> jax.Array:
+    """The integer product of one digit in bfloat16, which is exact: for hardware with no fast int8 product of few rows."""
+    codes, steps = row_codes(rows, "int8")
+    return _wide(w, codes[:, 0].astype(jnp.bfloat16)) * steps[:, 0]
+
+
 def _product(w: Int8, rows: jax.Array) -> jax.Array:
+    def one(w: Int8, rows: jax.Array) -> jax.Array:
+        return _digits(w, rows, 1)
+
     if w.activations is not None:
-        return _digits(w, rows.astype(jnp.float32), 1)
+        return lax.platform_dependent(w, rows.astype(jnp.float32), cpu=one, default=_codes)
 
     def thin(w: Int8, rows: jax.Array) -> jax.Array:
         return _digits(w, rows.astype(jnp.float32), 2)
