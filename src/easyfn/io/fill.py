@@ -233,7 +233,11 @@ def assemble(
                     np.copyto(part, value)
                 continue
             t, dtype = sources.of[single], wanted[single]
-            read = reader(t, dtype, source, lambda t, dtype=dtype: _dense(t.shape, dtype, [t], source, None), _read)
+
+            def whole(t: Tensors, dtype: Any = dtype) -> jax.Array:
+                return _dense(t.shape, dtype, [t], source, None)
+
+            read = reader(t, dtype, source, whole, _read)
             encode_into(mine, t, dtype, read, encoders[single])
         return jax.tree.unflatten(treedef, parts)
 

@@ -155,7 +155,7 @@ def calibrate(model: Any, batches: Iterable[Any], cfg: Config, *, sequential: bo
     new = {p: encode_checked(c, p, found[p].weight) for p, c in configs.items() if c.calibration is None}
     current = model
     for group in _passes(mine, sequential, memory):
-        for name in dict.fromkeys(configs[f.path].calibration for f in group):
+        for name in dict.fromkeys(str(configs[f.path].calibration) for f in group):
             here = [f for f in group if configs[f.path].calibration == name]
             seen = _observe(current, data, CALIBRATIONS[name], {f.path for f in here})
             new |= {f.path: _encode(configs[f.path], f, seen.pop(f.path)) for f in here}
