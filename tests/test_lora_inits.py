@@ -52,7 +52,7 @@ def loftq_of_peft(weight, rank, iterations):
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_loftq_is_pefts(model, iterations):
     small = ef.quantize(model, "nf4")
-    tuned = ef.loftq(small, model, rank=4, alpha=4, key=KEY, iterations=iterations)
+    tuned = ef.loftq(small, model, "up_proj", rank=4, alpha=4, key=KEY, iterations=iterations)
     w = tuned.model.layers[1].mlp.up_proj.weight
     base, a, b = loftq_of_peft(model.model.layers[1].mlp.up_proj.weight, 4, iterations)
     np.testing.assert_allclose(ef.dense(w.base), base, atol=1e-6)
@@ -63,19 +63,19 @@ def test_loftq_gives_back_what_quantizing_lost(model):
     small = ef.quantize(model, "nf4")
     lost = lambda m: float(jnp.linalg.norm(ef.dense(m.model.layers[1].mlp.up_proj.weight) - ef.params(model)[UP]))
     plain = lost(small)
-    errors = [lost(ef.loftq(small, model, rank=8, alpha=3, key=KEY, iterations=n)) for n in (1, 2, 5)]
+    errors = [lost(ef.loftq(small, model, "up_proj", rank=8, alpha=3, key=KEY, iterations=n)) for n in (1, 2, 5)]
     assert plain > errors[0] > errors[1] > errors[2]
     one = ef.loftq(small, model, "up_proj", rank=8, key=KEY)
     assert all(a is b for a, b in zip(jax.tree.leaves(ef.remove_lora(one)), jax.tree.leaves(small), strict=True))
-    stacked = ef.loftq(ef.stack(small), ef.stack(model), rank=8, alpha=3, key=KEY, iterations=2)
-    listed = ef.loftq(small, model, rank=8, alpha=3, key=KEY, iterations=2)
+    stacked = ef.loftq(ef.stack(small), ef.stack(model), "up_proj", rank=8, alpha=3, key=KEY, iterations=2)
+    listed = ef.loftq(small, model, "up_proj", rank=8, alpha=3, key=KEY, iterations=2)
     np.testing.assert_allclose(
         ef.dense(stacked.model.layers[0].blocks[0].mlp.up_proj.weight)[1],
         ef.dense(listed.model.layers[1].mlp.up_proj.weight),
         atol=1e-5,
     )
     eight = ef.quantize(model, "8bit")
-    assert lost(ef.loftq(eight, model, rank=8, key=KEY)) < lost(eight)
+    assert lost(ef.loftq(eight, model, "up_proj", rank=8, key=KEY)) < lost(eight)
     with pytest.raises(ValueError, match="moved a part"):
         ef.remove_lora(listed)
     with pytest.raises(ValueError, match="is quantized"):
@@ -154,8 +154,8 @@ def test_eva_on_stacked_and_quantized_models():
     case = CASES["llama"]
     ids = tokens(pad=False)[0]
     small = ef.quantize(case.model(), "8bit")
-    listed = ef.apply_eva(small, [ids], "mlp", rank=2, rho=1.0, key=KEY)
-    stacked = ef.apply_eva(ef.stack(small), [ids], "mlp", rank=2, rho=1.0, key=KEY)
+    listed = ef.apply_eva(small, [ids], "down_proj", rank=2, rho=1.0, key=KEY)
+    stacked = ef.apply_eva(ef.stack(small), [ids], "down_proj", rank=2, rho=1.0, key=KEY)
     assert jax.tree.structure(stacked) == jax.tree.structure(ef.stack(listed))
     mine = lambda m: np.asarray(ef.unstack(m).model.layers[2].mlp.down_proj.weight.a)
     assert cosines(mine(listed), mine(stacked)).min() > 0.999

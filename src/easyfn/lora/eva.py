@@ -29,7 +29,7 @@ def apply_eva(
     rank: int = 8,
     alpha: int | float = 16,
     key: jax.Array,
-    rho: float = 2.0,
+    rho: int | float = 2.0,
     whiten: bool = False,
     adjust_scaling_factors: bool = True,
     rank_pattern: Mapping[str, int] | None = None,

@@ -19,10 +19,10 @@ from .weight import LoRA
 def lora_plus(
     model: Any,
     optimizer: Callable[[Any], optax.GradientTransformation],
-    learning_rate: float | Callable[[Any], Any],
+    learning_rate: int | float | Callable[[Any], Any],
     *,
-    ratio: float = 16.0,
-    embedding_learning_rate: float | Callable[[Any], Any] = 1e-6,
+    ratio: int | float = 16,
+    embedding_learning_rate: int | float | Callable[[Any], Any] = 1e-6,
 ) -> optax.GradientTransformation:
     """An optimizer for the adapters of `model` with the learning rates of LoRA+, in the groups of PEFT.
 

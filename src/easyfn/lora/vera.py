@@ -47,7 +47,7 @@ def apply_vera(
     pattern: Pattern = "all-linear",
     *,
     rank: int = 256,
-    d_initial: float = 0.1,
+    d_initial: int | float = 0.1,
     dropout: int | float = 0.0,
     projection_prng_key: int = 0,
     layers: int | Sequence[int] | None = None,
