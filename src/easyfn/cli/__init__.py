@@ -139,7 +139,7 @@ def _copy_tokenizer(source: str, target: str) -> None:
         shutil.copy(path, target)
 
 
-def finetune(args: argparse.Namespace) -> None:
+def run_finetune(args: argparse.Namespace) -> None:
     import easyfn as ef
 
     from .finetune import tune
@@ -152,7 +152,7 @@ def finetune(args: argparse.Namespace) -> None:
     print(f"{args.out}: loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps")
 
 
-def demo(args: argparse.Namespace) -> None:
+def run_demo(args: argparse.Namespace) -> None:
     from .demo import run
 
     run(args.checkpoint, args.text, Path(args.out), args.steps)
@@ -210,14 +210,14 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--rank", type=int, default=8)
     p.add_argument("--quantize", help="train on a quantized base: 8bit, nf4")
     dtype_option(p)
-    p.set_defaults(run=finetune)
+    p.set_defaults(run=run_finetune)
 
     p = commands.add_parser("demo", help="the main job on a checkpoint, step by step")
     p.add_argument("checkpoint")
     p.add_argument("text", help="a text file to learn")
     p.add_argument("--out", default="out")
     p.add_argument("--steps", type=int, default=120)
-    p.set_defaults(run=demo)
+    p.set_defaults(run=run_demo)
 
     args = parser.parse_args(arguments)
     try:
