@@ -112,10 +112,11 @@ def test_a_conversation_goes_on_with_its_cache():
     """Rows that ended early go on too: what was written after their end is padding."""
     model = CASES["llama"].model()
     ids, mask = prompts(rows=2)
-    free = ef.generate(model, ids, attention_mask=mask, max_new_tokens=NEW, eos_token_id=-1)
+    diverse = {"max_new_tokens": NEW, "pad_token_id": 0, "repetition_penalty": 1.9}
+    free = ef.generate(model, ids, attention_mask=mask, eos_token_id=-1, **diverse)
     rows = np.asarray(free.new_tokens)[:, :-1].tolist()
     end = next(t for row, other in (rows, rows[::-1]) for t in row if t not in other)
-    options = {"max_new_tokens": NEW, "eos_token_id": end, "pad_token_id": 0}
+    options = {**diverse, "eos_token_id": end}
     empty = ef.init_cache(model, 2, 40)
     first = ef.generate(model, ids, attention_mask=mask, cache=empty, return_cache=True, **options)
     width = first.sequences.shape[1]

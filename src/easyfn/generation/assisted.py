@@ -24,7 +24,7 @@ from .chain import join
 from .loop import is_one_of, start as start_plain
 from .model import prefill, run_tokens
 from .plan import Data, Plan, slots
-from .prompt import align, copies
+from .prompt import align, copies, last
 from .result import Generation
 from .state import process
 from .stop import follow
@@ -44,7 +44,7 @@ class Carry(NamedTuple):
 
 class Proposal(NamedTuple):
     tokens: jax.Array  # [rows, drafted]
-    count: jax.Array  # [rows] how many of them there are
+    number: jax.Array  # [rows] how many of them there are
     probabilities: jax.Array | None  # [rows, drafted, vocab], those they were drawn from; None: said for certain
 
 
@@ -109,11 +109,11 @@ def turn(model: Any, carry: Carry, keys: Any, data: Data, plan: Plan) -> Carry:
     out = run_tokens(model, jnp.maximum(tokens, 0), carry.cache, **plan.inputs)
     ids = _put(carry.ids, proposal.tokens, carry.length)
     scores, memories = score(carry, ids, out.logits, data, plan)
-    matched, last = judge(proposal, scores, turn_keys)
+    matched, after = judge(proposal, scores, turn_keys)
     # What is new: the drafted tokens that are kept, then one of the model's own.
     place = jnp.arange(count + 1, dtype=jnp.int32)[None]
     drafted = jnp.pad(proposal.tokens, ((0, 0), (0, 1)))
-    new = jnp.where(place < matched[:, None], drafted, jnp.where(place == matched[:, None], last[:, None], plan.pad))
+    new = jnp.where(place < matched[:, None], drafted, jnp.where(place == matched[:, None], after[:, None], plan.pad))
     ends, states = ending(new, carry.stop, data, plan)
     ends = ends | (carry.length[:, None] + place + 1 >= plan.max_length)
     first = jnp.min(jnp.where(ends & (place <= matched[:, None]), place, count + 1), axis=1)  # none: count + 1
@@ -123,7 +123,7 @@ def turn(model: Any, carry: Carry, keys: Any, data: Data, plan: Plan) -> Carry:
     ran = jnp.maximum(kept, 1) - 1  # the position whose logits gave the newest token
     choose = lambda x: jax.vmap(lambda row, i: row[i])(jnp.moveaxis(x, 0, 1), ran)
     hold = lambda old, new: jnp.where(carry.done.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
-    tried = jnp.where(carry.done, 0, proposal.count)
+    tried = jnp.where(carry.done, 0, proposal.number)
     return Carry(
         length=length,
         done=carry.done | (first <= matched),
@@ -157,9 +157,9 @@ def propose(carry: Carry, keys: Any, data: Data, plan: Plan) -> tuple[Proposal, 
             token, q = jax.vmap(draw)(keys, scores).astype(jnp.int32), jax.nn.softmax(scores, axis=-1)
         ids = _put(ids, token[:, None], carry.length + i)
         out = run_tokens(data.draft, token[:, None], cache, **plan.inputs)
-        return (ids, out.cache, memories, out.logits[:, -1].astype(jnp.float32)), (token, q)
+        return (ids, out.cache, memories, last(out).astype(jnp.float32)), (token, q)
 
-    first = (carry.ids, out.cache, carry.memories, out.logits[:, -1].astype(jnp.float32))
+    first = (carry.ids, out.cache, carry.memories, last(out).astype(jnp.float32))
     (_, cache, _, _), (tokens, q) = jax.lax.scan(one, first, jnp.arange(plan.drafted, dtype=jnp.int32))
     full = jnp.full(carry.length.shape, plan.drafted, jnp.int32)
     return Proposal(tokens.T, full, None if q is None else jnp.moveaxis(q, 0, 1)), cache
@@ -221,7 +221,7 @@ def score(carry: Carry, ids: jax.Array, logits: Any, data: Data, plan: Plan) -> 
 def judge(proposal: Proposal, scores: jax.Array, keys: Any) -> tuple[jax.Array, jax.Array]:
     """How many drafted tokens are kept `(rows,)`, and the token that follows them `(rows,)`."""
     many = proposal.tokens.shape[1]
-    there = jnp.arange(many, dtype=jnp.int32)[None] < proposal.count[:, None]
+    there = jnp.arange(many, dtype=jnp.int32)[None] < proposal.number[:, None]
     leading = lambda good: jnp.sum(jnp.cumprod(good & there, axis=1), axis=1, dtype=jnp.int32)
     if keys is None:
         own = jnp.argmax(scores, axis=-1).astype(jnp.int32)

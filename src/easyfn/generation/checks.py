@@ -60,7 +60,8 @@ def negative(model: Any, rows: int, ids: Any, mask: Any) -> tuple[Any, Any] | No
     if ids.shape[0] not in (1, rows):
         raise ValueError(f"generate: negative_prompt_ids have {ids.shape[0]} rows and the prompt {rows}")
     mask = jnp.ones(ids.shape, jnp.int32) if mask is None else jnp.asarray(mask, jnp.int32)
-    return tuple(jnp.broadcast_to(x, (rows, x.shape[1])) for x in (jnp.asarray(ids, jnp.int32), mask))
+    wide = lambda x: jnp.broadcast_to(x, (rows, x.shape[1]))
+    return wide(jnp.asarray(ids, jnp.int32)), wide(mask)
 
 
 def keys(key: Any, rows: int) -> jax.Array:

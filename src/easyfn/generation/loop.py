@@ -80,7 +80,8 @@ def step(model: Any, carry: Carry, row_keys: Any, data: Data, plan: Plan) -> Car
     token = jnp.repeat(carry.token, 2) if plan.guided else carry.token
     inputs = plan.inputs
     if "cache" in plan.outputs:  # whoever goes on with it finds padding after the end of a row
-        alive = jnp.repeat(~carry.done, 2) if plan.guided else ~carry.done
+        alive = carry.length <= carry.lengths  # the token that ends a row is still its own
+        alive = jnp.repeat(alive, 2) if plan.guided else alive
         inputs = {**inputs, mask_name(model): alive[:, None].astype(jnp.int32)}
     logits, cache, found = observe(model, token, carry.cache, inputs, plan)
     kept = keep(carry.records, found, carry.length - plan.prompt_length - 1)
