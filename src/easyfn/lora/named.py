@@ -64,11 +64,6 @@ def with_adapters(model: Any, adapters: Mapping[str, Any]) -> Any:
         joined = join_lora(base, adapter)
         parts[name] = {f.path: f.weight for f in find_slots(joined) if is_adapter(f.weight)}
     paths = {path for one in parts.values() for path in one}
-    for f in find_slots(base):
-        if f.slot.role == "embedding" and any(
-            getattr(one.get(f.path), "magnitude", None) is not None for one in parts.values()
-        ):
-            raise ValueError(f"with_adapters: DoRA on the table {f.path} cannot be mixed; leave the table out of it")
     new = {
         f.path: _together(f.path, f.weight, {name: one.get(f.path) for name, one in parts.items()})
         for f in find_slots(base)
