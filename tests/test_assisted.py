@@ -31,7 +31,7 @@ def plain(out):
     return [np.asarray(row)[:n].tolist() for row, n in zip(out.sequences, np.asarray(out.lengths), strict=True)]
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "mistral", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_greedy_is_greedy(name):
     """Dense caches, rings (a window of 4, drafts longer than it), learned positions; rows at their own speeds."""
     model = CASES[name].model()
