@@ -8,7 +8,7 @@ import pytest
 
 import easyfn as ef
 from cases import CASES
-from easyfn._generation_config import resolve
+from easyfn.generation.options import resolve
 from easyfn.io import config as configs
 
 LLAMA = {
