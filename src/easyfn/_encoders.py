@@ -22,6 +22,7 @@ from ._loss import (
     split_labels,
     vocabulary_loss,
 )
+from ._rows import of_batch
 from ._task import task
 from .nn.context import Runtime
 from .nn.encoder_heads import (
@@ -99,6 +100,7 @@ def masked_loss(
     """
     inputs, labels = _labelled(model, batch, cfg)
     follows = inputs.pop("next_sentence_label", None)
+    model, inputs = of_batch(model, inputs, labels.shape[0])
     out = forward(model.model, **inputs, key=key, runtime=runtime)
     assert out.last_hidden_state is not None
     check_shape(labels, out.last_hidden_state.shape[:2])

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from ._forward import forward
+from ._rows import of_batch
 from ._task import task
 from ._verb import verb
 from .nn.context import Runtime
@@ -118,6 +119,7 @@ def language_loss(
         if inputs.get("input_ids") is None:
             raise ValueError("compute_loss: a batch of inputs_embeds needs labels")
         labels = as_array(inputs["input_ids"])
+    model, inputs = of_batch(model, inputs, labels.shape[0])
     wanted = {**inputs, "key": key, "runtime": runtime, **_router(model, inputs, cfg)}
     segments = segments_of(inputs, labels.shape)
     if kind == "causal-lm":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,15 @@ def by_row(model: Any, adapter_ids: Any, rows: int | None = None) -> Any:
     if rows is not None and ids.shape[0] != rows:
         raise ValueError(f"adapter_ids are {ids.shape[0]}, and the batch has {rows} rows: one id for each")
     return replace(model, {f.path: routed(f.weight, ids) for f in found})
+
+
+def of_batch(model: Any, inputs: Mapping[str, Any], rows: int) -> tuple[Any, dict[str, Any]]:
+    """`model` with each row's adapter, and the inputs of a batch without the `adapter_ids` that say which.
+
+    For losses that run the head apart from the rest: the head takes them too.
+    """
+    rest = {name: value for name, value in inputs.items() if name != "adapter_ids"}
+    return (by_row(model, inputs["adapter_ids"], rows) if "adapter_ids" in inputs else model), rest
 
 
 def numbers(adapter_ids: Any, names: tuple[str, ...]) -> jax.Array:

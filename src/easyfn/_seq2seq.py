@@ -20,7 +20,7 @@ from ._loss import (
     split_labels,
     vocabulary_loss,
 )
-from ._rows import by_row
+from ._rows import by_row, of_batch
 from ._task import task
 from ._verb import verb
 from .generation.model import decoder_prompt
@@ -278,6 +278,7 @@ def seq2seq_loss(
         inputs["decoder_input_ids"] = shift_right(
             labels, decoder_start(model.config), setting(model.config, "pad_token_id")
         )
+    model, inputs = of_batch(model, inputs, labels.shape[0])
     out = forward(model.model, **inputs, key=key, runtime=runtime)
     assert out.last_hidden_state is not None
     check_shape(labels, out.last_hidden_state.shape[:2])

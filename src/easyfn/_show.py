@@ -130,7 +130,7 @@ def show(model: Any) -> Table:
 
 
 def _rows(model: Any) -> Iterator[Row]:
-    changes = {path for path, flag in nodes(trainable(model)) if flag is True}
+    changes = _changing(model)
     axes: dict[str, tuple[str | None, ...]] = {}
     for path, node in weights(model):
         if not is_leaf(node) and not shape_of.knows(type(node)):
@@ -211,6 +211,14 @@ def placement(leaf: Any) -> str:
     return "host"
 
 
+def _changing(model: Any) -> set[str]:
+    """The arrays that a training step changes; none where `trainable` refuses a model, which can be shown as any."""
+    try:
+        return {path for path, flag in nodes(trainable(model)) if flag is True}
+    except ValueError:
+        return set()
+
+
 def num_params(model: Any, *, trainable_only: bool = False) -> int:
     """The entries of the dense weights that a model stands for: `quantize` changes nothing, a tied head counts once.
 
@@ -226,8 +234,8 @@ def num_params(model: Any, *, trainable_only: bool = False) -> int:
     ```
     """
     if trainable_only:
-        chosen, found = trainable(model), leaves(model)
-        return sum(found[path].size for path, flag in nodes(chosen) if flag is True and path in found)
+        chosen = _changing(model)
+        return sum(leaf.size for path, leaf in leaves(model).items() if path in chosen)
     return sum(math.prod(shape_of(node)) for _, node in weights(model) if is_leaf(node) or shape_of.knows(type(node)))
 
 
