@@ -293,6 +293,10 @@ def test_wrong_uses_say_what_to_do(model):
         ef.with_adapters(base, {"fr": ef.join_lora(base, adapters["fr"])})
     with pytest.raises(ValueError, match="differs by row"):
         ef.merge_lora(ef.use_adapter(model, ROWS))
+    base = CASES["t5"].model()  # one table of distances for all rows
+    model = ef.with_adapters(base, noisy(base, ["a", "b"], "encoder.relative_attention_bias"))
+    with pytest.raises(ValueError, match="leading axis is not those rows"):
+        ef.forward(model, IDS[:2], decoder_input_ids=IDS[:2], adapter_ids=["a", "b"])
 
 
 # --- one adapter of several
@@ -458,3 +462,24 @@ def test_a_step_holds_optimizer_and_gradients_of_the_adapter_only(key):
     assert lora.alias_size_in_bytes >= 3 * adapter  # which are written over the old ones
     assert lora.argument_size_in_bytes <= rest + 3 * adapter + small
     assert lora.temp_size_in_bytes < min(full.temp_size_in_bytes, all_bytes / 2)  # no gradient of the base
+
+
+# --- the loss
+
+
+@pytest.mark.parametrize(("name", "chunk_size"), [("llama-tied", 6), ("bert", None), ("t5", None)])
+def test_a_batch_with_adapter_ids_reaches_the_head(name, chunk_size):
+    """The head runs apart from the rest of the model in a loss: it takes each row's adapter all the same."""
+    base = CASES[name].model()
+    model = ef.with_adapters(base, noisy(base, ["a", "b"], "embed_tokens|word_embeddings|shared|lm_head"))
+    cfg = ef.LossConfig(chunk_size=chunk_size)
+    batch = {"input_ids": jnp.asarray(IDS[:2]), "labels": jnp.asarray(IDS[:2])}
+    told = ef.compute_loss(model, {**batch, "adapter_ids": jnp.asarray([1, -1])}, cfg)[0]
+    one = lambda i, m: ef.compute_loss(m, {k: v[i : i + 1] for k, v in batch.items()}, cfg)[0]
+    np.testing.assert_allclose(told, np.mean([one(0, ef.use_adapter(model, "b")), one(1, base)]), rtol=1e-5)
+
+
+def test_models_of_dora_adapters_can_be_shown():
+    base = CASES["llama"].model()
+    model = ef.with_adapters(base, noisy(base, ["a"], "q_proj", dora=True))
+    assert "Adapters on float32" in str(ef.show(model)) and ef.num_params(model, trainable_only=True) == 0

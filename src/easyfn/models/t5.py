@@ -308,8 +308,8 @@ class T5Stack(eqx.Module):
             count=c.relative_attention_num_buckets,
             max_distance=c.relative_attention_max_distance,
         )
-        bias = jnp.moveaxis(self.relative_attention_bias(which), -1, -3)
-        return bias if bias.ndim == 4 else bias[None]
+        which = which if which.ndim == 3 else which[None]  # one for all rows
+        return jnp.moveaxis(self.relative_attention_bias(which), -1, -3)
 
 
 class T5Encoder(eqx.Module):
