@@ -186,6 +186,16 @@ def test_we_read_what_they_write(dense, tmp_path, way):
     assert ef.dtype_of(stacked) == jnp.bfloat16 and ef.is_quantized(stacked)
 
 
+@pytest.mark.parametrize("method", ["8bit", "nf4"])
+def test_the_dtype_is_kept(dense, tmp_path, method):
+    model = ef.quantize(ef.load(dense), method)
+    half = ef.cast(model, jnp.bfloat16)
+    ef.save(half, tmp_path / "cast")
+    ef.save(model, tmp_path / "written", dtype="bfloat16")
+    for folder in ("cast", "written"):
+        assert jax.tree.structure(ef.load(tmp_path / folder)) == jax.tree.structure(half)
+
+
 def test_refusals(dense, tmp_path):
     model = ef.load(dense)
     with pytest.raises(ValueError, match="no embeddings on disk"):

@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._dtype import cast
 from .._frozen import thaw
 from .._slots import find_slots
 from .._task import task
 from .._trainable import is_adapter
 from .._tree import expand, is_abstract, is_leaf, nodes
-from .._weight import shape_of
+from .._weight import format_of, shape_of
 from ..models.family import Family, build, family_of
 from . import config as configs
 from .checkpoint import INDEX, SINGLE
@@ -53,7 +54,7 @@ def save(
     **Arguments**
 
     - `directory`: made if need be. Files in it that a model does not consist of (a tokenizer, a README) are kept.
-    - `dtype`: of the floating point tensors; `None` keeps each array's own.
+    - `dtype`: of the floating point tensors, and of those that quantized weights stand for; `None` keeps each array's own.
     - `max_shard_size`: bytes per file, as a number or `"5GB"`, `"500MB"`; a larger model becomes several files.
     - `step`: write into `directory/checkpoint-{step}` instead, the name that transformers' Trainer uses.
 
@@ -91,6 +92,10 @@ def save(
     if is_abstract(model):
         raise ValueError("save: the model is abstract: it has shapes and no numbers. Fill it with ef.init or ef.load")
     known = family_of(model)
+    if dtype is not None and writer_for(model) is not None:  # what quantized weights stand for
+        from .load import float_dtype
+
+        model = cast(model, float_dtype(dtype), lambda path, node: format_of(node) is not None)
     found = entries(model, dtype)
     shards = _shards(found, limit)
     target = Path(directory).expanduser() if step is None else Path(directory).expanduser() / f"checkpoint-{step}"
@@ -281,9 +286,14 @@ def each_weight(
     `rules` are those of the names, Hugging Face's if they are `None`; `format` is how those weights are written.
     """
     adapters = [path for path, node in nodes(model) if is_adapter(node)]
+    if adapters == [""]:
+        raise ValueError(
+            f"save: the model is a {type(model).__name__} around another, which a checkpoint cannot hold. Write both: "
+            "ef.save(model.base, directory), ef.save_adapter(model, another)."
+        )
     if adapters:
         raise ValueError(
-            f"save: the model has LoRA adapters ({adapters[0]}{', ...' if len(adapters) > 1 else ''}), which a "
+            f"save: the model has adapters ({adapters[0]}{', ...' if len(adapters) > 1 else ''}), which a "
             "checkpoint cannot hold. Fold them in first, ef.save(ef.merge_lora(model), directory), or write them "
             "alone, ef.save_adapter(model, directory)."
         )

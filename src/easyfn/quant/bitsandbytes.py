@@ -24,6 +24,7 @@ from ..io.formats import Packed, register
 from ..io.names import Tensors
 from .int8 import Int8
 from .nf4 import LEVELS, NESTED, NF4, aligned, dynamic_map, scales_of
+from .pieces import dense_dtype
 from .product import replace
 
 STATE = "quant_state.bitsandbytes__"
@@ -34,6 +35,7 @@ def read(
 ) -> dict[str, Packed]:
     """The slots that a checkpoint of bitsandbytes holds quantized (see `easyfn.io.formats.Reader`)."""
     found: dict[str, Packed] = {}
+    common = dense_dtype({name: info for name, info in header.items() if not name.endswith(".SCB")})
     for path, source in sources.items():
         kinds = {_stored(name, header) for name in source.names}
         if kinds == {None}:
@@ -42,7 +44,7 @@ def read(
             raise ValueError(f"{path}: some of {', '.join(source.names[:4])}, ... are quantized and some are not")
         every = [_tensors(name, _stored(name, header), header) for name in source.names]
         names = tuple(name for one in every for name in one)
-        make = functools.partial(_make, path, source, [len(one) for one in every], at(model, path).dtype)
+        make = functools.partial(_make, path, source, [len(one) for one in every], common or at(model, path).dtype)
         found[path] = Packed(names, make)
     return found
 
