@@ -192,6 +192,9 @@ def test_only_a_name_reaches_heads_and_embeddings(model):
     assert ef.is_quantized(
         ef.quantize(model, ef.QuantConfig("8bit", pattern=lambda path, w: "embed" in path)).model.embed_tokens
     )
+    both = ef.quantize(model, ef.QuantConfig("8bit", pattern=["all-linear", "lm_head"]))
+    assert ef.is_quantized(both.lm_head) and ef.is_quantized(both.model.layers[0].mlp.up_proj)
+    assert not ef.is_quantized(both.model.embed_tokens)
     with pytest.raises(ValueError, match="must be named"):
         ef.quantize(model, ef.QuantConfig("8bit", pattern=r"^\w+\.weight$"))
 

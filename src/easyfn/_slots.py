@@ -9,6 +9,8 @@ from ._tree import Pattern, is_leaf, join, matches, nodes, nothing_matched, rebu
 from ._verb import NodeVerb
 from ._weight import Slot, slots
 
+LINEAR = ("linear", "experts")  # the roles that "all-linear" selects
+
 
 class Found(NamedTuple):
     """One weight slot of a model: `path` ends in the field's name, `layer` is the path of its layer."""
@@ -42,8 +44,9 @@ def find_slots(model: Any, roles: tuple[str, ...] | None = None) -> list[Found]:
 def select_slots(verb: str, model: Any, pattern: Pattern, roles: tuple[str, ...]) -> list[Found]:
     """The slots that a pattern selects.
 
-    `"all-linear"` is every slot of role `linear` and `experts`: never a head, a router or an embedding. Other patterns search
-    in the dotted path of the slot, and reach the given `roles`. Selecting nothing is an error.
+    `"all-linear"`, alone or in a list, is every slot of role `linear` and `experts`: never a head, a router or an
+    embedding. Other patterns search in the dotted path of the slot, and reach the given `roles`. Selecting nothing is an
+    error.
 
     ```python
     import jax, easyfn as ef
@@ -54,10 +57,14 @@ def select_slots(verb: str, model: Any, pattern: Pattern, roles: tuple[str, ...]
     assert [f.path for f in found][0] == "model.layers.0.self_attn.q_proj.weight"
     ```
     """
-    if isinstance(pattern, str) and pattern == "all-linear":
-        chosen = find_slots(model, ("linear", "experts"))
-    else:
-        chosen = [f for f in find_slots(model, roles) if matches(pattern, f.path, f.weight)]
+    several = list(pattern) if isinstance(pattern, (list, tuple)) else [pattern]
+    every = LINEAR if "all-linear" in several else ()
+    rest = [p for p in several if p != "all-linear"] if every else pattern
+    chosen = [
+        f
+        for f in find_slots(model, (*roles, *every))
+        if f.slot.role in every or (f.slot.role in roles and matches(rest, f.path, f.weight))
+    ]
     if not chosen:
         raise nothing_matched(verb, pattern, [f.path for f in find_slots(model, roles)])
     return chosen
