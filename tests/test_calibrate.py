@@ -242,7 +242,9 @@ def test_refusals(model, ids):
         (model, [ids], q("nf4", "awq"), "awq needs a format that keeps a scale for each input"),
         (model, [ids], q("int4", "smooth"), "smooth helps methods that round activations.*int4 does not"),
         (model, [ids], q("int4", "gptq", group_size=24), "group_size 24 does not divide rows of 32"),
+        (model, [ids], ef.QuantConfig("int4", 24), r"q_proj\.weight: group_size 24 does not divide rows of 32"),
         (small, [ids], "int4", "quantized already"),
+        (ef.fake_quantize(model, "int4"), [ids], "int4", "calibrate: .* quantized already .fake int4"),
         (ef.stack(model), [ids], ef.QuantConfig("int4", pattern="o_proj"), None),
         (broken, [ids], ef.QuantConfig("int4", 16, pattern="q_proj"), "NaN or infinite numbers enter .*q_proj"),
     ]:

@@ -143,7 +143,7 @@ def calibrate(model: Any, batches: Iterable[Any], cfg: Config, *, sequential: bo
     if not data:
         raise ValueError("calibrate: there are no batches; give token ids (batch, seq), or dicts of inputs")
     chosen = assign(model, cfg)
-    check(model, chosen)
+    check(model, chosen, "calibrate")
     found = {f.path: f for f in find_slots(model, REACHED) if f.path in chosen}
     configs = {path: _settled(chosen[path], f) for path, f in found.items()}
     mine = [f for path, f in found.items() if configs[path].calibration is not None]
@@ -178,9 +178,15 @@ def _inputs(model: Any, batch: Any) -> dict[str, Any]:
 
 
 def _settled(config: QuantConfig, found: Found) -> QuantConfig:
-    """The config with its calibration, and without its pattern: the default is what the format can make use of."""
-    if config.calibration is None and config.refine is None:
+    """The config with its calibration, and without its pattern: the default is what the format can make use of.
+
+    A weight that the method cannot hold is an error here, before any data is seen.
+    """
+    try:
         like = jax.eval_shape(config.encode, jax.ShapeDtypeStruct(shape_of(found.weight)[-2:], found.weight.dtype))
+    except ValueError as error:
+        raise ValueError(f"calibrate: {found.path}: {error}") from None
+    if config.calibration is None and config.refine is None:
         if isinstance(like, Grouped) and like.bits < 8:
             return _for(config, "gptq")
         smooth = hasattr(like, "smooth") and getattr(like, "activations", None) is not None
