@@ -337,6 +337,9 @@ def test_ignore_and_targets():
     base = {n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")}
     headless = state({**ONE, "architectures": ["LlamaModel"]}, base, ct(group(INT4)))
     assert ef.format_of(headless.layers[0].mlp.up_proj.weight) == "int4/32"
+    # Weights alone, where the config's `input_activations` were taken out.
+    scales = {f"{UP}.input_global_scale": np.ones(1, np.float32), f"{UP}.input_scale": np.ones(1, np.float32)}
+    same(state(ONE, tensors | scales, ct(group(INT4, [UP]))), state(ONE, tensors, ct(group(INT4, [UP]))))
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ from .pieces import by_row, cut, dense_dtype, join
 from .schemes import Rules, Scheme, activations_of, block_of, group_size, read_settings, why_not, write_scheme
 
 PARTS = ("packed", "scale", "zero_point", "global_scale", "g_idx", "shape")
+INPUTS = ("input_scale", "input_zero_point", "input_global_scale")  # of the layer, for an input that is rounded
 ROLES = ("linear", "experts", "head", "router", "embedding", "conv")
 
 
@@ -85,8 +86,11 @@ def _names(name: str, scheme: Scheme, header: Mapping[str, Any]) -> dict[str, st
     each = {part: f"{name}_{part}" for part in PARTS if f"{name}_{part}" in header}
     if "packed" not in each:
         each = {"plain": name, **each}
+    layer = name.rpartition(".")[0]
     if activations_of(scheme) == "static":
-        each["input_scale"] = f"{name.rpartition('.')[0]}.input_scale"
+        each["input_scale"] = f"{layer}.input_scale"
+    elif scheme.activations is None:  # taken out of the config, to read the weights alone
+        each |= {part: f"{layer}.{part}" for part in INPUTS if f"{layer}.{part}" in header}
     return each
 
 
@@ -102,6 +106,8 @@ def _make(
     weights, rest = [], list(parts)
     for scheme, own in zip(schemes, names, strict=True):
         mine, rest = dict(zip(own, rest[: len(own)], strict=True)), rest[len(own) :]
+        if scheme.activations is None:
+            mine = {part: value for part, value in mine.items() if part not in INPUTS}
         name = jnp.dtype(dtype or common).name
         read: Any = _float if scheme.weights.get("type", "int") == "float" else _integer
         weights.append(read(path, scheme, name, **mine))
