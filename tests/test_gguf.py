@@ -283,6 +283,8 @@ def test_experts_stay_packed(tmp_path):
             assert tensors_of(ef.save(model, tmp_path / "r.gguf")) == tensors_of(tmp_path / "q.gguf")
             ids = jnp.arange(14).reshape(2, 7)
             same_logits(model, np.asarray(ef.forward(ef.dequantize(model), ids).logits), ids)
+            with pytest.raises(ValueError, match=r"does not round to it.*merge_lora\(model, dequantize=True\)"):
+                ef.requantize(w, ef.dense(w))
 
 
 def rewrite(file, path, changes, metadata=None):

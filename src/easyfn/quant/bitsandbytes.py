@@ -209,7 +209,8 @@ def settings(model: Any) -> dict[str, Any]:
     if len({type(w) for w in packed}) > 1:
         names = sorted({str(format_of(w)) for w in packed})
         raise ValueError(
-            f"save: the model mixes {', '.join(names)}; transformers reads 4 or 8 bits, not both in one model"
+            f"save: the model mixes {', '.join(names)}; transformers reads 4 or 8 bits, not both in one model. "
+            "Take one of them, or int4 beside 8bit, which compressed-tensors holds; or save ef.dequantize(model)."
         )
     # The same layers, from whichever prefix transformers looks: it also compares ends of names.
     skip = ["lm_head", *(p.removeprefix("model.") for layer in plain for p in expand(layer))]

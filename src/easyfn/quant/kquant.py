@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._weight import axes_of, dense, format_of, shape_of
+from .._weight import axes_of, dense, format_of, requantize, shape_of
 from .product import by_blocks, inner, register_format
 
 
@@ -175,6 +175,14 @@ def _(w: KQuant) -> tuple[int, ...]:
 @format_of.register(KQuant)
 def _(w: KQuant) -> str:
     return w.kind.lower()
+
+
+@requantize.register(KQuant)
+def _(w: KQuant, new: jax.Array) -> KQuant:
+    raise ValueError(
+        f"easyfn reads and writes {format_of(w)}, and does not round to it: llama.cpp does. Start from "
+        "ef.dequantize(model), or fold adapters in with ef.merge_lora(model, dequantize=True): both make plain arrays"
+    )
 
 
 @axes_of.register(KQuant)

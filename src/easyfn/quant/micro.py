@@ -70,7 +70,10 @@ def to_micro(w: Any, kind: str = "mxfp4") -> Micro:
     """
     bits, block, exponent = KINDS[kind]
     if w.shape[-1] % block:
-        raise ValueError(f"{kind}: blocks of {block} do not divide rows of {w.shape[-1]} entries")
+        raise ValueError(
+            f"{kind}: blocks of {block} do not divide rows of {w.shape[-1]} entries: leave such weights out by the "
+            "pattern, or choose fp8 or 8bit, whose groups are whole rows"
+        )
     cut = w.astype(jnp.float32).reshape(*w.shape[:-1], -1, block)
     top = jnp.max(jnp.abs(cut), axis=-1)
     divisor = None
