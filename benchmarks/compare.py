@@ -211,7 +211,12 @@ def interleaved(case: str, rounds: int) -> dict[str, float]:
 
 
 def import_time() -> float:
-    """`import easyfn` over `import jax, equinox, optax`: the median of the ratios of five pairs of fresh processes."""
+    """`import easyfn` over `import jax, equinox, optax`: the median of the ratios of five pairs of fresh processes.
+
+    A package that pip installs has its byte code; a checkout may not, and would be compiled anew every time.
+    """
+    source = Path(__file__).parent.parent / "src"
+    subprocess.run([sys.executable, "-m", "compileall", "-q", source], check=True)
 
     def once(code: str) -> float:
         began = time.perf_counter()
