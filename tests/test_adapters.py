@@ -129,6 +129,13 @@ def test_what_goes_in_comes_out(model, folder, tmp_path):
         assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), adapter, alone)))
     again = ef.with_adapters(base, {"renamed": adapters["de"]})
     assert ef.adapter_names(ef.with_adapters(again, {"fr": adapters["fr"]})) == ("renamed", "fr")
+    chosen = ef.use_adapter(model, ROWS)
+    held, together = ef.split_lora(chosen)  # several by name are one adapter to take off and put on
+    np.testing.assert_array_equal(run(ef.join_lora(held, together)), run(chosen))
+    with pytest.raises(ValueError, match="do not fit"):
+        ef.join_lora(held, {p: dataclasses.replace(w, a=w.a[..., :5]) for p, w in together.items()})
+    with pytest.raises(ValueError, match="holds several by name"):
+        ef.save_adapter(model, tmp_path)
     folders = ef.save_adapters(model, tmp_path)
     assert sorted(p.name for p in folders.values()) == sorted(SETTINGS)
     np.testing.assert_array_equal(run(ef.load_adapters(base, tmp_path), ROWS), run(model, ROWS))
@@ -477,6 +484,14 @@ def test_a_batch_with_adapter_ids_reaches_the_head(name, chunk_size):
     told = ef.compute_loss(model, {**batch, "adapter_ids": jnp.asarray([1, -1])}, cfg)[0]
     one = lambda i, m: ef.compute_loss(m, {k: v[i : i + 1] for k, v in batch.items()}, cfg)[0]
     np.testing.assert_allclose(told, np.mean([one(0, ef.use_adapter(model, "b")), one(1, base)]), rtol=1e-5)
+
+
+def test_virtual_tokens_take_each_rows_adapter():
+    base = CASES["llama"].model()
+    model = ef.prompt_tuning(ef.with_adapters(base, noisy(base, ["a", "b"], "q_proj|v_proj")), 3, key=jax.random.key(0))
+    rows = jax.jit(lambda m, **more: ef.forward(m, jnp.asarray(IDS[:2]), **more).logits)
+    told = rows(model, adapter_ids=jnp.asarray([1, -1]))
+    np.testing.assert_array_equal(told, rows(ef.use_adapter(model, [1, -1])))
 
 
 def test_models_of_dora_adapters_can_be_shown():

@@ -12,9 +12,9 @@ import jax.tree_util as jtu
 
 from .._slots import Found, find_slots, map_slots
 from .._trainable import is_adapter
-from .._tree import Pattern, expand, matches, near, nodes, nothing_matched
+from .._tree import Pattern, expand, lift, matches, near, nodes, nothing_matched
 from .._verb import node_verb
-from .._weight import Slot, Weight, dense, shape_of
+from .._weight import Slot, Weight, axes_of, dense, routed, shape_of
 from .adapter import arrays, choose, fresh
 from .full import full
 from .inits import CHANGES_BASE, start
@@ -264,11 +264,15 @@ def join_lora(base: Any, adapter: Mapping[str, Any]) -> Any:
 def _fits(part: Any, weight: Weight) -> bool:
     """Whether an adapter without its base is one for this weight."""
     shape = tuple(shape_of(weight))
-    if any(x.ndim != len(shape) or tuple(x.shape[:-2]) != shape[:-2] for x in arrays(part).values()):
-        return False
+    sizes = {str(i): size for i, size in enumerate(shape)}
     try:
         whole = dataclasses.replace(part, base=jax.ShapeDtypeStruct(shape, jnp.float32))
-        return jax.eval_shape(dense, whole).shape == shape
+        axes = axes_of(whole, tuple(sizes))
+        for name, x in arrays(part).items():
+            wanted = getattr(axes, name)
+            if len(wanted) != x.ndim or any(sizes.get(i, n) != n for i, n in zip(wanted, x.shape, strict=True)):
+                return False
+        return routed.knows(type(part)) or jax.eval_shape(dense, whole).shape == shape
     except (TypeError, ValueError):
         return False
 
@@ -281,7 +285,7 @@ def fit(adapter: Adapter, paths: list[str]) -> Adapter:
     for path, part in adapter.items():
         names = expand(path)
         for i, name in enumerate(names):
-            single[name] = part if names == [path] else jax.tree.map(lambda x, i=i: x[i], part)
+            single[name] = part if names == [path] else lift(lambda w, i=i: jax.tree.map(lambda x: x[i], w))(part)
     fitted: Adapter = {}
     for path in paths:
         names = expand(path)
@@ -297,7 +301,8 @@ def fit(adapter: Adapter, paths: list[str]) -> Adapter:
                 raise ValueError(
                     f"join_lora: the layers of the stacked run {path!r} differ in rank or scale; ef.unstack first"
                 )
-            fitted[path] = parts[0] if names == [path] else jax.tree.map(lambda *xs: jnp.stack(xs), *parts)
+            together = lift(lambda *parts: jax.tree.map(lambda *xs: jnp.stack(xs), *parts))
+            fitted[path] = parts[0] if names == [path] else together(*parts)
     return {**fitted, **single}
 
 

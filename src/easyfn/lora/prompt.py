@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from .._dtype import dtype_of
 from .._forward import check_ids, forward, init_cache
+from .._rows import by_row
 from .._task import task
 from .._trainable import is_adapter, trainable
 from .._tree import is_abstract, nodes
@@ -199,12 +200,15 @@ def _(
     inputs_embeds: Any = None,
     cache: Any = None,
     fresh: bool = False,
+    adapter_ids: Any = None,
     **inputs: Any,
 ) -> Output:
-    if cache is not None:
-        return forward(model.base, input_ids, inputs_embeds=inputs_embeds, cache=cache, **inputs)
     ids, embeds = check_ids(model, input_ids, inputs_embeds)
     rows, length = (ids if ids is not None else embeds).shape[:2]
+    if adapter_ids is not None:  # the virtual tokens take each row's too
+        model = by_row(model, adapter_ids, rows)
+    if cache is not None:
+        return forward(model.base, ids, inputs_embeds=embeds, cache=cache, **inputs)
     if inputs.get("segment_ids") is not None:
         raise ValueError("forward: packed documents (segment_ids) would not see the virtual tokens; give one per row")
     begun = init_cache(model, rows, length)
