@@ -1,5 +1,6 @@
 """Adapters in PEFT's files, checked with PEFT itself, on one model of every family."""
 
+import dataclasses
 import json
 
 import equinox as eqx
@@ -388,6 +389,8 @@ def test_bfloat16_adapters_keep_their_dtype(tmp_path, key):
         ({"alora_invocation_tokens": [5]}, "alora_invocation_tokens"),
         ({"a_key_of_tomorrow": True}, "a_key_of_tomorrow=True is unknown"),
         ({"init_lora_weights": "pissa_niter_16"}, "changed the base"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "'loftq' changed the base"),
+        ({"use_dora": True}, "use_dora=True, and the file has no magnitude"),
         ({"r": 5}, "rank 4.*says 5"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
@@ -418,6 +421,9 @@ def test_what_pefts_settings_cannot_say(tmp_path, key):
     base = CASES["llama-base"].model()
     with pytest.raises(ValueError, match="would make PEFT train"):
         ef.save_adapter(ef.apply_lora(base, "q_proj", key=key, modules_to_save="^norm"), tmp_path)
+    for name, pattern, init in (("gpt2", "c_attn", "olora"), ("mixtral", "experts.down_proj", "pissa")):
+        with pytest.raises(ValueError, match="started by changing the base"):  # PEFT cannot read its own
+            ef.save_adapter(ef.apply_lora(CASES[name].model(), pattern, rank=2, init=init, key=key), tmp_path)
     with pytest.raises(ValueError, match="a decoder alone"):
         ef.save_adapter(ef.apply_lora(CASES["t5"].model(), "shared", key=key), tmp_path)
     with pytest.raises(ValueError, match="two weights in PEFT"):
@@ -462,8 +468,15 @@ def test_missing_and_foreign_files(tmp_path, key):
     with pytest.raises(ValueError, match="one use_dora"):
         ef.save_adapter(mixed, tmp_path)
     random = ef.apply_lora(case.model(), "q_proj", init="pissa_niter_2", key=key)
-    with pytest.raises(ValueError, match="at random"):
+    with pytest.raises(ValueError, match="started by changing the base"):
         ef.save_adapter(random, tmp_path)
+    base, adapter = ef.split_lora(random)  # as the message says: with its own base it is a plain one
+    plain = {p: dataclasses.replace(w, start=None) for p, w in adapter.items()}
+    folder = ef.save_adapter(ef.join_lora(ef.load(ef.save(base, tmp_path / "base")), plain), tmp_path / "plain")
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager")
+    agree(case, random, peft.PeftModel.from_pretrained(whole, folder).eval())
     with pytest.raises(ValueError, match="moved a part"):
         ef.remove_lora(random)
 

@@ -315,3 +315,9 @@ def test_what_cannot_be_prompted_is_refused():
         ef.prefix_tuning(CASES["llama"].model(), 3, key=jax.random.key(0), init="text")
     with pytest.raises(ValueError, match="at least 1"):
         ef.prompt_tuning(CASES["llama"].model(), 0, key=jax.random.key(0))
+    tuned = ef.apply_lora(CASES["llama"].model(), "q_proj", key=jax.random.key(0))
+    both = ef.prompt_tuning(tuned, 2, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="one kind"):
+        ef.save_adapter(both, "nowhere")
+    with pytest.raises(ValueError, match=r"ef\.save\(model\.base"):
+        ef.save(ef.prompt_tuning(CASES["llama"].model(), 2, key=jax.random.key(0)), "nowhere")

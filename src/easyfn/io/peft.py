@@ -16,7 +16,7 @@ import numpy as np
 from .._slots import find_slots
 from .._trainable import is_adapter
 from .._tree import at, expand, is_leaf
-from ..lora import LoRA, Rows
+from ..lora import LoRA, Rows, adapter_names
 from ..models.family import family_of
 from ..nn import CausalLM, head_logits, input_embeddings
 from .names import file_name
@@ -97,8 +97,12 @@ def save_adapter(
     - `save_embedding_layers`: whether the base weight of an adapted `embed_tokens` or `lm_head` goes into the file; by
       default as PEFT does, if `target_modules` has one of these names.
 
-    Stacked layers are written one by one; the base model is not written. Raises `ValueError` for a model without
-    adapters, and for what PEFT's file cannot say.
+    Stacked layers are written one by one; the base model is not written. PiSSA and OLoRA adapters are written as such:
+    PEFT and easyfn change the base again when they read them. Others that changed the base (`loftq` of several
+    iterations, `pissa_niter_4`) need that base beside: write it with `ef.save(base, folder)`, and the adapter as a plain
+    one, `dataclasses.replace(w, start=None)` for each `w` of `base, adapter = ef.split_lora(model)`.
+
+    Raises `ValueError` for a model without adapters, and for what PEFT's file cannot say.
 
     ```python
     import tempfile, jax, easyfn as ef
@@ -120,6 +124,11 @@ def save_adapter(
     found = parts(model)
     more = saved(model, {part.module for part in found}, config)
     if not found:
+        if names := adapter_names(model):
+            raise ValueError(
+                f"save_adapter: the model holds several by name: {', '.join(names)}. Write all, ef.save_adapters(model, "
+                f"directory), or one, ef.save_adapter(ef.single_adapter(model, {names[0]!r}), directory)."
+            )
         if more.tensors or any(is_adapter(f.weight) for f in find_slots(model)):
             raise ValueError("save_adapter: PEFT's LoRA files need a LoRA in some layer; this model only saves weights")
         raise ValueError("save_adapter: the model has no adapter. Put one on with ef.apply_lora or ef.load_adapter.")
@@ -283,11 +292,14 @@ def _describe(model: Any, found: list[Part], more: Saved, config: Mapping[str, A
                 f"save_adapter: PEFT's file has one {what} for all layers, the model has {sorted(map(str, values))}"
             )
     init = next(iter(one["init"]))
-    if init is not None and init not in ("pissa", "olora"):
+    # PEFT makes these again from the file, but not for parameters, and OLoRA not for Conv1D.
+    again = init == "pissa" or (init == "olora" and not transposed_targets(model))
+    if init is not None and (not again or any(p.parameter for p in found)):
         raise ValueError(
-            f"save_adapter: the adapters started from the weight with {init!r}, at random, so the changed "
-            "base cannot be made again "
-            "from the file. Save ef.merge_lora(model) as a whole instead."
+            f"save_adapter: the adapters started by changing the base ({init!r}), in a way that the file cannot say. Write "
+            "that base beside: base, adapter = ef.split_lora(model); ef.save(base, folder); and the adapter as a plain one, "
+            "which fits no other: ef.save_adapter(ef.join_lora(base, {p: dataclasses.replace(w, start=None) for p, w in "
+            "adapter.items()}), directory). Or fold it in: ef.save(ef.merge_lora(model), folder)."
         )
     said = config.get("init_lora_weights", True)
     plain = isinstance(said, bool) or said in ("gaussian", "eva", "orthogonal")

@@ -34,6 +34,8 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "use_qalora": (None, False),
     "velora_config": (None,),
 }
+# Starts that change the base, by how their names begin.
+_CHANGED = ("corda", "kasa", "loftq", "lora_ga", "olora", "pissa")
 # Keys that say how the adapter was made, where it may go, or what we read above.
 _KNOWN = frozenset(
     [
@@ -138,8 +140,8 @@ def load_adapter(
         errors.append(f"{WEIGHTS} holds no LoRA tensors that fit the model")
     if errors:
         raise LoadError(folder, errors)
-    init = config.get("init_lora_weights")
-    if init in ("pissa", "olora"):
+    init = str(config.get("init_lora_weights")).lower()
+    if init in CHANGES_BASE:
         model = _with_changed_base(model, adapter, init)
         adapter = {p: dataclasses.replace(w, start=init) if isinstance(w, LoRA) else w for p, w in adapter.items()}
     return join_lora(model, adapter)
@@ -184,14 +186,10 @@ def _refuse(folder: Path, config: dict[str, Any], method: Method | None) -> None
                 f"{CONFIG}: {key}={value!r} is unknown to easyfn and might change the result; set it to null to insist"
             )
     init = config.get("init_lora_weights")
-    if (isinstance(init, str) and init in CHANGES_BASE) or str(init).startswith("pissa_niter"):
-        if init not in ("pissa", "olora"):
-            errors.append(
-                f"{CONFIG}: init_lora_weights={init!r} changed the base weights in a way that the file does not tell"
-            )
-    elif init in ("corda", "kasa", "lora_ga"):
+    if (how := str(init).lower()).startswith(_CHANGED) and how not in CHANGES_BASE:
         errors.append(
-            f"{CONFIG}: init_lora_weights={init!r} changed the base weights; convert it to a plain LoRA with PEFT first"
+            f"{CONFIG}: init_lora_weights={init!r} changed the base weights in a way that the file does not tell. Convert it "
+            "to a plain LoRA with PEFT; or, if the model has that base, set it to true"
         )
     if config.get("bias", "none") not in ("none", "all", "lora_only", None):
         errors.append(f"{CONFIG}: bias={config['bias']!r} is none of 'none', 'all' and 'lora_only'")

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..lora import has_lora
 from ..lora.prompt import Prefix, Prompt, prefix_shape
 from ..nn import input_embeddings
 from .peft_methods import Method, Tensors, register_method
@@ -34,6 +35,12 @@ KNOWN = frozenset(
 
 
 def _settings(model: Any) -> dict[str, Any]:
+    if has_lora(model.base):
+        raise ValueError(
+            "save_adapter: beside its virtual tokens the model has adapters, and a file of PEFT's has one kind. Write those "
+            "apart, ef.save_adapter(model.base, another), and the tokens without them: "
+            "dataclasses.replace(model, base=ef.split_lora(model.base)[0])"
+        )
     layers = getattr(model.config, "num_hidden_layers", None) or getattr(model.config, "n_layer", None)
     return {"num_virtual_tokens": model.count, "num_layers": layers, "num_transformer_submodules": 1}
 

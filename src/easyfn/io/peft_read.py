@@ -110,6 +110,12 @@ class Reader:
         source = tensors_for(path, shape, self.rules)
         if len(source.names) > 1 and (several := self._modules(source.names)):
             pairs = [self._pair(module) for module in several]
+            if any(set(p) != {"a", "b"} for p in pairs) or len({rank_and_scale(self.config, m) for m in several}) > 1:
+                self.errors.append(
+                    f"{several[0]}: {path} is {len(several)} modules in the file, which are joined where all have an a and "
+                    "a b, no more, of one rank and scale"
+                )
+                return None
             a, b = _combine(source, [p["a"] for p in pairs], [p["b"] for p in pairs])
             return self._made(path, several[0], pairs[0]["a"].shape[0], {"a": a, "b": b}, shape)
         if f.slot.role == "experts":
@@ -125,6 +131,12 @@ class Reader:
         if not {"a", "b"} <= set(got):
             self.errors.append(f"{module}: the file has only {', '.join(sorted(got))} of the adapter")
             return None
+        for key, part in (("use_dora", "magnitude"), ("lora_bias", "bias")):
+            said = bool(self.config.get(key))
+            if f.slot.role == "linear" and said != (part in got):
+                self.errors.append(
+                    f"{module}: adapter_config.json says {key}={said}, and the file has {'no ' * said}{part}"
+                )
         name = f"{module}.weight" if matches_parameter(self.config, f"{module}.weight") else module
         return self._made(path, name, got["a"].shape[0], got, shape, columns=f.slot.role == "embedding")
 

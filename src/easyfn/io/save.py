@@ -286,7 +286,7 @@ def each_weight(
     `rules` are those of the names, Hugging Face's if they are `None`; `format` is how those weights are written.
     """
     adapters = [path for path, node in nodes(model) if is_adapter(node)]
-    if adapters == [""]:
+    if "" in adapters:
         raise ValueError(
             f"save: the model is a {type(model).__name__} around another, which a checkpoint cannot hold. Write both: "
             "ef.save(model.base, directory), ef.save_adapter(model, another)."

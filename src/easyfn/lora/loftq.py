@@ -31,7 +31,7 @@ def loftq(
     In turn, `iterations` times: the weight minus the adapter is quantized, in the format that it has (`nf4`, int8, any
     that knows [`easyfn.requantize`][]), and the adapter becomes the best approximation of its rank of what that loses,
     by a singular value decomposition. With one iteration the base stays `quantized`'s, bit for bit; with more it is
-    another (a file of the adapter needs it beside: `ef.save(ef.split_lora(tuned)[0], folder)`).
+    another, which a file of the adapter needs beside it ([`easyfn.save_adapter`][] says how).
 
     `original` is the model before it was quantized, of the same structure (stacked or not, alike). Slots whose weight
     is not quantized start as usual. Unlike PEFT's, the sum counts `alpha / rank`, so any alpha starts as well.

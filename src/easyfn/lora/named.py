@@ -84,8 +84,8 @@ def _check(name: str, adapter: Any) -> None:
             raise ValueError(f"with_adapters: {name!r} has a {type(w).__name__} at {path}, and LoRA alone can be mixed")
         if w.start is not None:
             raise ValueError(
-                f"with_adapters: {name!r} began by changing the base (init={w.start!r}), which the others share: make "
-                "it a plain LoRA first, as ef.save_adapter does"
+                f"with_adapters: {name!r} began by changing the base (init={w.start!r}), which the others share: fold it "
+                "in (ef.merge_lora), or, where the model is its own base, say so: dataclasses.replace(w, start=None)"
             )
         if w.magnitude is not None and w.magnitude.shape[-1] != 1:
             raise ValueError(f"with_adapters: {name!r} is DoRA on a table ({path}), by columns, which cannot be mixed")
