@@ -57,7 +57,7 @@ def select_slots(verb: str, model: Any, pattern: Pattern, roles: tuple[str, ...]
     assert [f.path for f in found][0] == "model.layers.0.self_attn.q_proj.weight"
     ```
     """
-    several = list(pattern) if isinstance(pattern, (list, tuple)) else [pattern]
+    several: list[Any] = list(pattern) if isinstance(pattern, (list, tuple)) else [pattern]
     every = LINEAR if "all-linear" in several else ()
     rest = [p for p in several if p != "all-linear"] if every else pattern
     chosen = [
