@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ._grouped import grouped_dot
 from ._verb import verb
@@ -193,7 +194,21 @@ def take(w: Weight, ids: jax.Array) -> Any:
     """
     if not hasattr(w, "ndim"):
         raise take.missing(w, "It is neither an array nor a weight format.")
-    return jnp.take(w, ids, axis=0, mode="clip")
+    return jnp.take(_whole_rows(w, ids), ids, axis=0, mode="clip")
+
+
+def _whole_rows(w: jax.Array, ids: jax.Array) -> jax.Array:
+    """A table on a mesh, its rows in one piece: rows cut over `fsdp` would come out cut, and on every device for all ids.
+
+    One token a row (decoding) is looked up in the pieces: they are less to move than the table.
+    """
+    if not isinstance(w, jax.core.Tracer) or w.ndim != 2 or jnp.ndim(ids) != 2 or ids.shape[1] == 1:
+        return w
+    mesh = jax.typeof(w).sharding.mesh
+    if mesh.empty or len(mesh.auto_axes) < len(mesh.axis_names):
+        return w
+    rows = NamedSharding(mesh, PartitionSpec(PartitionSpec.UNCONSTRAINED, None))
+    return lax.with_sharding_constraint(w, rows)
 
 
 @verb(example="@ef.ragged_dot.register({type})\ndef _(w, x, group_sizes): return ragged_dot(dense(w), x, group_sizes)")

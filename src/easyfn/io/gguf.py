@@ -61,7 +61,7 @@ class GGUF(NamedTuple):
 def read_gguf(path: str | os.PathLike[str]) -> GGUF:
     """The header of a file, or of all the files of a split model, of which `path` is any.
 
-    Raises [`BadFile`][easyfn.io.safetensors.BadFile] for a file that is truncated or contradicts itself, and
+    Raises `BadFile` for a file that is truncated or contradicts itself, and
     `ValueError` for tensors of a type that easyfn does not read (the `IQ` types), by name.
     """
     path = Path(path)

@@ -141,7 +141,7 @@ class Cache(eqx.Module):
     `layers` mirrors the model's layers. `segment_ids` says of every slot whether it holds padding (0), `positions` is the
     position of each row's next token, and `length` counts the slots written so far, padding included: one number, or
     one for each row, which then advance at their own speeds. A smaller `length` forgets what was written last, as long
-    as every layer is a `KV`, or a `Ring` that was [`widened`][easyfn.nn.cache.widen] by as much.
+    as every layer is a `KV`, or a `Ring` that was widened by as much.
     """
 
     layers: Any
