@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,6 +24,25 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+# Files whose tests are dear together: the quick suite takes every sixth of them, so that no room goes without.
+DEAR = re.compile(
+    "adapters|assisted|beams|bert|calibrate|compressed_tensors|docs|docstrings|generate"
+    "|generation_options|gguf|gptq_awq|laws|laws_can_fail|lora|lora_inits|lora_saved|loss|mamba2|models"
+    "|moe|peft|peft_methods|quant|quant_accuracy|quant_float|quant_integer|sharding|stop|t5|third_party"
+    "|tiny|train"
+)
+
+
+def pytest_collection_modifyitems(items):
+    seen: dict[str, int] = {}
+    for item in items:
+        name = item.path.stem.removeprefix("test_")
+        if DEAR.fullmatch(name) and item.get_closest_marker("slow") is None:
+            seen[name] = seen.get(name, 0) + 1
+            if seen[name] % 6:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
