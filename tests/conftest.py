@@ -26,7 +26,7 @@ jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-# Files whose tests are dear together: the quick suite takes every sixth of them, so that no room goes without.
+# Files whose tests are dear together: the quick suite takes every twelfth of them, so that no room goes without.
 DEAR = re.compile(
     "adapters|assisted|beams|bert|calibrate|compressed_tensors|docs|docstrings|generate"
     "|generation_options|gguf|gptq_awq|laws|laws_can_fail|lora|lora_inits|lora_saved|loss|mamba2|models"
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items):
         name = item.path.stem.removeprefix("test_")
         if DEAR.fullmatch(name) and item.get_closest_marker("slow") is None:
             seen[name] = seen.get(name, 0) + 1
-            if seen[name] % 6:
+            if seen[name] % 12 != 1:
                 item.add_marker(pytest.mark.slow)
 
 
