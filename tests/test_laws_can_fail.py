@@ -366,11 +366,9 @@ def _():
 
 @breaks("names_are_a_bijection", also=("save_then_load_is_identity",))
 def _():
-    calls = []
-
-    def names(model):  # the file is written in one layout and read in another
-        calls.append(1)
-        return [transposed("layers.{i}.attention.out.weight")] if len(calls) % 2 else []
+    def names(model):  # the file is written in one layout and read in another: a model about to be read has no arrays
+        read = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model))
+        return [] if read else [transposed("layers.{i}.attention.out.weight")]
 
     return model("moody", names=names)
 
