@@ -65,46 +65,58 @@ def empty_kv(batch: int, heads: int, head_dim: int, max_length: int, window: int
     return Ring(zeros, zeros) if size < max_length else KV(zeros, zeros)
 
 
+def seen(context: Context, slots: jax.Array, segments: jax.Array | None, window: int | None) -> Mask:
+    """What the pass's queries may see of keys in `slots` whose segments are `segments`."""
+    assert segments is not None
+    return Mask(context.slots, context.segment_ids, slots, segments, context.causal, window)
+
+
+@verb
 def attend_to(
-    cache: KV | Ring | None, k: jax.Array, v: jax.Array, context: Context, window: int | None
-) -> tuple[KV | Ring | None, jax.Array, jax.Array, Mask]:
-    """Stores new keys and values `(batch, heads, seq, dim)`; returns the cache, all keys, all values and their mask."""
+    cache: Any, k: jax.Array, v: jax.Array, context: Context, window: int | None
+) -> tuple[Any, jax.Array, jax.Array, Mask]:
+    """Stores new keys and values `(batch, heads, seq, dim)`; returns the cache, all keys, all values and their mask.
 
-    def mask(key_slots: jax.Array, key_segments: jax.Array | None) -> Mask:
-        assert key_segments is not None
-        return Mask(context.slots, context.segment_ids, key_slots, key_segments, context.causal, window)
+    Dispatched on the kind of cache, so that a new kind is a file of its own and no layer knows of it.
+    """
+    if cache is not None:
+        raise attend_to.missing(cache, "No layer's keys and values can be kept in it.")
+    return None, k, v, seen(context, context.slots, context.segment_ids, window)
 
-    new = mask(context.slots, context.segment_ids)
-    if cache is None:
-        return None, k, v, new
-    start, count = context.slots[..., 0], k.shape[2]
-    if isinstance(cache, KV):
-        cache = KV(write(cache.k, k, start), write(cache.v, v, start))
-        if context.fresh:
-            return cache, k, v, new
-        return cache, cache.k, cache.v, mask(jnp.arange(cache.k.shape[2]), context.cached_segment_ids)
-    size = cache.k.shape[2]
+
+@attend_to.register(KV)
+def _(cache: KV, k: jax.Array, v: jax.Array, context: Context, window: int | None) -> Any:
+    start = context.slots[..., 0]
+    cache = KV(write(cache.k, k, start), write(cache.v, v, start))
+    if context.fresh:
+        return cache, k, v, seen(context, context.slots, context.segment_ids, window)
+    slots = jnp.arange(cache.k.shape[2])
+    return cache, cache.k, cache.v, seen(context, slots, context.cached_segment_ids, window)
+
+
+@attend_to.register(Ring)
+def _(cache: Ring, k: jax.Array, v: jax.Array, context: Context, window: int | None) -> Any:
+    start, count, size = context.slots[..., 0], k.shape[2], cache.k.shape[2]
     if count == 1:
         cache = Ring(write(cache.k, k, start % size), write(cache.v, v, start % size))
         slots = _ring_slots(start, size)
-        return cache, cache.k, cache.v, mask(slots, _segments(context, slots))
+        return cache, cache.k, cache.v, seen(context, slots, _segments(context, slots), window)
     # Several tokens at once see the ring as it was and each other; then the last of them enter the ring.
     before = _ring_slots(start - 1, size)
     from_new, index = _newest(start, count, size)
     if context.fresh:
-        keys, values, all_mask = k, v, new
+        keys, values, mask = k, v, seen(context, context.slots, context.segment_ids, window)
     else:
         keys, values = jnp.concatenate([cache.k, k], axis=2), jnp.concatenate([cache.v, v], axis=2)
-        all_mask = mask(
-            jnp.concatenate([before, context.slots], axis=-1),
-            jnp.concatenate([_segments(context, before), context.segment_ids], axis=1),
-        )
+        slots = jnp.concatenate([before, context.slots], axis=-1)
+        segments = jnp.concatenate([_segments(context, before), context.segment_ids], axis=1)
+        mask = seen(context, slots, segments, window)
 
     def pick(old: jax.Array, new: jax.Array, from_new: jax.Array, index: jax.Array) -> jax.Array:
         return jnp.where(from_new[None, :, None], jnp.take(new, index, axis=1).astype(old.dtype), old)
 
     pick = jax.vmap(pick, (0, 0, None, None) if index.ndim == 1 else 0)
-    return Ring(pick(cache.k, k, from_new, index), pick(cache.v, v, from_new, index)), keys, values, all_mask
+    return Ring(pick(cache.k, k, from_new, index), pick(cache.v, v, from_new, index)), keys, values, mask
 
 
 def write(buffer: jax.Array, new: jax.Array, start: jax.Array, axis: int = 2) -> jax.Array:
