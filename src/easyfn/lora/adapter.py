@@ -129,6 +129,8 @@ def fresh(f: Found, key: jax.Array | None, make: Callable[[Weight, Any], Any]) -
         seeds = jnp.asarray([zlib.crc32(p.encode()) for p in names], jnp.uint32)
         one = lambda w, seed: make(w, jax.random.fold_in(key, seed))
         made = lift(jax.vmap(one) if names != [f.path] else lambda w, seeds: one(w, seeds[0]))(f.weight, seeds)
+    if getattr(made, "start", None) is None:  # the base is as it was
+        made = dataclasses.replace(made, base=f.weight)  # the same object: nothing is copied
     return place(made)
 
 
@@ -162,10 +164,7 @@ def arrays(w: Any) -> dict[str, Any]:
 
 def _size(mesh: Any, part: Any) -> int:
     names = () if part is None else (part,) if isinstance(part, str) else part
-    size = 1
-    for name in names:
-        size *= mesh.shape[name]
-    return size
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def register_adapter(
@@ -229,6 +228,22 @@ def by_pattern(name: str, chosen: list[Found], default: Any, patterns: Mapping[s
             f"{near(unused[0], [f.path for f in chosen])}"
         )
     return {path: default if p is None else patterns[p] for path, p in picked.items()}
+
+
+def ranks_and_alphas(
+    name: str,
+    chosen: list[Found],
+    rank: int,
+    alpha: int | float,
+    rank_pattern: Mapping[str, int] | None,
+    alpha_pattern: Mapping[str, int | float] | None,
+) -> dict[str, tuple[int, int | float]]:
+    """The rank and the alpha of every slot."""
+    ranks = by_pattern(name, chosen, rank, rank_pattern)
+    alphas = by_pattern(name, chosen, alpha, alpha_pattern)
+    if (low := min((rank, *ranks.values()))) < 1:
+        raise ValueError(f"{name}: rank must be at least 1, not {low}")
+    return {path: (ranks[path], alphas[path]) for path in ranks}
 
 
 def uniform(key: jax.Array, *shape: int) -> jax.Array:

@@ -15,7 +15,7 @@ from .._trainable import is_adapter
 from .._tree import Pattern, expand, lift, matches, near, nodes, nothing_matched
 from .._verb import node_verb
 from .._weight import Slot, Weight, axes_of, dense, routed, shape_of
-from .adapter import arrays, choose, fresh
+from .adapter import arrays, choose, fresh, ranks_and_alphas
 from .full import full
 from .inits import CHANGES_BASE, start
 from .tokens import choose_rows, rows
@@ -88,8 +88,6 @@ def apply_lora(
     assert len(adapter) == 4 and ef.has_lora(tuned) and not ef.has_lora(base)
     ```
     """
-    if rank < 1:
-        raise ValueError(f"apply_lora: rank must be at least 1, not {rank}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"apply_lora: dropout must be in [0, 1), not {dropout}")
     if bias not in ("none", "all", "lora_only"):
@@ -100,25 +98,10 @@ def apply_lora(
     chosen = [f for f in chosen if f.path not in new]
     if lora_bias:
         _check_bias(chosen, dora)
-    ranks, alphas = dict(rank_pattern or {}), dict(alpha_pattern or {})
-    used: set[str] = set()
-
-    def pick(patterns: Mapping[str, Any], default: Any, f: Found) -> Any:
-        for p, value in patterns.items():
-            if matches(p, f.path, f.weight):
-                used.add(p)
-                return value
-        return default
-
+    by_slot = ranks_and_alphas("apply_lora", chosen, rank, alpha, rank_pattern, alpha_pattern)
     for f in chosen:
-        r = pick(ranks, rank, f)
-        scale = pick(alphas, alpha, f) / (r**0.5 if rslora else r)
-        new[f.path] = _adapter(f, r, float(scale), key, init, dropout, dora, lora_bias, number)
-    if unused := [p for p in (*ranks, *alphas) if p not in used]:
-        raise ValueError(
-            f"apply_lora: the pattern {unused[0]!r} fits none of the {len(chosen)} selected slots. "
-            f"{near(unused[0], [f.path for f in chosen])}"
-        )
+        r, a = by_slot[f.path]
+        new[f.path] = _adapter(f, r, float(a / (r**0.5 if rslora else r)), key, init, dropout, dora, lora_bias, number)
     if trainable_token_indices is not None:
         for path, (f, indices) in choose_rows(model, trainable_token_indices).items():
             if path in new:
@@ -131,6 +114,11 @@ def apply_lora(
         for f in find_slots(model, ("bias",)):
             if f.path not in new and (bias == "all" or f.layer in adapted):
                 new[f.path] = full(f.weight, number)
+    return put(model, new)
+
+
+def put(model: Any, new: Mapping[str, Any]) -> Any:
+    """`model` with `new[path]` in the place of the weights of these slots."""
     return map_slots(apply_lora, model, lambda path, slot, weight: new.get(path, weight))
 
 
@@ -170,10 +158,7 @@ def _adapter(
         norms = column_norms(made) if f.slot.role == "embedding" else row_norms(made)
         return dataclasses.replace(made, magnitude=norms.astype(dtype))
 
-    made = fresh(f, key, make)
-    if made.start is None:
-        made = dataclasses.replace(made, base=f.weight)  # the same object: nothing is copied
-    return made
+    return fresh(f, key, make)
 
 
 def has_lora(model: Any) -> bool:
@@ -258,7 +243,7 @@ def join_lora(base: Any, adapter: Mapping[str, Any]) -> Any:
             shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in arrays(part).items())
             raise ValueError(f"join_lora: {path} has shape {tuple(shape_of(weight))}, which {shapes} do not fit")
         new[path] = dataclasses.replace(part, base=weight)
-    return map_slots(apply_lora, base, lambda path, slot, weight: new.get(path, weight))
+    return put(base, new)
 
 
 def _fits(part: Any, weight: Weight) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._slots import Found, map_slots
+from .._slots import Found
 from .._tree import Pattern, matches
 from .._weight import Weight, affine, dense, dot, shape_of
 from .adapter import choose, fresh, gain, register_adapter, scaled
-from .apply import apply_lora
+from .apply import put
 
 ROLES = ("linear", "head", "router", "experts")
 
@@ -70,10 +69,9 @@ def apply_ia3(
             *lead, out, into = shape_of(w)
             return IA3(w, jnp.ones((*lead, 1, into) if inner else (*lead, out, 1), number), inputs=inner)
 
-        return dataclasses.replace(fresh(f, None, make), base=f.weight)
+        return fresh(f, None, make)
 
-    new = {f.path: adapter(f) for f in chosen}
-    return map_slots(apply_lora, model, lambda path, slot, weight: new.get(path, weight))
+    return put(model, {f.path: adapter(f) for f in chosen})
 
 
 def _vector(w: IA3) -> jax.Array:

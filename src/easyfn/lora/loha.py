@@ -4,7 +4,6 @@ weight.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._slots import Found, map_slots
+from .._slots import Found
 from .._tree import Pattern
 from .._weight import Weight, dense, dot, shape_of
-from .adapter import by_pattern, choose, fresh, register_adapter, uniform
-from .apply import apply_lora
+from .adapter import choose, fresh, ranks_and_alphas, register_adapter, uniform
+from .apply import put
 
 ROLES = ("linear", "head", "router", "experts")
 
@@ -68,13 +67,10 @@ def apply_loha(
     ```
     """
     chosen = choose("apply_loha", model, pattern, layers, exclude, ROLES)
-    ranks = by_pattern("apply_loha", chosen, rank, rank_pattern)
-    alphas = by_pattern("apply_loha", chosen, alpha, alpha_pattern)
-    if (low := min(ranks.values())) < 1:
-        raise ValueError(f"apply_loha: rank must be at least 1, not {low}")
+    by_slot = ranks_and_alphas("apply_loha", chosen, rank, alpha, rank_pattern, alpha_pattern)
 
     def adapter(f: Found) -> LoHa:
-        rank, scale = ranks[f.path], alphas[f.path] / ranks[f.path]
+        rank, alpha = by_slot[f.path]
 
         def make(w: Weight, key: jax.Array) -> LoHa:
             *lead, out, into = shape_of(w)
@@ -83,12 +79,11 @@ def apply_loha(
             shapes = ((out, rank), (rank, into), (out, rank))
             drawn = [uniform(k, *lead, *shape) for k, shape in zip((k1, k2, k3), shapes, strict=True)]
             one_a, one_b, two_a, two_b = (x.astype(dtype or jnp.float32) for x in (*drawn, last))
-            return LoHa(w, one_a, one_b, two_a, two_b, scale=scale)
+            return LoHa(w, one_a, one_b, two_a, two_b, scale=alpha / rank)
 
-        return dataclasses.replace(fresh(f, key, make), base=f.weight)
+        return fresh(f, key, make)
 
-    new = {f.path: adapter(f) for f in chosen}
-    return map_slots(apply_lora, model, lambda path, slot, weight: new.get(path, weight))
+    return put(model, {f.path: adapter(f) for f in chosen})
 
 
 def _delta(w: LoHa, dtype: Any) -> jax.Array:

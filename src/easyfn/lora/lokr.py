@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._slots import Found, map_slots
+from .._slots import Found
 from .._tree import Pattern
 from .._weight import Weight, dense, dot, shape_of
-from .adapter import by_pattern, choose, fresh, register_adapter, uniform
-from .apply import apply_lora
+from .adapter import choose, fresh, ranks_and_alphas, register_adapter, uniform
+from .apply import put
 
 ROLES = ("linear", "head", "router", "experts")
 
@@ -73,13 +72,10 @@ def apply_lokr(
     ```
     """
     chosen = choose("apply_lokr", model, pattern, layers, exclude, ROLES)
-    ranks = by_pattern("apply_lokr", chosen, rank, rank_pattern)
-    alphas = by_pattern("apply_lokr", chosen, alpha, alpha_pattern)
-    if (low := min(ranks.values())) < 1:
-        raise ValueError(f"apply_lokr: rank must be at least 1, not {low}")
+    by_slot = ranks_and_alphas("apply_lokr", chosen, rank, alpha, rank_pattern, alpha_pattern)
 
     def adapter(f: Found) -> LoKr:
-        rank, scale = ranks[f.path], alphas[f.path] / ranks[f.path]
+        rank, alpha = by_slot[f.path]
 
         def make(w: Weight, key: jax.Array) -> LoKr:
             *lead, out, into = shape_of(w)
@@ -88,12 +84,13 @@ def apply_lokr(
                 name: uniform(keys[name], *lead, *shape) if name in keys else jnp.zeros((*lead, *shape), jnp.float32)
                 for name, shape in layout(out, into, rank, decompose_both, decompose_factor).items()
             }
-            return LoKr(w, **{x: y.astype(dtype or jnp.float32) for x, y in made.items()}, scale=scale, rank=rank)
+            return LoKr(
+                w, **{x: y.astype(dtype or jnp.float32) for x, y in made.items()}, scale=alpha / rank, rank=rank
+            )
 
-        return dataclasses.replace(fresh(f, key, make), base=f.weight)
+        return fresh(f, key, make)
 
-    new = {f.path: adapter(f) for f in chosen}
-    return map_slots(apply_lora, model, lambda path, slot, weight: new.get(path, weight))
+    return put(model, {f.path: adapter(f) for f in chosen})
 
 
 def layout(out: int, into: int, rank: int, both: bool, factor: int) -> dict[str, tuple[int, int]]:

@@ -14,7 +14,7 @@ from .._trainable import is_adapter
 from .._tree import expand, is_abstract, lift, near
 from .._weight import Slot, Weight, dense, requantize, shape_of
 from .adapter import change, gain, shift
-from .apply import apply_lora, fit, no_adapter, walk
+from .apply import apply_lora, fit, no_adapter, put, walk
 
 
 def merge_lora(model: Any, *, dequantize: bool = False, report: bool = False) -> Any:
@@ -123,5 +123,5 @@ def unmerge_lora(model: Any, adapter: Mapping[str, Any]) -> Any:
                 f"unmerge_lora: {path} cannot be taken out again: {error}. Keep the base: base, adapter = "
                 "ef.split_lora(model)"
             ) from None
-    merged = map_slots(apply_lora, model, lambda path, slot, weight: new.get(path, weight))
+    merged = put(model, new)
     return _with_biases("unmerge_lora", merged, [(found[path].layer, part) for path, part in fitted.items()], -1.0)

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._slots import Found, map_slots
+from .._slots import Found
 from .._tree import Pattern
 from .._weight import Weight, dense, dot, randomized, shape_of
 from .adapter import choose, dropped, fresh, register_adapter, scaled
-from .apply import apply_lora
+from .apply import put
 
 ROLES = ("linear", "head", "router")
 
@@ -89,12 +89,11 @@ def apply_vera(
             d = jnp.full((rank, 1), d_initial, number)
             return VeRA(w, a, b, d, jnp.zeros((b.shape[0], 1), number), dropout=dropout, seed=projection_prng_key)
 
-        made = dataclasses.replace(fresh(f, None, make), base=f.weight)
+        made = fresh(f, None, make)
         same = made.a.shape == a.shape and type(made.a) is type(a) and made.a.sharding == a.sharding
         return dataclasses.replace(made, a=a, b=b) if same else made
 
-    new = {f.path: adapter(f) for f in chosen}
-    return map_slots(apply_lora, model, lambda path, slot, weight: new.get(path, weight))
+    return put(model, {f.path: adapter(f) for f in chosen})
 
 
 def projections(rank: int, out: int, into: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
