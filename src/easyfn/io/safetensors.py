@@ -146,15 +146,37 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 def read_into(info: Info, out: np.ndarray, *, start: int = 0) -> None:
     """Fills `out`, C-contiguous, with the bytes of a tensor from byte `start` of it."""
-    target = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     with open(info.file, "rb", buffering=0) as file:
-        file.seek(info.offset + start)
-        done = 0
-        while done < len(target):
-            got = file.readinto(target[done : done + _CHUNK])
-            if not got:
-                raise BadFile(f"{info.file}: the file ended while it was read")
-            done += got
+        _fill(file.fileno(), info, bytes_of(out), start)
+
+
+def read_part(info: Info, out: np.ndarray, index: Index) -> None:
+    """Fills `out`, C-contiguous, with `tensor[index]`: no byte outside of it is read."""
+    target = bytes_of(out)
+    with open(info.file, "rb", buffering=0) as file:
+        for run in runs(info.shape, info.dtype.itemsize, index):
+            _fill(file.fileno(), info, target[run.at : run.at + run.length], run.start)
+
+
+def _fill(descriptor: int, info: Info, target: memoryview, start: int) -> None:
+    done = 0
+    while done < len(target):
+        got = os.preadv(descriptor, [target[done : done + _CHUNK]], info.offset + start + done)
+        if not got:
+            raise BadFile(f"{info.file}: the file ended while it was read")
+        done += got
+
+
+def mapped(info: Info) -> np.ndarray | None:
+    """One tensor where it lies in the file, read only; `None` if it lies where XLA on CPU would have to copy it."""
+    if info.offset % ALIGNMENT or not info.nbytes:
+        return None
+    return np.memmap(info.file, info.dtype, "r", info.offset, info.shape)
+
+
+def bytes_of(array: np.ndarray) -> memoryview:
+    """The memory of a C-contiguous array."""
+    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def read(info: Info) -> np.ndarray:

@@ -38,7 +38,7 @@ def read(
         )
     found = {}
     for path, source in sources.items():
-        if layers := quantized_layers(path, source, header):
+        if layers := quantized_layers(source, header):
             names = tuple(f"{layer}.{part}" for layer in layers for part in ("qweight", "qzeros", "scales"))
             found[path] = Packed(names, functools.partial(_make, path, source))
     return with_idle_biases(found, sources, header)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import functools
 import json
-import operator
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -24,7 +22,7 @@ from ..io.formats import Packed, register
 from ..io.names import Tensors
 from .int8 import Int8
 from .nf4 import LEVELS, NESTED, NF4, aligned, dynamic_map, scales_of
-from .pieces import dense_dtype
+from .pieces import cut, dense_dtype, join, per_matrix, quantized
 from .product import replace
 
 STATE = "quant_state.bitsandbytes__"
@@ -37,11 +35,8 @@ def read(
     found: dict[str, Packed] = {}
     common = dense_dtype({name: info for name, info in header.items() if not name.endswith(".SCB")})
     for path, source in sources.items():
-        kinds = {_stored(name, header) for name in source.names}
-        if kinds == {None}:
+        if not quantized(source, lambda name: _stored(name, header)):
             continue
-        if None in kinds:
-            raise ValueError(f"{path}: some of {', '.join(source.names[:4])}, ... are quantized and some are not")
         every = [_tensors(name, _stored(name, header), header) for name in source.names]
         names = tuple(name for one in every for name in one)
         make = functools.partial(_make, path, source, [len(one) for one in every], common or at(model, path).dtype)
@@ -79,30 +74,19 @@ def _make(path: str, source: Tensors, counts: list[int], declared: Any, parts: l
         weights.append(
             _int8(path, mine, dtype or declared) if mine[0].dtype == np.int8 else _four_bit(path, mine, dtype)
         )
-    if source.kind in ("same", "transposed"):  # what is (in, out) in a plain file is (out, in) once it is quantized
-        weight = weights[0]
-    elif source.kind == "experts":
-        per = len(weights) // source.shape[0]
-        groups = [weights[e * per : (e + 1) * per] for e in range(source.shape[0])]
-        weight = jax.tree.map(lambda *leaves: np.stack(leaves), *[_rows(path, g) for g in groups])
-    else:
-        weight = _rows(path, weights)
-    return weight
+    if per_matrix(source) > 1:
+        reason = f"{path}: it joins matrices whose 4-bit blocks cross rows, which no one set of blocks can hold"
+        weights = [_by_row(w, reason) for w in weights]
+    return join(source, weights)
 
 
-def _rows(path: str, weights: list[Any]) -> Any:
-    """One matrix from several with the same columns."""
-    if len(weights) == 1:
-        return weights[0]
-    if any(isinstance(w, NF4) and not aligned(w) for w in weights):
-        raise ValueError(
-            f"{path}: it joins matrices whose 4-bit blocks cross rows, which no one set of blocks can hold"
-        )
-    plain = [
-        replace(w, scales=np.asarray(scales_of(w)), nested=None, offset=None) if isinstance(w, NF4) else w
-        for w in weights
-    ]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *plain)
+def _by_row(w: Any, reason: str) -> Any:
+    """The same weight with scales of its own for every row, so that rows of several can be joined and cut."""
+    if not isinstance(w, NF4):
+        return w
+    if not aligned(w):
+        raise ValueError(reason)
+    return w if w.nested is None else replace(w, scales=scales_of(w), nested=None, offset=None)
 
 
 def _int8(path: str, parts: list[np.ndarray], dtype: Any) -> Int8:
@@ -140,34 +124,14 @@ def _four_bit(path: str, parts: list[np.ndarray], dtype: Any) -> NF4:
 
 def write(source: Tensors, weight: Any) -> dict[str, Any]:
     """The tensors that hold a weight, or one layer of a stacked one (see `easyfn.io.formats.Writer`)."""
-    if source.kind in ("same", "transposed"):
-        pieces = [weight]
-    elif source.kind == "experts":
-        count = source.shape[0]
-        per = len(source.names) // count
-        each = [jax.tree.map(operator.itemgetter(e), weight) for e in range(count)]
-        pieces = [piece for one in each for piece in _cut(source, one, per, source.axis - 1)]
-    else:
-        pieces = _cut(source, weight, len(source.names), source.axis)
+    if (count := per_matrix(source)) > 1:
+        crossed = f"{source.path}: the file holds it in {count} pieces, and its blocks of 4 bits cross them; use ef.dequantize"
+        weight = _by_row(weight, crossed)
+    pieces = cut(source, weight)
     out: dict[str, Any] = {}
     for name, piece in zip(source.names, pieces, strict=True):
         out |= _int8_tensors(name, piece) if isinstance(piece, Int8) else _four_bit_tensors(name, piece)
     return out
-
-
-def _cut(source: Tensors, weight: Any, count: int, axis: int) -> list[Any]:
-    if count == 1:
-        return [weight]
-    if axis != 0 or (isinstance(weight, NF4) and not aligned(weight)):
-        raise ValueError(
-            f"{source.path}: the file holds it in {count} pieces, and its blocks of 4 bits cross them; use "
-            "ef.dequantize"
-        )
-    if isinstance(weight, NF4) and weight.nested is not None:
-        weight = replace(weight, scales=scales_of(weight), nested=None, offset=None)
-    leaves, treedef = jax.tree.flatten(weight)
-    cut = [leaf.reshape(count, -1, leaf.shape[-1]) for leaf in leaves]
-    return [jax.tree.unflatten(treedef, [leaf[i] for leaf in cut]) for i in range(count)]
 
 
 def _int8_tensors(name: str, w: Int8) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from .gptq import unpack
 from .grouped import Grouped, grouped, integer_codes
 from .int8 import Int8
 from .micro import Micro
-from .pieces import by_row, cut, dense_dtype, join
+from .pieces import by_row, cut, dense_dtype, join, quantized
 from .schemes import Rules, Scheme, activations_of, block_of, group_size, read_settings, why_not, write_scheme
 
 PARTS = ("packed", "scale", "zero_point", "global_scale", "g_idx", "shape")
@@ -56,11 +56,8 @@ def read(
     common = dense_dtype(header)
     found: dict[str, Packed] = {}
     for path, source in sources.items():
-        held = [f"{name}_scale" in header or f"{name}_packed" in header for name in source.names]
-        if not any(held):
+        if not quantized(source, lambda name: f"{name}_scale" in header or f"{name}_packed" in header):
             continue
-        if not all(held):
-            raise ValueError(f"{path}: some of {', '.join(source.names[:4])}, ... are quantized and some are not")
         kind = "Embedding" if roles.get(path) == "embedding" else "Linear"
         schemes = [_scheme(rules, path, name, kind) for name in source.names]
         names = [_names(name, scheme, header) for name, scheme in zip(source.names, schemes, strict=True)]

@@ -21,7 +21,7 @@ from ..io.formats import Packed, file_names, register
 from ..io.names import Tensors
 from .compressed_tensors import as_float8
 from .fp8 import E4M3, FP8
-from .pieces import by_row, cut, dense_dtype, join
+from .pieces import by_row, cut, dense_dtype, join, per_matrix, quantized
 
 _KNOWN = {
     "quant_method": ("fp8",),
@@ -52,11 +52,8 @@ def read(
     common = dense_dtype(header)
     found = {}
     for path, source in sources.items():
-        held = [f"{name}_scale_inv" in header for name in source.names]
-        if not any(held):
+        if not quantized(source, lambda name: f"{name}_scale_inv" in header):
             continue
-        if not all(held):
-            raise ValueError(f"{path}: some of {', '.join(source.names[:4])}, ... are quantized and some are not")
         names = [[name, f"{name}_scale_inv"] for name in source.names]
         if static:
             names = [[*own, f"{own[0].rpartition('.')[0]}.activation_scale"] for own in names]
@@ -70,7 +67,7 @@ def _make(
 ) -> Any:
     name = jnp.dtype(dtype or common).name
     weights = [_matrix(path, block, name, *parts[i : i + count]) for i in range(0, len(parts), count)]
-    return join(source, by_row(weights, len(weights) // (source.shape[0] if source.kind == "experts" else 1)))
+    return join(source, by_row(weights, per_matrix(source)))
 
 
 def _matrix(

@@ -17,7 +17,7 @@ import numpy as np
 from ..io.formats import Packed, register
 from ..io.names import Tensors
 from .grouped import Grouped, grouped
-from .pieces import join
+from .pieces import join, quantized
 
 
 def read(
@@ -38,7 +38,7 @@ def read(
         )
     found: dict[str, Packed] = {}
     for path, source in sources.items():
-        layers = quantized_layers(path, source, header)
+        layers = quantized_layers(source, header)
         if not layers:
             continue
         names = [[f"{p}.{part}" for part in ("qweight", "qzeros", "scales")] for p in layers]
@@ -49,13 +49,11 @@ def read(
     return with_idle_biases(found, sources, header)
 
 
-def quantized_layers(path: str, source: Tensors, header: Mapping[str, Any]) -> list[str]:
+def quantized_layers(source: Tensors, header: Mapping[str, Any]) -> list[str]:
     """The layers `P` of a slot's weights `P.weight`, if the file has a `P.qweight` for them, or else none."""
     layers = [name.removesuffix(".weight") for name in source.names]
-    held = [f"{layer}.qweight" in header for layer in layers]
-    if any(held) and not all(held):
-        raise ValueError(f"{path}: some of {', '.join(source.names[:4])}, ... are quantized and some are not")
-    return layers if all(held) else []
+    held = quantized(source, lambda name: f"{name.removesuffix('.weight')}.qweight" in header)
+    return layers if held else []
 
 
 def with_idle_biases(

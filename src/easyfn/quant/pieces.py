@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,20 @@ from .micro import Micro
 from .product import replace
 
 
+def quantized(source: Tensors, held: Callable[[str], Any]) -> bool:
+    """Whether a file holds the matrices of a slot quantized: `held(name)` says it of each. Some and not all are an
+    error."""
+    found = [bool(held(name)) for name in source.names]
+    if any(found) and not all(found):
+        raise ValueError(f"{source.path}: some of {', '.join(source.names[:4])}, ... are quantized and some are not")
+    return all(found)
+
+
+def per_matrix(source: Tensors) -> int:
+    """How many matrices of the file are side by side in one of the slot's."""
+    return len(source.names) // (source.shape[0] if source.kind == "experts" else 1)
+
+
 def join(source: Tensors, weights: Sequence[Any]) -> Any:
     """The weight of the slot `source` from those of its matrices, `(out, in)` each, whose arrays are NumPy's.
 
@@ -28,7 +42,7 @@ def join(source: Tensors, weights: Sequence[Any]) -> Any:
     if source.kind in ("same", "transposed"):
         weight = weights[0]
     elif source.kind == "experts":
-        per = len(weights) // source.shape[0]
+        per = per_matrix(source)
         each = [_rows(source, weights[e * per : (e + 1) * per], source.axis - 1) for e in range(source.shape[0])]
         _alike(source, each)
         weight = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
@@ -48,7 +62,7 @@ def cut(source: Tensors, weight: Any) -> list[Any]:
     if source.kind in ("same", "transposed"):
         return [weight]
     if source.kind == "experts":
-        per = len(source.names) // source.shape[0]
+        per = per_matrix(source)
         each = [jax.tree.map(lambda leaf, e=e: leaf[e], weight) for e in range(source.shape[0])]
         return [piece for one in each for piece in _pieces(source, one, per, source.axis - 1)]
     return _pieces(source, weight, len(source.names), source.axis)
