@@ -200,8 +200,11 @@ def test_refusals(dense, tmp_path):
     model = ef.load(dense)
     with pytest.raises(ValueError, match="no embeddings on disk"):
         ef.save(ef.quantize(model, ef.QuantConfig("nf4", pattern="embed_tokens|q_proj")), tmp_path)
+    mixed = ef.quantize(model, [ef.QuantConfig("8bit", pattern="q_proj"), ef.QuantConfig("nf4")])
     with pytest.raises(ValueError, match="mixes int8, nf4/64"):
-        ef.save(ef.quantize(model, [ef.QuantConfig("8bit", pattern="q_proj"), ef.QuantConfig("nf4")]), tmp_path)
+        ef.save(mixed, tmp_path)
+    with pytest.raises(ValueError, match="mixes int8, nf4/64"):
+        ef.io.formats.layout_of(mixed)
     assert not list(tmp_path.iterdir())
     ef.save(model, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -216,6 +216,7 @@ def make_context(
         segment_ids=segments,
         slots=start[..., None] + jnp.arange(length, dtype=jnp.int32).reshape((1,) * start.ndim + (length,)),
         cached_segment_ids=None if cache is None else cache.segment_ids,
+        table=None if cache is None else cache.table,
         fresh=fresh,
         **more,
     )

@@ -122,16 +122,10 @@ def writer_for(model: Any) -> DiskFormat | None:
     able: list[DiskFormat] = []
     reasons: list[str] = []
     for found in writers:
-        for path, weight in special:
-            if not isinstance(weight, found.types):
-                reason: str | None = f"has no {format_of(weight) or type(weight).__name__}"
-            else:
-                reason = found.refuses(weight)
-            if reason is not None:
-                reasons.append(f"{found.method} {reason} ({path})")
-                break
-        else:
+        if (reason := _why_not(found, model, special)) is None:
             able.append(found)
+        else:
+            reasons.append(f"{found.method} {reason}")
     if not able:
         names = sorted({str(format_of(weight)) for _, weight in special})
         raise ValueError(
@@ -139,6 +133,21 @@ def writer_for(model: Any) -> DiskFormat | None:
             "ef.save(ef.dequantize(model), directory)."
         )
     return min(able, key=lambda found: len(found.types))
+
+
+def _why_not(found: DiskFormat, model: Any, special: list[tuple[str, Any]]) -> str | None:
+    """Why a format cannot hold the special weights of a model, or `None`."""
+    for path, weight in special:
+        if not isinstance(weight, found.types):
+            return f"has no {format_of(weight) or type(weight).__name__} ({path})"
+        if (reason := found.refuses(weight)) is not None:
+            return f"{reason} ({path})"
+    try:  # what is wrong with all of them together
+        if found.settings is not None:
+            found.settings(model)
+    except ValueError as error:
+        return f"refuses: {error}".replace("save: ", "")
+    return None
 
 
 def layout_of(model: Any) -> str | None:

@@ -7,12 +7,13 @@ matrices (GPT-2's Conv1D) and experts that the file holds one by one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._tree import expand, leaves
+from .part import Index
 
 Reader = Callable[[tuple[slice, ...]], np.ndarray]
 
@@ -101,6 +102,34 @@ class Tensors(NamedTuple):
                 ours[(slice(None),) * self.axis + (slice(p * width, (p + 1) * width),)] for p in range(len(self.names))
             ]
         return [ours]
+
+    def cut(self, out: np.ndarray, index: Index) -> Iterator[tuple[str, Index, np.ndarray]]:
+        """What of the file belongs into `out`, the part of our array at `index`: for every tensor that has any of it,
+        its name, which part of it, and where in `out` that goes (a view)."""
+        if self.kind == "transposed":
+            yield self.names[0], (*index[:-2], index[-1], index[-2]), np.swapaxes(out, -1, -2)
+        elif self.kind == "experts":
+            per = len(self.names) // self.shape[0]
+            for row, e in enumerate(range(index[0].start, index[0].stop)):
+                each = slice(e * per, (e + 1) * per)
+                yield from _joined(self.names[each], self.axis - 1, self.shape[1:], out[row, ...], index[1:])
+        elif self.kind == "concatenated":
+            yield from _joined(self.names, self.axis, self.shape, out, index)
+        else:
+            yield self.names[0], index, out
+
+
+def _joined(
+    names: Sequence[str], axis: int, shape: Sequence[int], out: np.ndarray, index: Index
+) -> Iterator[tuple[str, Index, np.ndarray]]:
+    """`Tensors.cut` for tensors that are joined along an axis."""
+    width, asked = shape[axis] // len(names), index[axis]
+    for n, name in enumerate(names):
+        low, high = max(asked.start, n * width), min(asked.stop, (n + 1) * width)
+        if low < high:
+            theirs = slice(low - n * width, high - n * width)
+            here = (slice(None),) * axis + (slice(low - asked.start, high - asked.start),)
+            yield name, (*index[:axis], theirs, *index[axis + 1 :]), out[here]
 
 
 def _template(template: str) -> re.Pattern[str]:

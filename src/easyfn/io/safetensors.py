@@ -11,12 +11,14 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from .part import Index, runs
 
 MAX_HEADER = 100_000_000
 ALIGNMENT = 64  # XLA on CPU takes a buffer without a copy if it starts at a multiple of this
@@ -61,7 +63,7 @@ class Info(NamedTuple):
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    file: Path
+    file: PurePath
     offset: int
     nbytes: int
     kind: str = ""
@@ -71,18 +73,22 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Info], dict[str
     """The tensors of a file by name, and its metadata. Raises [`BadFile`][easyfn.io.safetensors.BadFile]."""
     path = Path(path)
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        first = file.read(8)
-        if len(first) < 8:
-            raise BadFile(f"{path}: {size} bytes are too few for a safetensors file")
-        (length,) = struct.unpack("<Q", first)
-        if length > MAX_HEADER:
-            raise BadFile(
-                f"{path}: the header claims {length} bytes, more than {MAX_HEADER}; this is no safetensors file"
-            )
-        if 8 + length > size:
-            raise BadFile(f"{path}: the header claims {length} bytes and the file has {size}: it is truncated")
-        text = file.read(length)
+        return parse_header(path, os.fstat(file.fileno()).st_size, file.read)
+
+
+def parse_header(
+    path: PurePath, size: int, read: Callable[[int], bytes]
+) -> tuple[dict[str, Info], dict[str, str]]:
+    """The same of a file of `size` bytes whose beginning `read(count)` brings, piece after piece."""
+    first = read(8)
+    if len(first) < 8:
+        raise BadFile(f"{path}: {size} bytes are too few for a safetensors file")
+    (length,) = struct.unpack("<Q", first)
+    if length > MAX_HEADER:
+        raise BadFile(f"{path}: the header claims {length} bytes, more than {MAX_HEADER}; this is no safetensors file")
+    if 8 + length > size:
+        raise BadFile(f"{path}: the header claims {length} bytes and the file has {size}: it is truncated")
+    text = read(length)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(path, pairs))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -103,14 +109,14 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Info], dict[str
     return tensors, metadata
 
 
-def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(path: PurePath, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise BadFile(f"{path}: the header names a tensor twice")
     return found
 
 
-def _info(path: Path, name: str, entry: Any, start: int, size: int) -> Info:
+def _info(path: PurePath, name: str, entry: Any, start: int, size: int) -> Info:
     def natural(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -147,7 +153,7 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 def read_into(info: Info, out: np.ndarray, *, start: int = 0) -> None:
     """Fills `out`, C-contiguous, with the bytes of a tensor from byte `start` of it."""
     with open(info.file, "rb", buffering=0) as file:
-        _fill(file.fileno(), info, bytes_of(out), start)
+        _fill(file, info, bytes_of(out), start)
 
 
 def read_part(info: Info, out: np.ndarray, index: Index) -> None:
@@ -155,13 +161,14 @@ def read_part(info: Info, out: np.ndarray, index: Index) -> None:
     target = bytes_of(out)
     with open(info.file, "rb", buffering=0) as file:
         for run in runs(info.shape, info.dtype.itemsize, index):
-            _fill(file.fileno(), info, target[run.at : run.at + run.length], run.start)
+            _fill(file, info, target[run.at : run.at + run.length], run.start)
 
 
-def _fill(descriptor: int, info: Info, target: memoryview, start: int) -> None:
+def _fill(file: Any, info: Info, target: memoryview, start: int) -> None:
+    file.seek(info.offset + start)
     done = 0
     while done < len(target):
-        got = os.preadv(descriptor, [target[done : done + _CHUNK]], info.offset + start + done)
+        got = file.readinto(target[done : done + _CHUNK])
         if not got:
             raise BadFile(f"{info.file}: the file ended while it was read")
         done += got
@@ -216,16 +223,22 @@ def write(
 ) -> None:
     """Writes a file and flushes it to the disk. `arrays` come in the order of `shapes`, one at a time."""
     with open(path, "wb", buffering=0) as file:
-        _write_all(file, memoryview(header_bytes(shapes, metadata)))
-        for (name, (shape, dtype)), array in zip(shapes.items(), arrays, strict=True):
-            if tuple(array.shape) != tuple(shape) or array.dtype != dtype:
-                raise ValueError(f"tensor {name!r}: announced {dtype}{shape}, got {array.dtype}{array.shape}")
-            _write_all(file, memoryview(_bytes_of(array)))  # type: ignore[arg-type]
+        write_to(file, shapes, arrays, metadata)
         os.fsync(file.fileno())
 
 
-def _bytes_of(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+def write_to(
+    file: Any,
+    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+    arrays: Iterable[np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the same to a file that is open for bytes."""
+    _write_all(file, memoryview(header_bytes(shapes, metadata)))
+    for (name, (shape, dtype)), array in zip(shapes.items(), arrays, strict=True):
+        if tuple(array.shape) != tuple(shape) or array.dtype != dtype:
+            raise ValueError(f"tensor {name!r}: announced {dtype}{shape}, got {array.dtype}{array.shape}")
+        _write_all(file, bytes_of(np.ascontiguousarray(array)))
 
 
 def _write_all(file: Any, data: memoryview) -> None:

@@ -84,6 +84,16 @@ def attend_to(
     return None, k, v, seen(context, context.slots, context.segment_ids, window)
 
 
+@verb
+def at_layer(cache: Any, layer: Any) -> Any:
+    """`cache`, which holds all layers of a stacked run, for layer number `layer` of them; for all again with `None`.
+
+    A kind of cache that is registered here is handed from layer to layer whole. Of every other kind each layer is given
+    its slice.
+    """
+    raise at_layer.missing(cache, "It is cut into the slices of its layers.")
+
+
 @attend_to.register(KV)
 def _(cache: KV, k: jax.Array, v: jax.Array, context: Context, window: int | None) -> Any:
     start = context.slots[..., 0]
@@ -103,7 +113,11 @@ def _(cache: Ring, k: jax.Array, v: jax.Array, context: Context, window: int | N
         return cache, cache.k, cache.v, seen(context, slots, _segments(context, slots), window)
     # Several tokens at once see the ring as it was and each other; then the last of them enter the ring.
     before = _ring_slots(start - 1, size)
-    from_new, index = _newest(start, count, size)
+    # Padding at the end of a row that is at a slot of its own stays out: it would push tokens out of the ring.
+    last = start + count - 1
+    if context.slots.ndim == 2:
+        last = jnp.max(jnp.where(context.segment_ids > 0, context.slots, start[:, None] - 1), axis=1)
+    from_new, index = _newest(start, last, count, size)
     if context.fresh:
         keys, values, mask = k, v, seen(context, context.slots, context.segment_ids, window)
     else:
@@ -133,9 +147,9 @@ def _ring_slots(last: jax.Array, size: int) -> jax.Array:
     return last[..., None] - (last[..., None] - place) % size
 
 
-def _newest(start: jax.Array, count: int, size: int) -> tuple[jax.Array, jax.Array]:
-    """For each place of the ring, whether one of `count` new slots from `start` lands there last, and which."""
-    index = _ring_slots(start + count - 1, size) - start[..., None]
+def _newest(start: jax.Array, last: jax.Array, count: int, size: int) -> tuple[jax.Array, jax.Array]:
+    """For each place of the ring, whether one of the slots from `start` to `last` lands there last, and which of them."""
+    index = _ring_slots(last, size) - start[..., None]
     return index >= 0, jnp.clip(index, 0, count - 1)
 
 
@@ -161,6 +175,7 @@ class Cache(eqx.Module):
     positions: jax.Array  # [batch] int32
     length: jax.Array  # [] or [batch] int32
     batch_axes: tuple[int | None, ...] = eqx.field(static=True, default=())  # of every leaf of `layers`
+    table: Any = None  # [batch, pages] int32, of a paged cache: the pages of each row, -1 where it has none
 
 
 def batch_axes(layers: Any, more: Any) -> tuple[int | None, ...]:
@@ -197,6 +212,7 @@ def reorder(cache: Cache, rows: Any) -> Cache:
         segment_ids=jnp.take(cache.segment_ids, rows, axis=0),
         positions=jnp.take(cache.positions, rows, axis=0),
         length=jnp.take(cache.length, rows, axis=0) if cache.length.ndim else cache.length,
+        table=None if cache.table is None else jnp.take(cache.table, rows, axis=0),
     )
 
 
@@ -216,6 +232,8 @@ def fork(cache: Cache, copies: int) -> Cache:
     """
     if copies == 1:
         return cache
+    if cache.table is not None:
+        raise ValueError("fork: the copies of a row would write into the same pages; give each a row of `table` of its own")
     return reorder(cache, jnp.repeat(jnp.arange(cache.segment_ids.shape[0]), copies))
 
 

@@ -75,6 +75,7 @@ class Context(eqx.Module):
     segment_ids: jax.Array  # [batch, seq], 0 = padding
     slots: jax.Array  # [seq], place of each query in the sequence; [batch, seq] where each row is at its own
     cached_segment_ids: jax.Array | None = None  # [batch, max_length], with a cache: of every slot
+    table: jax.Array | None = None  # [batch, pages], with a paged cache: the pages of each row
     rope: Mapping[str, tuple[jax.Array, jax.Array]] | None = None  # name -> (cos, sin), each [batch, seq, dim]
     bias: jax.Array | None = None  # [1 or batch, heads, seq, keys], added to the scores of self attention
     encoder: Any = None  # for decoders with cross attention: (hidden states, segment ids), or None once cached

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from .._tree import Stacked
-from .cache import layer_cache
+from .cache import at_layer, layer_cache
 from .context import Context, along_batch
 
 Trace = dict[str, Any]  # per output a tuple with one entry per layer
@@ -58,9 +58,14 @@ def _remat(run: Any, policy: str | None) -> Any:
 
 def _scan(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: int) -> tuple[jax.Array, Any, Trace]:
     period = len(stack.blocks)
+    whole = lambda node: at_layer.knows(type(node))
+    parts, tree = jax.tree.flatten(cache, is_leaf=whole)
+    handed_on = [part if whole(part) else None for part in parts]
 
-    def body(x: jax.Array, xs: Any) -> Any:
-        blocks, caches, i = xs
+    def body(carry: Any, xs: Any) -> Any:
+        (x, handed_on), (blocks, sliced, i) = carry, xs
+        parts = [s if h is None else at_layer(h, i) for h, s in zip(handed_on, sliced, strict=True)]
+        caches = None if cache is None else jax.tree.unflatten(tree, parts)
         new: list[Any] = []
         extras: Trace = {}
         for j, block in enumerate(blocks):
@@ -68,10 +73,16 @@ def _scan(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: int
             new.append(c)
             for name, value in extra.items():
                 extras[name] = extras.get(name, ()) + value
-        return x, (None if caches is None else tuple(new), extras)
+        parts = [] if cache is None else jax.tree.leaves(tuple(new), is_leaf=whole)
+        handed_on = [at_layer(part, None) if whole(part) else None for part in parts]
+        return (x, handed_on), ([None if whole(part) else part for part in parts], extras)
 
     # One compiled body: without prevent_cse=False on the checkpoint inside, XLA still keeps one copy of it.
-    x, (cache, extras) = jax.lax.scan(body, x, (stack.blocks, cache, jax.numpy.arange(stack.repeats)))
+    sliced = [None if whole(part) else part for part in parts]
+    every = (stack.blocks, sliced, jax.numpy.arange(stack.repeats))
+    (x, handed_on), (sliced, extras) = jax.lax.scan(body, (x, handed_on), every)
+    if cache is not None:
+        cache = jax.tree.unflatten(tree, [s if h is None else h for h, s in zip(handed_on, sliced, strict=True)])
     trace = {name: tuple(value[i] for i in range(stack.repeats) for value in values) for name, values in extras.items()}
     return x, cache, trace
 
