@@ -105,7 +105,7 @@ class FusedAttention(eqx.Module):
             values,
             mask,
             scale=self.scale,
-            chunk=context.runtime.attention_chunk,
+            runtime=context.runtime,
             weights=context.wants("attentions"),
             dropout_rate=self.dropout[0],
             key=None if context.key is None else jax.random.fold_in(context.key, 0),

@@ -160,7 +160,7 @@ class T5Attention(eqx.Module):
             mask,
             scale=1.0,
             bias=None if cross else context.bias,
-            chunk=context.runtime.attention_chunk,
+            runtime=context.runtime,
             weights=context.wants("attentions"),
             dropout_rate=self.dropout,
             key=None if context.key is None else jax.random.fold_in(context.key, 10 + cross),

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from .cache import KV, Ring, attend_to, empty_kv, layer_cache
-from .context import Context, Mask
+from .context import Context, Mask, Runtime
 from .linear import Linear
 from .norm import RMSNorm
 from .rope import rotate
 
-_MASKED = -1e30  # finite: a row that sees nothing becomes uniform, never NaN
+MASKED = -1e30  # finite: a row that sees nothing becomes uniform, never NaN
 
 
 def attend(
@@ -30,7 +30,7 @@ def attend(
     bias: jax.Array | None = None,
     softcap: float | None = None,
     sinks: jax.Array | None = None,
-    chunk: int = 2**24,
+    runtime: Runtime = Runtime(),
     weights: bool = False,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
@@ -41,10 +41,17 @@ def attend(
     keys)`; `sinks`: `(heads,)`, one extra score per head that takes part in the softmax and has no value. Returns
     `(batch, heads, queries, dim)` and, if `weights`, the attention weights `(batch, heads, queries, keys)`.
 
-    When the score matrix has more than `chunk` entries it is made in slices of queries, and again in the backward pass,
-    so memory grows with the number of keys only.
+    When the score matrix has more than `runtime.attention_chunk` entries it is made in slices of queries, and again in
+    the backward pass, so memory grows with the number of keys only. On a mesh that splits the sequence, keys are passed
+    round between devices, or traded for heads, as `runtime.context_parallel` says; weights are not, so there XLA decides.
     """
+    from .context_parallel import Operands, attend_across, sequence_split
+
+    if not weights and (axes := sequence_split(q, k, runtime)):
+        operands, more = Operands(q, k, v, bias, sinks), dict(scale=scale, softcap=softcap, dropout_rate=dropout_rate)
+        return attend_across(operands, mask, key, axes, runtime, **more), None
     batch, heads, length, _ = q.shape
+    chunk = runtime.attention_chunk
     size = batch * heads * length * k.shape[2]
     if size <= chunk or weights or length == 1:
         return _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, key)
@@ -78,10 +85,12 @@ def attend(
     return out[:, :, :length], None
 
 
-def _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, key):
-    batch, heads, length, dim = q.shape
-    kv, keys = k.shape[1], k.shape[2]
-    group = heads // kv
+def scores_of(
+    q: jax.Array, k: jax.Array, mask: Mask | None, bias: jax.Array | None, scale: float, softcap: float | None
+) -> jax.Array:
+    """Float32 scores `(batch, kv_heads, group, queries, keys)` of `q` `(batch, kv_heads, group, queries, dim)`; `bias` is
+    `(1 or batch, kv_heads, group, queries, keys)`."""
+    batch, kv, group, length, dim = q.shape
     # [batch, kv, group * length, dim]: one matmul per key head. Keys and values keep their shape: behind a reshape, XLA on CPU
     # writes a cache twice (once per shape) and copies it four times per token.
     queries = q.reshape(batch, kv, group * length, dim)
@@ -89,13 +98,22 @@ def _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, k
     scores = lax.dot_general(
         queries.astype(common), k.astype(common), (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
     )
-    scores = scores.reshape(batch, kv, group, length, keys) * scale
+    scores = scores.reshape(batch, kv, group, length, k.shape[2]) * scale
     if softcap is not None:
         scores = jnp.tanh(scores / softcap) * softcap
     if bias is not None:
-        scores = scores + bias.astype(jnp.float32).reshape(bias.shape[0], kv, group, *bias.shape[2:])
-    if mask is not None:
-        scores = jnp.where(mask.visible()[:, None, None], scores, _MASKED)
+        scores = scores + bias.astype(jnp.float32)
+    return scores if mask is None else jnp.where(mask.visible()[:, None, None], scores, MASKED)
+
+
+def _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, key):
+    batch, heads, length, dim = q.shape
+    kv, keys = k.shape[1], k.shape[2]
+    group = heads // kv
+    common = jnp.result_type(q.dtype, k.dtype)
+    if bias is not None:
+        bias = bias.reshape(bias.shape[0], kv, group, *bias.shape[2:])
+    scores = scores_of(q.reshape(batch, kv, group, length, dim), k, mask, bias, scale, softcap)
     if sinks is None:
         probabilities = jax.nn.softmax(scores, axis=-1)
     else:
@@ -200,7 +218,7 @@ class Attention(eqx.Module):
             scale=self.scale,
             bias=context.bias,
             softcap=self.softcap,
-            chunk=context.runtime.attention_chunk,
+            runtime=context.runtime,
             weights=context.wants("attentions"),
             dropout_rate=self.dropout,
             key=None if context.key is None else jax.random.fold_in(context.key, 0),

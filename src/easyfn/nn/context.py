@@ -23,16 +23,22 @@ class Runtime:
     - `batch_axes`, `sequence_axes`: the axes of the mesh, as far as it has them, over which activations between layers
       are split: their rows and their tokens. Where a model lies on a mesh they are held to it, see
       [`easyfn.nn.along_batch`][]; empty leaves the choice to XLA.
+    - `context_parallel`: attention over a sequence that is split between devices. `"ring"` passes keys from device to
+      device, so that none ever holds all of them; `"all_to_all"` trades the split of the sequence for one of heads, where
+      they divide; `None` leaves it to XLA, which gathers keys.
     """
 
     remat: str | None = None
     attention_chunk: int = 2**24
     batch_axes: tuple[str, ...] = ("dp", "fsdp")
     sequence_axes: tuple[str, ...] = ("sp",)
+    context_parallel: str | None = "ring"
 
     def __post_init__(self) -> None:
         if self.remat not in (None, "full", "dots"):
             raise ValueError(f"Runtime.remat is None, 'full' or 'dots', not {self.remat!r}")
+        if self.context_parallel not in (None, "ring", "all_to_all"):
+            raise ValueError(f"Runtime.context_parallel is None, 'ring' or 'all_to_all', not {self.context_parallel!r}")
 
 
 def along_batch(x: jax.Array, runtime: Runtime = Runtime()) -> jax.Array:

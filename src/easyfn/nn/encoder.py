@@ -128,7 +128,7 @@ class SelfAttention(eqx.Module):
             encoder_mask(context),
             scale=q.shape[-1] ** -0.5,
             bias=context.bias,
-            chunk=context.runtime.attention_chunk,
+            runtime=context.runtime,
             weights=context.wants("attentions"),
             dropout_rate=self.dropout,
             key=None if context.key is None else jax.random.fold_in(context.key, 0),
