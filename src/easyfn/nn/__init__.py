@@ -7,6 +7,7 @@ from .cache import (
     Cache as Cache,
     CrossKV as CrossKV,
     Ring as Ring,
+    at_layer as at_layer,
     attend_to as attend_to,
     empty_kv as empty_kv,
     fork as fork,
@@ -59,6 +60,7 @@ from .mlp import GatedMLP as GatedMLP
 from .moe import Experts as Experts, SparseMoE as SparseMoE, route as route
 from .norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
 from .output import Output as Output
+from .paged import Paged as Paged, paged as paged
 from .rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
 from .seq2seq import (
     Seq2Seq as Seq2Seq,

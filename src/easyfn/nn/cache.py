@@ -233,7 +233,9 @@ def fork(cache: Cache, copies: int) -> Cache:
     if copies == 1:
         return cache
     if cache.table is not None:
-        raise ValueError("fork: the copies of a row would write into the same pages; give each a row of `table` of its own")
+        raise ValueError(
+            "fork: the copies of a row would write into the same pages; give each a row of `table` of its own"
+        )
     return reorder(cache, jnp.repeat(jnp.arange(cache.segment_ids.shape[0]), copies))
 
 
