@@ -4,6 +4,7 @@ from jax import P as P
 
 from . import _encoders as _encoders, models as models, nn as nn
 from ._card import model_card as model_card
+from ._cross_entropy import LossConfig as LossConfig, loss_from_logits as loss_from_logits
 from ._dtype import cast as cast, dtype_of as dtype_of, float32 as float32, half as half
 from ._embeddings import (
     decoder as decoder,
@@ -17,8 +18,9 @@ from ._embeddings import (
 from ._flops import flops as flops, flops_per_token as flops_per_token, sample_inputs as sample_inputs
 from ._forward import forward as forward, init_cache as init_cache, pure as pure
 from ._frozen import Frozen as Frozen
-from ._loss import LossConfig as LossConfig, compute_loss as compute_loss, loss_from_logits as loss_from_logits
+from ._loss import compute_loss as compute_loss
 from ._observe import observe as observe, second_moment as second_moment
+from ._paged import init_paged_cache as init_paged_cache
 from ._params import combine as combine, params as params, shapes as shapes, split as split, with_params as with_params
 from ._seq2seq import encode as encode
 from ._show import describe as describe, num_bytes as num_bytes, num_params as num_params, show as show

@@ -8,20 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._cross_entropy import LossConfig, Metrics, as_array, check_shape, cross_entropy, segments_of, vocabulary_loss
 from ._embeddings import output_embeddings
 from ._forward import forward
-from ._loss import (
-    LossConfig,
-    Metrics,
-    as_array,
-    check_shape,
-    classification_loss,
-    compute_loss,
-    cross_entropy,
-    segments_of,
-    split_labels,
-    vocabulary_loss,
-)
+from ._loss import classification_loss, compute_loss, split_labels
 from ._rows import of_batch
 from ._task import task
 from .nn.context import Runtime

@@ -8,18 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._cross_entropy import LossConfig, Metrics, as_array, check_shape, segments_of, vocabulary_loss
 from ._forward import accepted, advance, call, check_ids, forward, make_context
-from ._loss import (
-    LossConfig,
-    Metrics,
-    as_array,
-    check_shape,
-    compute_loss,
-    segments_of,
-    setting,
-    split_labels,
-    vocabulary_loss,
-)
+from ._loss import compute_loss, setting, split_labels
 from ._rows import by_row, of_batch
 from ._task import task
 from ._verb import verb

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ._cross_entropy import LossConfig, Metrics
 from ._dtype import cast
-from ._loss import LossConfig, Metrics, compute_loss
+from ._loss import compute_loss
 from ._task import mesh_of
 from ._trainable import trainable as trainable_of
 from ._tree import Pattern, children, is_abstract, is_leaf, join, leaves, matches, nodes, nothing_matched, rebuild
