@@ -273,6 +273,19 @@ def test_quantized_models(model, key, method):
     assert train and all(p.endswith((".a", ".b")) for p in train)
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_quantize_and_apply_lora_commute(model, key, stacked):
+    model = ef.stack(model) if stacked else model
+    first = ef.apply_lora(ef.quantize(model, "nf4"), "q_proj|up_proj", key=key)
+    later = ef.quantize(ef.apply_lora(model, "q_proj|up_proj", key=key), "nf4")
+    assert same(first, later)
+    assert same(ef.remove_lora(later), ef.quantize(model, "nf4"))
+    with pytest.raises(ValueError, match="quantized already"):
+        ef.quantize(later, "nf4")
+    with pytest.raises(ValueError, match="Call ef.fake_quantize before you add adapters"):
+        ef.fake_quantize(ef.apply_lora(model, "q_proj", key=key), "int4")
+
+
 def test_cast_reaches_adapter_and_base(model, key):
     low = ef.cast(ef.apply_lora(model, key=key), jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(low)} == {jnp.dtype(jnp.bfloat16)}

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from .._slots import Found, find_slots, map_slots, select_slots
+from .._trainable import is_adapter
 from .._tree import is_abstract, is_leaf, join, lift, nodes, rebuild
 from .._verb import node_verb
 from .._weight import Weight, dense, format_of
@@ -33,8 +34,8 @@ def quantize(model: Any, cfg: Config) -> Any:
 
     Raises `ValueError`, the model untouched, for a pattern that selects nothing or nothing that an earlier config
     has left, for a weight that is quantized already, for NaN or infinite weights (of concrete models), and for a
-    `group_size` that does not fit. The weights of `ef.fake_quantize` are rounded for good, with the config that they were
-    trained for.
+    `group_size` that does not fit. Under an adapter its base is quantized, as if it had been before the adapter came. The
+    weights of `ef.fake_quantize` are rounded for good, with the config that they were trained for.
 
     ```python
     import easyfn as ef, jax
@@ -52,9 +53,20 @@ def quantize(model: Any, cfg: Config) -> Any:
         if path not in chosen:
             return weight
         config = chosen[path]
-        return _encode(config, path, _trained(path, weight, config) if isinstance(weight, Fake) else weight)
+
+        def encode(base: Any) -> Weight:
+            return _encode(config, path, _trained(path, base, config) if isinstance(base, Fake) else base)
+
+        return _on_base(weight, encode)
 
     return map_slots(quantize, model, how)
+
+
+def _on_base(weight: Any, change: Callable[[Any], Any]) -> Any:
+    """`weight` with `change(base)` in the place of what lies under all of its adapters."""
+    if not is_adapter(weight):
+        return change(weight)
+    return dataclasses.replace(weight, base=_on_base(weight.base, change))
 
 
 @node_verb
@@ -155,6 +167,8 @@ def check(model: Any, chosen: dict[str, QuantConfig], verb: str = "quantize") ->
     for path, slot, weight in ((f.path, f.slot, f.weight) for f in find_slots(model, REACHED)):
         if path not in chosen:
             continue
+        while is_adapter(weight) and verb == "quantize":
+            weight = weight.base
         if isinstance(weight, Fake) and verb == "quantize":
             weight = _trained(path, weight, chosen[path])
         if is_quantized(weight):
@@ -164,7 +178,7 @@ def check(model: Any, chosen: dict[str, QuantConfig], verb: str = "quantize") ->
         if not is_leaf(weight) or not jnp.issubdtype(weight.dtype, jnp.floating):
             raise ValueError(
                 f"{verb}: {path} ({slot.role}) holds a {type(weight).__name__}, not a plain floating point array. "
-                "Quantize before you add adapters: ef.apply_lora(ef.quantize(model, cfg), ...)."
+                f"Call ef.{verb} before you add adapters: ef.apply_lora(ef.{verb}(model, ...), ...)."
             )
         concrete = not is_abstract(weight) and not isinstance(weight, jax.core.Tracer)
         if concrete and not bool(_all_finite(weight)):
