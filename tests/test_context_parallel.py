@@ -75,3 +75,19 @@ def test_heads_bias_sinks_and_soft_cap(kind, kv, limit):
 @pytest.mark.parametrize("kind", ["ring", "all_to_all"])
 def test_keys_of_another_length_and_no_mask(kind):
     checked(kind, operands(kv=4, keys=8), None)
+
+
+@pytest.mark.parametrize("kind", ["ring", "all_to_all"])
+def test_rows_and_heads_stay_split(kind):
+    """Beside `fsdp` and `tp`, which split rows and heads: with a bias and sinks of each head."""
+    bias = jax.random.normal(jax.random.key(7), (ROWS, HEADS, TOKENS, TOKENS))
+    sinks = jax.random.normal(jax.random.key(8), (HEADS,))
+    mesh = ef.make_mesh(fsdp=2, tp=2, sp=2)
+    checked(kind, [*operands(4), bias, sinks], mask_of(SEGMENTS["packed"]), mesh=mesh)
+
+
+def test_heads_that_do_not_divide():
+    with pytest.raises(ValueError, match="6 heads on 2 key heads.*'ring'"):
+        checked("all_to_all", [x[:, :6] if x.shape[1] == 8 else x for x in operands(2)], None)
+    with pytest.raises(ValueError, match="context_parallel is None, 'ring'"):
+        Runtime(context_parallel="rings")

@@ -8,6 +8,7 @@ maps. Layers reach it through `dot`, `take`, `dense` and `ragged_dot`; never wri
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -118,10 +119,30 @@ def dot(w: Weight, x: jax.Array, *, dtype: Any = None) -> jax.Array:
         raise ValueError(f"dot: a weight (out, in) of shape {w.shape} does not fit inputs of shape {x.shape}")
     common = jnp.result_type(w.dtype, x.dtype)
     out = dtype or common
-    rows = x.reshape(-1, x.shape[-1]).astype(common)
-    w = w.astype(common)
+    rows, back = flat(x)
+    rows, w = rows.astype(common), w.astype(common)
     y = _dot32(rows, w) if common == jnp.float32 else _dot_low(rows, w, jnp.dtype(out))
-    return y.astype(out).reshape(*x.shape[:-1], w.shape[0])
+    return back(y.astype(out))
+
+
+def flat(x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """`x` `(..., in)` as rows `(rows, in)`, and the function that gives `(rows, out)` the leading dimensions of `x`.
+
+    Rows come in the order of `x`, or, where a mesh splits the sequence of `(batch, seq, in)` over `sp`, part after part:
+    only so each device's rows are its own, and nothing is gathered to flatten.
+    """
+    shape, parts = x.shape, 1
+    if x.ndim == 3 and isinstance(x, jax.core.Tracer):
+        mesh = jax.typeof(x).sharding.mesh
+        parts = mesh.shape["sp"] if "sp" in mesh.auto_axes and shape[1] % mesh.shape["sp"] == 0 else 1
+    if parts == 1:
+        return x.reshape(-1, shape[-1]), lambda y: y.reshape(*shape[:-1], y.shape[-1])
+    split = x.reshape(shape[0], parts, -1, shape[2])
+
+    def back(y: jax.Array) -> jax.Array:
+        return jnp.swapaxes(y.reshape(parts, shape[0], -1, y.shape[-1]), 0, 1).reshape(*shape[:-1], y.shape[-1])
+
+    return jnp.swapaxes(split, 0, 1).reshape(-1, shape[2]), back
 
 
 def _dot32(rows: jax.Array, w: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ class Runtime:
     - `batch_axes`, `sequence_axes`: the axes of the mesh, as far as it has them, over which activations between layers
       are split: their rows and their tokens. Where a model lies on a mesh they are held to it, see
       [`easyfn.nn.along_batch`][]; empty leaves the choice to XLA.
+    - `head_axes`: those over which the heads of attention are split, if they divide.
     - `context_parallel`: attention over a sequence that is split between devices. `"ring"` passes keys from device to
       device, so that none ever holds all of them; `"all_to_all"` trades the split of the sequence for one of heads, where
       they divide; `None` leaves it to XLA, which gathers keys.
@@ -32,6 +33,7 @@ class Runtime:
     attention_chunk: int = 2**24
     batch_axes: tuple[str, ...] = ("dp", "fsdp")
     sequence_axes: tuple[str, ...] = ("sp",)
+    head_axes: tuple[str, ...] = ("tp",)
     context_parallel: str | None = "ring"
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -82,37 +82,61 @@ def attend_across(
     size = math.prod(mesh.shape[a] for a in axes)
     causal, window = (False, None) if mask is None else (mask.causal, mask.window)
     how = How(axes, size, scale, softcap, dropout_rate, runtime.attention_chunk, causal, window)
-    if runtime.context_parallel == "all_to_all":
-        _check_heads(operands, size)
-    split = PartitionSpec(None, None, axes)
-    some = lambda x, spec: None if x is None else spec
-    specs = Operands(split, split, split, some(operands.bias, split), some(operands.sinks, PartitionSpec()))
-    last = lambda x: PartitionSpec(*[None] * (x.ndim - 1), axes)
-    facts = Facts(mask, key, jnp.arange(size, dtype=jnp.int32))
-    fact_specs = Facts(jax.tree.map(last, mask), some(key, PartitionSpec()), PartitionSpec(axes))
-    body = _all_to_all if runtime.context_parallel == "all_to_all" else _ring
-    # Only the axes of the sequence are ours: rows and heads stay split over the others as XLA finds them.
-    across = jax.shard_map(
-        functools.partial(body, how),
-        mesh=mesh,
-        in_specs=(specs, fact_specs),
-        out_specs=split,
-        axis_names=set(axes),
-        check_vma=False,
+    run = _trade if runtime.context_parallel == "all_to_all" else _pass_round
+    return run(how, mesh, operands, Facts(mask, key, jnp.arange(size, dtype=jnp.int32)), runtime)
+
+
+def _given(x: Any, spec: Any) -> Any:
+    return None if x is None else spec
+
+
+def _sharded(body: Any, mesh: Any, manual: Iterable[str], specs: tuple[Operands, Facts], how: How) -> Any:
+    function = functools.partial(body, how)
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=specs, out_specs=specs[0].q, axis_names=set(manual), check_vma=False
     )
-    return across(operands, facts)
+
+
+def _pass_round(how: How, mesh: Any, operands: Operands, facts: Facts, runtime: Runtime) -> jax.Array:
+    """Only the axes of the sequence are ours: rows and heads stay split over the others as XLA finds them."""
+    split = PartitionSpec(None, None, how.axes)
+    last = lambda x: PartitionSpec(*[None] * (x.ndim - 1), how.axes)
+    everywhere = PartitionSpec()
+    arrays = Operands(split, split, split, _given(operands.bias, split), _given(operands.sinks, everywhere))
+    specs = Facts(jax.tree.map(last, facts.mask), _given(facts.key, everywhere), PartitionSpec(how.axes))
+    return _sharded(_ring, mesh, how.axes, (arrays, specs), how)(operands, facts)
 
 
 # --- all to all
 
 
-def _check_heads(operands: Operands, size: int) -> None:
+def _trade(how: How, mesh: Any, operands: Operands, facts: Facts, runtime: Runtime) -> jax.Array:
+    """All axes are ours: XLA would gather the rows before it trades."""
     heads, kv = operands.q.shape[1], operands.k.shape[1]
-    if heads % math.lcm(kv, size):
+    if heads % math.lcm(kv, how.size):
         raise ValueError(
-            f"Runtime(context_parallel='all_to_all') gives each of {size} devices a share of the heads, and {heads} heads "
+            f"Runtime(context_parallel='all_to_all') gives each of {how.size} devices a share of the heads, and {heads} heads "
             f"on {kv} key heads do not divide into such shares. Use context_parallel='ring'."
         )
+    over = lambda names: tuple(a for a in names if a in mesh.auto_axes and mesh.shape[a] > 1)
+    devices = lambda axes: math.prod(mesh.shape[a] for a in axes)
+    rows, tensor = over(runtime.batch_axes), over(runtime.head_axes)
+    if operands.q.shape[0] % devices(rows):
+        rows = ()
+    shares = devices(tensor)
+    if kv % shares or (heads // shares) % math.lcm(kv // shares, how.size):
+        tensor = ()
+
+    def rowwise(x: jax.Array) -> PartitionSpec:  # of slots and segments
+        return PartitionSpec(how.axes) if x.ndim == 1 else PartitionSpec(rows, how.axes)
+
+    split = PartitionSpec(rows, tensor, how.axes)
+    bias = None
+    if operands.bias is not None:
+        bias = PartitionSpec(rows if operands.bias.shape[0] > 1 else None, tensor, how.axes)
+    arrays = Operands(split, split, split, bias, _given(operands.sinks, PartitionSpec(tensor)))
+    specs = Facts(jax.tree.map(rowwise, facts.mask), _given(facts.key, PartitionSpec()), PartitionSpec(how.axes))
+    return _sharded(_all_to_all, mesh, mesh.auto_axes, (arrays, specs), how)(operands, facts)
 
 
 def _all_to_all(how: How, operands: Operands, facts: Facts) -> jax.Array:
@@ -123,7 +147,6 @@ def _all_to_all(how: How, operands: Operands, facts: Facts) -> jax.Array:
 
     def to_heads(x: jax.Array) -> jax.Array:
         """From `(batch, heads, a part, ...)` to `(batch, a share of heads, all, ...)`."""
-        # Device i takes the key heads i, i + size, ...: the axis in front stays split over `tp`.
         group = x.shape[1] // kv
         parts = x.reshape(x.shape[0], kv // how.size, how.size, group, *x.shape[2:])
         parts = lax.all_to_all(parts, how.axes, 2, 4, tiled=True)
@@ -134,7 +157,6 @@ def _all_to_all(how: How, operands: Operands, facts: Facts) -> jax.Array:
     if sinks is not None:
         sinks = jnp.take(sinks.reshape(kv // how.size, how.size, -1), facts.place[0], axis=1).reshape(-1)
     mask = jax.tree.map(lambda x: lax.all_gather(x, how.axes, axis=x.ndim - 1, tiled=True), facts.mask)
-    key = None if facts.key is None else jax.random.fold_in(facts.key, facts.place[0])
     out, _ = attend(
         q,
         k,
@@ -145,7 +167,7 @@ def _all_to_all(how: How, operands: Operands, facts: Facts) -> jax.Array:
         softcap=how.softcap,
         sinks=sinks,
         dropout_rate=how.dropout_rate,
-        key=key,
+        key=None if facts.key is None else jax.random.fold_in(facts.key, lax.axis_index(jax.sharding.get_abstract_mesh().manual_axes)),
         runtime=Runtime(attention_chunk=how.chunk, context_parallel=None),
     )
     parts = out.reshape(out.shape[0], kv // how.size, 1, -1, *out.shape[2:])

@@ -12,7 +12,7 @@ from jax import lax
 
 from .._dtype import cast
 from .._trainable import trainable
-from .._weight import dense, dot, shape_of, take
+from .._weight import dense, dot, flat, shape_of, take
 
 Product = Callable[[Any, jax.Array], jax.Array]
 
@@ -61,13 +61,12 @@ def register_format(
         if len(shape) != 2 or x.shape[-1] != shape[1]:
             raise ValueError(f"dot: a weight (out, in) of shape {shape} does not fit inputs of shape {x.shape}")
         out = dtype or jnp.result_type(w.dtype, x.dtype)
-        flat = x.reshape(-1, x.shape[-1])
-        if not jnp.issubdtype(flat.dtype, jnp.floating):
-            flat = flat.astype(w.dtype)
+        inputs, restore = flat(x)
+        if not jnp.issubdtype(inputs.dtype, jnp.floating):
+            inputs = inputs.astype(w.dtype)
         if enter is not None:
-            w, flat = enter(w, flat)
-        y = _frozen(rules, flat.dtype.name, w, flat)
-        return y.astype(out).reshape(*x.shape[:-1], shape[0])
+            w, inputs = enter(w, inputs)
+        return restore(_frozen(rules, inputs.dtype.name, w, inputs).astype(out))
 
     @cast.register(cls)
     def _(w: Any, dtype: Any, pattern: Any = None) -> Any:
