@@ -1,17 +1,15 @@
 """Weight formats: exact against bitsandbytes' numbers elsewhere; here what every format owes the verbs, and "
 "quantize itself."""
 
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import easyfn as ef
 from cases import CASES
 from easyfn import quant
+from formats import check_tables_and_experts, check_vmap_scan_and_gradient, close, encoded, matrix
 
 CONFIG = ef.models.LlamaConfig(
     vocab_size=48,
@@ -34,24 +32,9 @@ FORMATS = [ef.QuantConfig("8bit"), ef.QuantConfig("nf4"), ef.QuantConfig("nf4", 
 every_format = pytest.mark.parametrize("cfg", FORMATS, ids=lambda c: f"{c.method}-{c.group_size}-{c.double_quant}")
 
 
-def matrix(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
 @pytest.fixture(scope="module")
 def model():
     return ef.init(CONFIG, key=jax.random.key(0))
-
-
-@functools.cache
-def encoded(cfg, *shape):
-    return jax.jit(cfg.encode)(matrix(*shape))
-
-
-def close(a, b, tol=1e-4):
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    assert a.shape == b.shape
-    assert np.abs(a - b).max() <= tol * max(np.abs(b).max(), 1e-30), np.abs(a - b).max() / np.abs(b).max()
 
 
 @pytest.mark.parametrize("cfg", BOUNDS, ids=str)
@@ -79,31 +62,18 @@ def test_dot_agrees_with_dense(cfg, rows):
 
 @every_format
 def test_take_and_ragged_dot_and_rows(cfg):
-    table, ids = encoded(cfg, 10, 128), jnp.array([[1, 9], [0, 1], [3, 3]])
-    close(ef.take(table, ids), ef.dense(table)[ids], 1e-6)
-    experts = encoded(cfg, 3, 8, 128)
-    assert ef.shape_of(experts) == (3, 8, 128) and all(p.ndim == 3 for p in jax.tree.leaves(experts))
-    x, sizes = matrix(7, 128, seed=1), jnp.array([3, 0, 4])
-    close(ef.ragged_dot(experts, x, sizes), ef.ragged_dot(ef.dense(experts), x, sizes))
-    close(ef.dense(ef.take(experts, jnp.array([2, 0]))), ef.dense(experts)[jnp.array([2, 0])], 1e-6)
-    # A leading axis is quantized as if each matrix were alone.
-    close(ef.dense(experts)[1], ef.dense(cfg.encode(matrix(3, 8, 128)[1])), 1e-6)
+    check_tables_and_experts(cfg, 10, 8, 128)
 
 
 @every_format
 def test_transforms_of_dot(cfg):
-    q, x = encoded(cfg, 3, 8, 128), matrix(3, 5, 128, seed=1)
-    loop = jnp.stack([ef.dot(jax.tree.map(lambda p, i=i: p[i], q), x[i]) for i in range(3)])
-    close(jax.vmap(ef.dot)(q, x), loop)
-    close(jax.lax.scan(lambda c, qx: (c, ef.dot(*qx)), 0, (q, x))[1], loop)
-    one = encoded(cfg, 8, 128)
-    plain = jax.grad(lambda x: jnp.sum(jnp.sin(x @ ef.dense(one).T)))(x[0])
+    check_vmap_scan_and_gradient(cfg, 8, 128)
+    one, x = encoded(cfg, 8, 128), matrix(5, 128, seed=1)
+    plain = jax.grad(lambda x: jnp.sum(jnp.sin(x @ ef.dense(one).T)))(x)
     for transform in (lambda f: jax.jit(jax.grad(f)), lambda f: jax.jit(jax.grad(jax.checkpoint(f)))):
         close(
-            transform(lambda x: jnp.sum(jnp.sin(ef.dot(one, x))))(x[0]), plain, 1e-3
+            transform(lambda x: jnp.sum(jnp.sin(ef.dot(one, x))))(x), plain, 1e-3
         )  # the sine amplifies 4e-5 of the largest product
-    linear = jax.grad(lambda x: jnp.vdot(ef.dot(one, x), jnp.ones((5, 8))))(x[0])
-    close(linear, jnp.ones((5, 8)) @ ef.dense(one), 1e-5)
 
 
 @every_format

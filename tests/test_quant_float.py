@@ -10,6 +10,7 @@ import pytest
 
 import easyfn as ef
 from easyfn import quant
+from formats import check_tables_and_experts, check_vmap_scan_and_gradient, close, encoded, matrix
 
 Q = ef.QuantConfig
 # The relative error of a normal matrix in each format: no format may silently get worse.
@@ -31,21 +32,6 @@ CONFIG = ef.models.LlamaConfig(
     num_key_value_heads=2,
 )
 _logits = jax.jit(lambda model, ids: ef.forward(model, ids).logits)
-
-
-def matrix(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-@functools.cache
-def encoded(cfg, *shape):
-    return jax.jit(cfg.encode)(matrix(*shape))
-
-
-def close(a, b, tol=1e-4):
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    assert a.shape == b.shape
-    assert np.abs(a - b).max() <= tol * max(np.abs(b).max(), 1e-30), np.abs(a - b).max() / np.abs(b).max()
 
 
 def bits(array):
@@ -168,26 +154,12 @@ def test_dot_agrees_with_dense(cfg, rows):
 
 @every_format
 def test_take_and_ragged_dot_and_rows(cfg):
-    table, ids = encoded(cfg, 130, 160), jnp.array([[1, 129], [0, 1], [3, 3]])
-    close(ef.take(table, ids), ef.dense(table)[ids], 1e-6)
-    experts = encoded(cfg, 3, 130, 160)
-    assert ef.shape_of(experts) == (3, 130, 160) and all(p.ndim == 3 for p in jax.tree.leaves(experts))
-    x, sizes = matrix(7, 160, seed=1), jnp.array([3, 0, 4])
-    close(ef.ragged_dot(experts, x, sizes), ef.ragged_dot(ef.dense(experts), x, sizes))
-    close(ef.dense(ef.take(experts, jnp.array([2, 0]))), ef.dense(experts)[jnp.array([2, 0])], 1e-6)
-    # A leading axis is quantized as if each matrix were alone.
-    close(ef.dense(experts)[1], ef.dense(cfg.encode(matrix(3, 130, 160)[1])), 1e-6)
+    check_tables_and_experts(cfg, 130, 130, 160)
 
 
 @every_format
 def test_transforms_of_dot(cfg):
-    q, x = encoded(cfg, 3, 130, 160), matrix(3, 5, 160, seed=1)
-    loop = jnp.stack([ef.dot(jax.tree.map(lambda p, i=i: p[i], q), x[i]) for i in range(3)])
-    close(jax.vmap(ef.dot)(q, x), loop)
-    close(jax.lax.scan(lambda c, qx: (c, ef.dot(*qx)), 0, (q, x))[1], loop)
-    one = encoded(cfg, 130, 160)
-    linear = jax.jit(jax.grad(lambda x: jnp.vdot(ef.dot(one, x), jnp.ones((5, 130)))))(x[0])
-    close(linear, jnp.ones((5, 130)) @ ef.dense(one), 1e-5)
+    check_vmap_scan_and_gradient(cfg, 130, 160)
 
 
 @every_format

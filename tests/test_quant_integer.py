@@ -13,9 +13,11 @@ import pytest
 
 import cases
 import easyfn as ef
+import formats
 from easyfn import quant
 from easyfn.quant.rounding import round_rows
 from easyfn.testing import Case, laws
+from formats import matrix
 
 CONFIG = ef.models.LlamaConfig(
     vocab_size=48,
@@ -40,19 +42,14 @@ every_method = pytest.mark.parametrize("method", METHODS)
 INPUT = 0.015
 
 
-def matrix(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
 def off(a, b):
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     assert a.shape == b.shape
     return np.abs(a - b).max() / np.abs(b).max()
 
 
-@functools.cache
 def encoded(method, *shape):
-    return jax.jit(ef.QuantConfig(method).encode)(matrix(*shape))
+    return formats.encoded(ef.QuantConfig(method), *shape)
 
 
 @pytest.fixture(scope="module")
