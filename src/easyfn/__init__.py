@@ -2,7 +2,7 @@
 
 from jax import P as P
 
-from . import _encoders as _encoders, models as models, nn as nn
+from . import _encoders as _encoders, models as models, nn as nn, planning as planning
 from ._card import model_card as model_card
 from ._cross_entropy import LossConfig as LossConfig, loss_from_logits as loss_from_logits
 from ._dtype import cast as cast, dtype_of as dtype_of, float32 as float32, half as half
@@ -121,6 +121,7 @@ from .nn import (
     input_embeddings as input_embeddings,
     reorder as reorder,
 )
+from .planning import Hardware as Hardware, Plan as Plan, plan as plan
 from .quant import (
     QuantConfig as QuantConfig,
     calibrate as calibrate,

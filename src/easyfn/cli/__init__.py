@@ -1,4 +1,4 @@
-"""The library for the shell: `easyfn show`, `generate`, `quantize`, `convert`, `finetune`, `demo`. Public names only."""
+"""The library for the shell: `easyfn show`, `generate`, `quantize`, `convert`, `finetune`, `plan`, `demo`. Public names only."""
 
 from __future__ import annotations
 
@@ -211,6 +211,10 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--quantize", help="train on a quantized base: 8bit, nf4")
     dtype_option(p)
     p.set_defaults(run=run_finetune)
+
+    from .plan import add as add_plan
+
+    add_plan(commands)
 
     p = commands.add_parser("demo", help="the main job on a checkpoint, step by step")
     p.add_argument("checkpoint")

@@ -1,0 +1,65 @@
+"""`easyfn plan`: the table of `ef.plan`, or its JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def sizes_of(text: str) -> dict[str, int]:
+    """`fsdp=16,tp=4` as a dict."""
+    sizes = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if not size.strip().lstrip("-").isdigit():
+            raise ValueError(f"--mesh is sizes by axis, such as fsdp=16,tp=4, not {text!r}")
+        sizes[name.strip()] = int(size)
+    return sizes
+
+
+def run(args: argparse.Namespace) -> None:
+    import easyfn as ef
+
+    mesh: Any = "search" if args.search else sizes_of(args.mesh) if args.mesh else {"fsdp": args.devices or 1}
+    planned = ef.plan(
+        args.checkpoint,
+        mesh=mesh,
+        devices=args.devices,
+        batch=args.batch,
+        sequence_length=args.sequence_length,
+        rules=args.rules,
+        task=args.task,
+        dtype=args.dtype,
+        optimizer=args.optimizer,
+        remat=None if args.remat == "none" else args.remat,
+        lora=args.lora,
+        quantize=args.quantize,
+        accumulate=args.accumulate,
+        generate=args.generate,
+        hardware=args.hardware,
+    )
+    print(json.dumps(planned.as_dict(), indent=2) if args.json else planned)
+
+
+def add(commands: Any) -> None:
+    """The parser of the command."""
+    p = commands.add_parser("plan", help="memory and time of a step on devices that are not there")
+    p.add_argument("checkpoint", help="a folder, a hub id or a config.json")
+    p.add_argument("--devices", type=int, help="how many; with --mesh its axes must have as many")
+    p.add_argument("--mesh", help="sizes by axis: fsdp=16,tp=4 (default: all devices on fsdp)")
+    p.add_argument("--search", action="store_true", help="find the best mesh of --devices")
+    p.add_argument("--batch", type=int, required=True, help="rows of a step, over all devices")
+    p.add_argument("--sequence-length", type=int, default=4096)
+    p.add_argument("--rules", help="fsdp, tp, fsdp_tp, ep, replicated, ... (default: the family's)")
+    p.add_argument("--task")
+    p.add_argument("--dtype", default="bfloat16")
+    p.add_argument("--optimizer", default="adamw", help="adamw, adam, sgd, lion, adafactor")
+    p.add_argument("--remat", default="full", choices=["full", "dots", "none"])
+    p.add_argument("--accumulate", type=int, default=1, help="parts of a step, one after another")
+    p.add_argument("--lora", type=int, metavar="RANK")
+    p.add_argument("--quantize", help="nf4, 8bit, ...")
+    p.add_argument("--generate", type=int, metavar="TOKENS", help="new tokens after a prompt, instead of training")
+    p.add_argument("--hardware", default="h100", help="a100, h100, h200, b200, tpu-v5p, tpu-v6e, ...")
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(run=run)

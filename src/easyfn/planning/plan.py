@@ -1,0 +1,335 @@
+"""`plan`: what a step needs and how long it takes on devices that nobody has paid for yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from .._loss import LossConfig
+from .._show import amount, size_of
+from ..io.config import write
+from ..quant import QuantConfig
+from ..sharding import ShardingRules
+from .advice import advise
+from .collectives import Collective
+from .compile import compile_job
+from .hardware import Hardware, hardware_of
+from .roofline import Roofline, roofline
+from .step import Job
+
+HEADROOM = 0.92  # of a device's memory is for the program; the rest is the runtime's, and lost between buffers
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What [`easyfn.plan`][] returns: `print` it, or read its fields. Bytes are those of one device.
+
+    - `weights`, `optimizer`, `gradients`, `cache`, `inputs`: exact. `activations`: what the compiled program needs
+      beside them at its peak. `total`: all of them. `capacity`: of the device.
+    - `flops`: operations of the step over all devices, matrix products as [`easyfn.flops`][] counts them;
+      `hardware_flops`: with what rematerialisation computes again; `xla_flops`: XLA's own count for one device, which
+      counts the body of a loop once.
+    - `collectives`: what moves between devices, by kind and axes.
+    - `times`: seconds of compute, memory and links; `step_seconds`, `mfu`: `flops` over those that the devices could do.
+    - `prompt_times`: of the pass over the prompt, where the plan is for generation; then a step is one token.
+    - `advice`: what to change if it does not fit, each with its estimate.
+    """
+
+    name: str
+    mesh: Mapping[str, int]
+    hardware: Hardware
+    batch: int
+    sequence_length: int
+    generate: int | None
+    settings: Mapping[str, Any]
+    weights: int
+    trainable: int
+    optimizer: int
+    gradients: int
+    activations: int
+    cache: int
+    inputs: int
+    flops: int
+    hardware_flops: int
+    xla_flops: float
+    collectives: tuple[Collective, ...]
+    times: Roofline
+    prompt_times: Roofline | None
+    compile_seconds: float
+    advice: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.optimizer + self.gradients + self.activations + self.cache + self.inputs
+
+    @property
+    def capacity(self) -> int:
+        return int(self.hardware.memory)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the total is within 92 % of the device's memory: the rest is the runtime's."""
+        return self.total <= HEADROOM * self.capacity
+
+    @property
+    def step_seconds(self) -> float:
+        return self.times.step
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Trained (or, one per row, generated) by all devices together."""
+        return self.batch * (1 if self.generate else self.sequence_length) / self.step_seconds
+
+    @property
+    def mfu(self) -> float:
+        return self.flops / (self.step_seconds * self.devices * self.hardware.flops)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, in what JSON can hold."""
+        data = dataclasses.asdict(self)
+        data["mesh"] = dict(self.mesh)
+        data["settings"] = {
+            k: v if isinstance(v, (int, float, type(None))) else str(v) for k, v in self.settings.items()
+        }
+        data["times"] = self.times._asdict()
+        data["prompt_times"] = None if self.prompt_times is None else self.prompt_times._asdict()
+        data["collectives"] = [c._asdict() for c in self.collectives]
+        names = ("devices", "total", "capacity", "fits", "step_seconds", "tokens_per_second", "mfu")
+        return data | {name: getattr(self, name) for name in names}
+
+    def _lines(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """The report as titled lists of names and values."""
+        parts = ("weights", "optimizer", "gradients", "activations", "cache", "inputs")
+        memory = [(name, size_of(getattr(self, name))) for name in parts if getattr(self, name)]
+        share = self.total / self.capacity
+        verdict = "fits" if self.fits else "does not fit"
+        memory.append(("total", f"{size_of(self.total)}, {share:.0%} of {size_of(self.capacity)}: {verdict}"))
+        moved = [
+            (f"{c.kind} over {'+'.join(c.axes)}", f"{size_of(c.bytes)} in {c.count}")
+            for c in self.collectives
+            if c.bytes
+        ]
+        t = self.times
+        what = "token" if self.generate else "step"
+        times = [
+            (
+                "compute, memory",
+                f"{_time(t.compute)}, {_time(t.memory)}",
+            ),
+            ("links, hidden and not", f"{_time(t.hidden)}, {_time(t.exposed)}"),
+            (f"one {what}", f"{_time(self.step_seconds)}, limited by {t.limit}"),
+        ]
+        if self.prompt_times is not None:
+            times.insert(0, ("the prompt", f"{_time(self.prompt_times.step)}, limited by {self.prompt_times.limit}"))
+        times.append(("tokens per second", f"{self.tokens_per_second:,.0f}"))
+        if not self.generate:
+            times.append(("model FLOPs", f"{amount(self.flops).replace(' ', '')} ({self.mfu:.1%} MFU)"))
+        report = [("bytes per device", memory), ("between devices, per step and device", moved), ("time", times)]
+        if self.advice:
+            report.append(("to make it fit", [("", line) for line in self.advice]))
+        return report
+
+    @property
+    def _title(self) -> str:
+        axes = ", ".join(f"{name}={size}" for name, size in self.mesh.items() if size > 1) or "one device"
+        said = ", ".join(f"{k}={v}" for k, v in self.settings.items() if v not in (None, 1))
+        new = f" and {self.generate} new" if self.generate else ""
+        return (
+            f"{self.name} on {self.devices} x {self.hardware.name} ({axes}): {self.batch} x {self.sequence_length} tokens{new}"
+            f"; {said}"
+        )
+
+    def __str__(self) -> str:
+        lines = [self._title]
+        for title, rows in self._lines():
+            width = max((len(name) for name, _ in rows), default=0)
+            lines += ["", title, *(f"  {name.ljust(width)}  {value}".rstrip() for name, value in rows)]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        def row(name: str, value: str) -> str:
+            return f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+
+        parts = [
+            f"<tr><th colspan=2>{html.escape(title)}</th></tr>{''.join(row(*r) for r in rows)}"
+            for title, rows in self._lines()
+        ]
+        return f"<p><b>{html.escape(self._title)}</b></p><table>{''.join(parts)}</table>"
+
+
+def _time(seconds: float) -> str:
+    for factor, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def plan(
+    config_or_path: Any,
+    *,
+    mesh: Mapping[str, int] | Mesh | str,
+    batch: int,
+    sequence_length: int,
+    devices: int | None = None,
+    rules: ShardingRules | str | None = None,
+    task: str | None = None,
+    dtype: Any = "bfloat16",
+    optimizer: Any = "adamw",
+    remat: str | None = "full",
+    lora: int | Mapping[str, Any] | None = None,
+    quantize: str | QuantConfig | None = None,
+    accumulate: int = 1,
+    compute_dtype: Any = None,
+    loss: LossConfig = LossConfig(),
+    generate: int | None = None,
+    hardware: Hardware | str = "h100",
+) -> Plan:
+    """Plans a training step, or a generation, on devices that are not there.
+
+    The real step ([`easyfn.train_step`][] on an abstract, stacked, sharded model; or the pass over a prompt and one decoding
+    step) is compiled ahead of time for as many fake CPU devices as the mesh has, in a process apart, without a weight:
+    405B parameters on 512 devices take less than two minutes on two cores. See [planning](../planning.md) for how each
+    number is found, and how far to trust it.
+
+    **Arguments**
+
+    - `config_or_path`: a config, or what [`easyfn.read_config`][] takes.
+    - `mesh`: sizes by axis, `{"fsdp": 16, "tp": 4}`, an axis that is not named being 1; or a mesh of real devices; or
+      `"search"`, the best mesh of `devices` devices, as [`easyfn.search_mesh`][] finds it.
+    - `batch`, `sequence_length`: rows and tokens of a step over all devices.
+    - `rules`, `task`, `dtype`: as for `ef.shard`, `ef.load`.
+    - `optimizer`: `adamw`, `adam`, `sgd`, `lion`, `adafactor`. One of your own needs its devices in this process.
+    - `remat`, `accumulate`, `compute_dtype`, `loss`: of the step, see [`easyfn.Runtime`][], [`easyfn.train_step`][].
+    - `lora`: a rank, or keywords of [`easyfn.apply_lora`][]. `quantize`: a method, or a [`easyfn.QuantConfig`][].
+    - `generate`: how many tokens to generate after a prompt of `sequence_length`; then nothing is trained.
+    - `hardware`: a name of `easyfn.planning.HARDWARE`, or a [`easyfn.Hardware`][] of your own.
+
+    **Raises** what the step itself would raise: [`easyfn.ShardingError`][] for sizes that the mesh does not divide, ...
+
+    ```python
+    import easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    plan = ef.plan(config, mesh={"fsdp": 1}, batch=2, sequence_length=16, hardware="h100")
+    assert plan.fits and plan.optimizer > 2 * plan.weights
+    ```
+    """
+    settings = dict(config_or_path=config_or_path, batch=batch, sequence_length=sequence_length, rules=rules, task=task)
+    job = job_of(
+        **settings, dtype=dtype, optimizer=optimizer, remat=remat, lora=lora, quantize=quantize, accumulate=accumulate,
+        compute_dtype=compute_dtype, loss=loss, generate=generate,
+    )  # fmt: skip
+    found = hardware_of(hardware)
+    if isinstance(mesh, str):
+        from .search import search
+
+        if mesh != "search" or devices is None:
+            raise ValueError(f'plan: mesh="search" with devices=64 finds a mesh; {mesh!r} is neither that nor one')
+        return search(job, devices, found)[0]
+    sizes = dict(mesh.shape) if isinstance(mesh, Mesh) else dict(mesh)
+    if devices is not None and math.prod(sizes.values()) != devices:
+        raise ValueError(f"plan: the mesh {sizes} has {math.prod(sizes.values())} devices, not {devices}")
+    return make_plan(job, mesh, found)
+
+
+def job_of(config_or_path: Any, **settings: Any) -> Job:
+    """A job from the arguments of `plan`: everything in words that JSON can hold, where it can."""
+    config = config_or_path
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        config = write(config)
+    elif not isinstance(config, Mapping):
+        config = str(config) if not hasattr(config, "to_dict") else config.to_dict()
+    lora, quantize, rules = settings.pop("lora"), settings.pop("quantize"), settings.pop("rules")
+    if isinstance(lora, int):
+        lora = {"rank": lora, "alpha": 2 * lora}
+    if quantize is not None:
+        quantize = dataclasses.asdict(QuantConfig(quantize) if isinstance(quantize, str) else quantize)
+    if isinstance(rules, ShardingRules):
+        paths = {pattern: list(spec) for pattern, spec in rules.paths.items()}
+        rules = {"axes": dict(rules.axes), "paths": paths, "indivisible": rules.indivisible}
+    for name in ("dtype", "compute_dtype"):
+        settings[name] = None if settings[name] is None else str(jnp.dtype(settings[name]))
+    settings["loss"] = dataclasses.asdict(settings["loss"])
+    return Job(config, lora=lora, quantize=quantize, rules=rules, **settings)
+
+
+def make_plan(job: Job, mesh: Mapping[str, int] | Mesh, hardware: Hardware, *, advice: bool = True) -> Plan:
+    """The plan of a job on one mesh."""
+    began = time.perf_counter()
+    facts = compile_job(job, mesh)
+    sizes = dict(mesh.shape) if isinstance(mesh, Mesh) else {name: size for name, size in mesh.items()}
+    devices = math.prod(sizes.values())
+    kept = facts["weights"] + facts["cache"]
+
+    def times(found: Mapping[str, Any], touched: float) -> Roofline:
+        moved = collectives(found)
+        gathered = sum(c.bytes for c in moved if c.kind == "all-gather" and set(c.axes) <= {"dp", "fsdp"})
+        return roofline(hardware, flops=found["flops"], touched=touched + gathered, collectives=moved, devices=devices)
+
+    temporaries = facts["temporaries"]
+    prompt = facts.get("prompt")
+    if prompt is not None:
+        temporaries = max(temporaries, prompt["temporaries"])
+        touched = float(kept)
+    else:
+        touched = 2.0 * (kept + facts["optimizer"] + temporaries)
+    planned = Plan(
+        name=_name(job),
+        mesh=sizes,
+        hardware=hardware,
+        batch=job.batch,
+        sequence_length=job.sequence_length,
+        generate=job.generate,
+        settings=_settings(job),
+        weights=facts["weights"],
+        trainable=facts["trainable"],
+        optimizer=facts["optimizer"],
+        gradients=facts["gradients"],
+        activations=max(0, temporaries - facts["gradients"]),
+        cache=facts["cache"],
+        inputs=facts["batch"],
+        flops=facts["model_flops"],
+        hardware_flops=facts["flops"],
+        xla_flops=facts["xla_flops"],
+        collectives=tuple(collectives(facts)),
+        times=times(facts, touched),
+        prompt_times=None if prompt is None else times(prompt, kept + 2.0 * prompt["temporaries"]),
+        compile_seconds=time.perf_counter() - began,
+    )
+    if planned.fits or not advice:
+        return planned
+    return dataclasses.replace(planned, advice=tuple(advise(job, planned)))
+
+
+def collectives(facts: Mapping[str, Any]) -> list[Collective]:
+    return [
+        Collective(kind, tuple(axes), size, count, tuple(group))
+        for kind, axes, size, count, group in facts["collectives"]
+    ]
+
+
+def _name(job: Job) -> str:
+    return str(job.config["model_type"]) if isinstance(job.config, Mapping) else str(job.config)
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    optimizer = job.optimizer if isinstance(job.optimizer, str) else "an optimizer of your own"
+    said: dict[str, Any] = {"dtype": job.dtype}
+    if job.generate is None:
+        said |= {"optimizer": optimizer, "remat": job.remat, "accumulate": job.accumulate}
+    said["lora"] = None if job.lora is None else job.lora.get("rank", 8)
+    said["quantize"] = None if job.quantize is None else job.quantize["method"]
+    return said
