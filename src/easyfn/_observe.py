@@ -110,9 +110,10 @@ def observe(
             own = None if mask is None or reached else jnp.broadcast_to(mask, (*_layers(f), *mask.shape))
             watched[f.path] = Observed(f.weight, zeros[f.path], own, statistic, combine, reached)
         if reached:
-            out = forward(replace(model, watched), **batch, runtime=Runtime(remat="full"))
+            out = forward(replace(model, watched), **batch, runtime=Runtime(remat="full", expert_parallel=None))
             return _dependent(out.replace(logits=None) if body and out.last_hidden_state is not None else out, batch)
-        out = forward(replace(model, watched), **batch)
+        # No statistic is merged between devices by hand: some are sums, some are maxima.
+        out = forward(replace(model, watched), **batch, runtime=Runtime(expert_parallel=None))
         floats = (leaf for leaf in jax.tree.leaves(out) if jnp.issubdtype(leaf.dtype, jnp.inexact))
         return sum((jnp.sum(leaf.astype(jnp.float32)) for leaf in floats), jnp.zeros(()))
 

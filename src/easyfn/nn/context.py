@@ -27,14 +27,18 @@ class Runtime:
     - `context_parallel`: attention over a sequence that is split between devices. `"ring"` passes keys from device to
       device, so that none ever holds all of them; `"all_to_all"` trades the split of the sequence for one of heads, where
       they divide; `None` leaves it to XLA, which gathers keys.
+    - `expert_axes`, `expert_parallel`: the axes over which experts are split, and how tokens reach theirs.
+      `"all_to_all"` sends them there and back, none dropped; `None` leaves it to XLA, which moves weights.
     """
 
     remat: str | None = None
     attention_chunk: int = 2**24
-    batch_axes: tuple[str, ...] = ("dp", "fsdp")
+    batch_axes: tuple[str, ...] = ("dp", "fsdp", "ep", "pp")  # outside of its stages pp has nothing else to split
     sequence_axes: tuple[str, ...] = ("sp",)
     head_axes: tuple[str, ...] = ("tp",)
     context_parallel: str | None = "ring"
+    expert_axes: tuple[str, ...] = ("ep",)
+    expert_parallel: str | None = "all_to_all"
 
     def __post_init__(self) -> None:
         if self.remat not in (None, "full", "dots"):
@@ -43,13 +47,22 @@ class Runtime:
             raise ValueError(f"Runtime.context_parallel is None, 'ring' or 'all_to_all', not {self.context_parallel!r}")
 
 
+def divisible(mesh: Any, wanted: tuple[str, ...], size: int) -> tuple[str, ...]:
+    """The axes of `wanted` that the mesh has, as far as `size` divides by them: the last are left out first."""
+    axes = tuple(a for a in wanted if a in mesh.auto_axes and mesh.shape[a] > 1)
+    while size % math.prod(mesh.shape[a] for a in axes):
+        axes = axes[:-1]
+    return axes
+
+
 def along_batch(x: jax.Array, runtime: Runtime = Runtime()) -> jax.Array:
-    """`x`, `(batch, seq, ...)`, held to the mesh that the model lies on: rows over `dp` and `fsdp`, tokens over `sp`.
+    """`x`, `(batch, seq, ...)`, held to the mesh that the model lies on: rows over `dp`, `fsdp`, `ep` and `pp`,
+    tokens over `sp`.
 
     Without it XLA carries the split of the weights over to the activations, and a model under `fsdp` adds up partial
     products of every activation instead of gathering a layer's weights. A pass of one token (decoding) is left to XLA,
-    since there the activations are the smaller. The identity outside of `jit`, without a mesh, and where sizes do not
-    divide.
+    since there the activations are the smaller. Axes that do not divide are left out, the last ones first. The identity
+    outside of `jit` and without a mesh.
 
     ```python
     import jax, jax.numpy as jnp, easyfn as ef
@@ -60,12 +73,9 @@ def along_batch(x: jax.Array, runtime: Runtime = Runtime()) -> jax.Array:
     if x.ndim < 2 or x.shape[1] == 1 or not isinstance(x, jax.core.Tracer):
         return x
     mesh = jax.typeof(x).sharding.mesh  # under jit every array says which mesh its program is for
-    spec = []
+    spec: list[Any] = []
     for size, wanted in zip(x.shape, (runtime.batch_axes, runtime.sequence_axes), strict=False):
-        axes = tuple(a for a in wanted if a in mesh.auto_axes and mesh.shape[a] > 1)
-        if size % math.prod(mesh.shape[a] for a in axes):
-            return x
-        spec.append(axes or None)
+        spec.append(divisible(mesh, wanted, size) or None)
     if not any(spec):
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 
 from .._weight import Slot, Weight, ragged_dot, shape_of, slots
 from .activation import activation
-from .context import Context
+from .context import Context, Runtime
+from .expert_parallel import answer_across, expert_split
 from .linear import Linear, declare
 
 
 def route(logits: jax.Array, k: int, *, normalize: bool = True) -> tuple[jax.Array, jax.Array]:
     """The `k` likeliest experts of each token, softmax over all of them in float32.
 
-    `logits`: `(tokens, experts)`. Returns weights `(tokens, k)` in float32, which add up to 1 if `normalize`, and the
-    chosen experts `(tokens, k)`.
+    `logits`: `(..., experts)`. Returns weights `(..., k)` in float32, which add up to 1 if `normalize`, and the chosen
+    experts `(..., k)`.
     """
     weights, chosen = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), k)
     if normalize:
@@ -41,15 +42,31 @@ class Experts(eqx.Module):
         self.down_proj = declare(num_experts, hidden_size, intermediate_size)
         self.act = act
 
-    def __call__(self, x: jax.Array, chosen: jax.Array, weights: jax.Array) -> jax.Array:
-        """The chosen experts' answers added up. `x`: `(tokens, embed)`; `chosen`, `weights`: `(tokens, k)`."""
-        tokens, k = chosen.shape
+    @property
+    def num_experts(self) -> int:
+        return shape_of(self.down_proj)[0]
+
+    def rows(self, x: jax.Array, sizes: jax.Array) -> jax.Array:
+        """The answers to rows `x` `(rows, embed)` that are sorted by expert, `sizes[e]` of them for expert `e`."""
+        gate, up = jnp.split(ragged_dot(self.gate_up_proj, x, sizes), 2, axis=-1)
+        return ragged_dot(self.down_proj, activation(self.act)(gate) * up, sizes)
+
+    def __call__(
+        self, x: jax.Array, chosen: jax.Array, weights: jax.Array, runtime: Runtime = Runtime()
+    ) -> jax.Array:
+        """The chosen experts' answers added up. `x`: `(..., embed)`; `chosen`, `weights`: `(..., k)`.
+
+        On a mesh that splits the experts, tokens travel to theirs, as `runtime.expert_parallel` says.
+        """
+        if split := expert_split(x, self.num_experts, runtime):
+            return answer_across(self, x, chosen, weights, split)
+        shape, k = x.shape, chosen.shape[-1]
+        x, chosen, weights = (a.reshape(-1, a.shape[-1]) for a in (x, chosen, weights))
         order = jnp.argsort(chosen.reshape(-1), stable=True)
-        sizes = jnp.bincount(chosen.reshape(-1), length=shape_of(self.down_proj)[0])
-        gate, up = jnp.split(ragged_dot(self.gate_up_proj, jnp.take(x, order // k, axis=0), sizes), 2, axis=-1)
-        y = ragged_dot(self.down_proj, activation(self.act)(gate) * up, sizes)
-        y = jnp.take(y, jnp.argsort(order), axis=0).reshape(tokens, k, -1)
-        return jnp.sum(y.astype(jnp.float32) * weights[:, :, None], axis=1).astype(x.dtype)
+        sizes = jnp.bincount(chosen.reshape(-1), length=self.num_experts)
+        y = self.rows(jnp.take(x, order // k, axis=0), sizes)
+        y = jnp.take(y, jnp.argsort(order), axis=0).reshape(*chosen.shape, -1)
+        return jnp.sum(y.astype(jnp.float32) * weights[:, :, None], axis=1).astype(x.dtype).reshape(shape)
 
 
 @slots.register(Experts)
@@ -93,11 +110,10 @@ class SparseMoE(eqx.Module):
         self.jitter = jitter
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
-        rows = x.reshape(-1, x.shape[-1])
         if self.jitter and context.key is not None:
             key = jax.random.fold_in(context.key, 17)
-            rows = rows * jax.random.uniform(key, rows.shape, rows.dtype, 1.0 - self.jitter, 1.0 + self.jitter)
-        logits = self.gate(rows)
+            x = x * jax.random.uniform(key, x.shape, x.dtype, 1.0 - self.jitter, 1.0 + self.jitter)
+        logits = self.gate(x)
         weights, chosen = route(logits, self.k, normalize=self.normalize)
-        y = self.experts(rows, chosen, weights).reshape(x.shape)
-        return y, logits if context.wants("router_logits") else None
+        y = self.experts(x, chosen, weights, context.runtime)
+        return y, logits.reshape(-1, logits.shape[-1]) if context.wants("router_logits") else None

@@ -11,8 +11,9 @@ import jax.tree_util as jtu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .._slots import Found, find_slots
-from .._tree import expand, is_leaf, join, leaves, near
+from .._tree import Pipelined, expand, is_leaf, join, leaves, near, nodes
 from .._weight import axes_of, shape_of
+from ..nn.context import Runtime
 from .rules import LOGICAL_AXES, ShardingError, ShardingRules, make_mesh, resolve_rules
 
 
@@ -58,22 +59,45 @@ def place(model: Any, rules: ShardingRules | str | None, mesh: Mesh) -> dict[str
     used_paths: set[str] = set()
     errors: list[str] = []
     placed: dict[str, Placement] = {}
+    staged = _stages(model, mesh)
     for f in found:
-        placed.update(_place_slot(f, rules, mesh, used_paths, errors))
+        placed.update(_place_slot(f, _stage_of(f.path, staged), rules, mesh, used_paths, errors))
     if lost := [p for p in rules.paths if p not in used_paths]:
         errors.append(f"the path pattern {lost[0]!r} matches no weight. {near(lost[0], [f.path for f in found])}")
     if errors:
         raise ShardingError("shard: " + "\n  ".join(errors))
     for path, leaf in leaves(model).items():
-        placed.setdefault(path, Placement(path, tuple(leaf.shape), PartitionSpec(), "no layer says what its axes are"))
+        spec = PartitionSpec(*_stage_of(path, staged))
+        placed.setdefault(path, Placement(path, tuple(leaf.shape), spec, "no layer says what its axes are"))
     return placed
 
 
-def _place_slot(f: Found, rules: ShardingRules, mesh: Mesh, used: set[str], errors: list[str]) -> dict[str, Placement]:
+def _stages(model: Any, mesh: Mesh) -> dict[str, str]:
+    """The paths of the runs that a pipeline holds, each with the mesh axis of its stages."""
+    staged = {}
+    for path, node in nodes(model):
+        if isinstance(node, Pipelined) and (size := mesh.shape.get(node.axis, 1)) > 1:
+            if size != node.stages:
+                raise ShardingError(
+                    f"shard: the layers are in {node.stages} stages and the mesh has {node.axis}={size}: "
+                    f"ef.pipeline(model, {size}, microbatches={node.microbatches}), or another mesh"
+                )
+            staged.update({join(path, name): node.axis for run in node.rounds for name in run.names()})
+    return staged
+
+
+def _stage_of(path: str, staged: Mapping[str, str]) -> tuple[str, ...]:
+    """The mesh axis of the leading axis of what lies at `path`, if that is in a pipeline."""
+    return next(((axis,) for run, axis in staged.items() if path.startswith(f"{run}.")), ())
+
+
+def _place_slot(
+    f: Found, stage: tuple[str, ...], rules: ShardingRules, mesh: Mesh, used: set[str], errors: list[str]
+) -> dict[str, Placement]:
     override = next((spec for p in expand(f.path) if (spec := rules.for_path(p)) is not None), None)
     shape = shape_of(f.weight)
     lead = len(shape) - len(f.slot.axes)  # the axis of a stacked run
-    dense: list[tuple[str, ...]] = [()] * lead
+    dense: list[tuple[str, ...]] = [stage] * lead
     why: list[str] = []
     for n, name in enumerate(f.slot.axes):
         if override is not None:
@@ -119,7 +143,7 @@ def _parts(weight: Any, tree: Any) -> list[tuple[str, Any, tuple[str | None, ...
 def _place_part(path, leaf, axes, f, dense, by_name, mesh, why) -> Placement:
     lead = leaf.ndim - len(axes)
     main = tuple(leaf.shape) == tuple(shape_of(f.weight))
-    entries: list[Any] = [None] * lead
+    entries: list[Any] = [axes[0] if axes else None for axes in dense[:lead]]
     for n, name in enumerate(axes):
         if main or by_name is None:
             split = dense[n + len(dense) - len(axes)]
@@ -297,9 +321,22 @@ def _to(sharding: NamedSharding) -> Callable[[Any], Any]:
     return lambda leaf: _put(leaf, sharding)
 
 
+def _over(mesh: Mesh) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The axes of a mesh over which rows and tokens of a batch are split: what a pass holds its activations to."""
+    some = lambda wanted: tuple(a for a in wanted if mesh.shape.get(a, 1) > 1)
+    return some(Runtime().batch_axes), some(Runtime().sequence_axes)
+
+
 def data_sharding(mesh: Mesh) -> NamedSharding:
-    """Where a batch `(batch, seq)` goes: rows over `dp` and `fsdp`, the sequence over `sp`."""
-    return NamedSharding(mesh, PartitionSpec(("dp", "fsdp"), "sp" if mesh.shape["sp"] > 1 else None))
+    """Where a batch `(batch, seq)` goes: rows over `dp`, `fsdp`, `ep` and `pp`, tokens over `sp`.
+
+    ```python
+    import easyfn as ef
+    assert ef.data_sharding(ef.make_mesh()).mesh == ef.make_mesh()
+    ```
+    """
+    rows, tokens = _over(mesh)
+    return NamedSharding(mesh, PartitionSpec(rows or None, tokens or None))
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
@@ -310,22 +347,23 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     batch = ef.shard_batch({"input_ids": np.ones((jax.device_count(), 4), int)}, ef.make_mesh())
     ```
     """
-    rows, seq = mesh.shape["dp"] * mesh.shape["fsdp"], mesh.shape["sp"]
+    rows, tokens = _over(mesh)
+    number, parts = (math.prod(mesh.shape[a] for a in axes) for axes in (rows, tokens))
 
     def one(path: Any, leaf: Any) -> Any:
         name = jtu.keystr(path)
         if not leaf.ndim:
             return _put(leaf, NamedSharding(mesh, PartitionSpec()))
-        if leaf.shape[0] % rows:
+        if leaf.shape[0] % number:
             raise ShardingError(
-                f"shard_batch: {name} has {leaf.shape[0]} rows, which dp x fsdp = {rows} does not divide"
+                f"shard_batch: {name} has {leaf.shape[0]} rows, which {' x '.join(rows)} = {number} does not divide"
             )
-        split = leaf.ndim > 1 and seq > 1
-        if split and leaf.shape[1] % seq:
+        split = leaf.ndim > 1 and parts > 1
+        if split and leaf.shape[1] % parts:
             raise ShardingError(
-                f"shard_batch: {name} has {leaf.shape[1]} tokens, which sp = {seq} does not divide; pad them"
+                f"shard_batch: {name} has {leaf.shape[1]} tokens, which {' x '.join(tokens)} = {parts} does not divide; "
+                "pad them"
             )
-        spec = PartitionSpec(("dp", "fsdp"), "sp") if split else PartitionSpec(("dp", "fsdp"))
-        return _put(leaf, NamedSharding(mesh, spec))
+        return _put(leaf, NamedSharding(mesh, PartitionSpec(rows or None, tokens) if split else PartitionSpec(rows or None)))
 
     return jtu.tree_map_with_path(one, batch)
