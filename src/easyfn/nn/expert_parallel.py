@@ -1,6 +1,7 @@
 """Expert parallelism: experts that are split between devices, and tokens that travel to theirs and back. None is dropped.
 
-Each device sorts its tokens by expert and trades them in rounds of buffers of a fixed size (`jax.lax.all_to_all`; JAX's
+Where only the batch is split, each device sorts and multiplies its own tokens; XLA on its own would gather all of them, on
+every device, to sort them. Where experts are split too, each device sorts its tokens by expert and trades them in rounds of buffers of a fixed size (`jax.lax.all_to_all`; JAX's
 ragged exchange does not run on CPU). A buffer has room for `ROOM` times the even share of each device. If routing is
 even one round is enough; rounds that nobody needs are skipped, and if all tokens want one device all rounds are run.
 So the result is that of one device, memory is about `ROOM` times that of the tokens' own rows whatever the router says,
@@ -10,6 +11,7 @@ and only the worst routing costs as much traffic as gathering all tokens would.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,14 +21,14 @@ from jax.sharding import PartitionSpec
 
 from .._tree import replace
 from .._weight import axes_of, slots
-from .context import Runtime
+from .context import Runtime, divisible
 
 ROOM = 1.5
 
 
 class Split(NamedTuple):
-    """How tokens and experts lie on the mesh: `axes` of the experts, `rows` and `tokens` of `x` `(batch, seq, embed)`,
-    where tokens are traded; both empty where every device of `axes` sees the same tokens."""
+    """How experts and tokens lie on a mesh: experts over `axes`, rows and tokens of `x` `(batch, seq, embed)` over `rows` and
+    `tokens`. Without `rows` the tokens are XLA's, and each device of `axes` sees the same."""
 
     mesh: Any
     axes: tuple[str, ...]
@@ -37,45 +39,66 @@ class Split(NamedTuple):
     def size(self) -> int:
         return math.prod(self.mesh.shape[a] for a in self.axes)
 
+    @property
+    def spec(self) -> PartitionSpec:
+        return PartitionSpec(self.rows or None, self.tokens or None)
+
 
 def expert_split(x: jax.Array, experts: int, runtime: Runtime) -> Split | None:
-    """How `experts` are split on the mesh that the program of `x` is for; `None` where they are not, or do not divide."""
+    """How `experts` and the tokens `x` are split on the mesh of their program; `None` where neither are, or do not divide."""
     if runtime.expert_parallel is None or not isinstance(x, jax.core.Tracer):
         return None
     mesh = jax.typeof(x).sharding.mesh
-    over = lambda names: tuple(a for a in names if a in mesh.auto_axes and mesh.shape[a] > 1)
-    count = lambda axes: math.prod(mesh.shape[a] for a in axes)
-    axes, rows, tokens = over(runtime.expert_axes), over(runtime.batch_axes), over(runtime.sequence_axes)
-    if not axes or experts % count(axes):
-        return None
-    # A single token of each row (decoding) is less to move than what sorting apart would gather of the experts' weights.
-    trades = x.ndim == 3 and x.shape[1] > 1 and not set(axes) - set(rows)
-    if not trades or x.shape[0] % count(rows) or x.shape[1] % count(tokens):
+    axes = divisible(mesh, runtime.expert_axes, experts)
+    rows: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    if x.ndim == 3 and x.shape[1] > 1:  # a single token of each row (decoding) is less to move than an expert's weights
+        rows, tokens = (
+            divisible(mesh, runtime.batch_axes, x.shape[0]),
+            divisible(mesh, runtime.sequence_axes, x.shape[1]),
+        )
+    if set(axes) - set(rows):
         rows = tokens = ()
-    return Split(mesh, axes, rows, tokens)
+    return Split(mesh, axes, rows, tokens) if axes or rows or tokens else None
+
+
+def by_token(function: Callable[[jax.Array], Any], x: jax.Array, runtime: Runtime) -> Any:
+    """`function(x)`, `(batch, seq, ...)`, which treats each token by itself: so each device treats its own. XLA on its own
+    gathers what it sorts."""
+    split = expert_split(x, 1, runtime)
+    if split is None:
+        return function(x)
+    manual = {*split.rows, *split.tokens}
+    return jax.shard_map(
+        function, mesh=split.mesh, in_specs=split.spec, out_specs=split.spec, axis_names=manual, check_vma=False
+    )(x)
 
 
 def answer_across(layer: Any, x: jax.Array, chosen: jax.Array, weights: jax.Array, split: Split) -> jax.Array:
     """What [`easyfn.nn.Experts`][] answers, where `split` says how. `layer.rows(x, sizes)` is the answer of the experts to
     rows sorted by expert; of its weights every device has those of its own experts, in whatever format."""
-    own = PartitionSpec(split.axes)
-    tokens = PartitionSpec(split.rows, split.tokens) if split.rows else PartitionSpec()
     # Axes that are not ours, `tp` above all, stay XLA's: it splits the products inside as it finds the weights.
-    manual = {*split.axes, *split.rows, *split.tokens}
+    manual = (*split.axes, *(a for a in (*split.rows, *split.tokens) if a not in split.axes))
+    whole = bool(split.axes) and not split.rows  # every device sees the same tokens
 
     def run(layer: Any, x: jax.Array, chosen: jax.Array, weights: jax.Array, place: jax.Array) -> jax.Array:
-        each = jnp.reshape(x, (-1, x.shape[-1])), jnp.reshape(chosen, (-1, chosen.shape[-1]))
-        y = _trade(layer, *each, split, tuple(manual)) if split.rows else _share(layer, *each, split, place[0])
-        y = y.reshape(*chosen.shape, -1).astype(jnp.float32)
-        y = jnp.sum(y * weights[..., None], axis=-2)
-        return (y if split.rows else lax.psum(y, split.axes)).astype(x.dtype)
+        rows, wanted = x.reshape(-1, x.shape[-1]), chosen.reshape(-1)
+        if not whole and split.axes:
+            y = _trade(layer, rows, wanted, split, manual)
+        else:
+            wanted = wanted - place[0] * layer.num_experts
+            mine = (wanted >= 0) & (wanted < layer.num_experts)
+            y = _answers(layer, rows, jnp.where(mine, wanted, layer.num_experts))
+        y = jnp.sum(y.reshape(*chosen.shape, -1).astype(jnp.float32) * weights[..., None], axis=-2)
+        return (lax.psum(y, split.axes) if whole else y).astype(x.dtype)
 
+    own = PartitionSpec(split.axes or None)
     across = jax.shard_map(
         run,
         mesh=split.mesh,
-        in_specs=(_specs(layer, split.axes), tokens, tokens, tokens, own),
-        out_specs=tokens,
-        axis_names=manual,
+        in_specs=(_specs(layer, split.axes), split.spec, split.spec, split.spec, own),
+        out_specs=split.spec,
+        axis_names=set(manual),
         check_vma=False,
     )
     return across(layer, x, chosen, weights, jnp.arange(split.size, dtype=jnp.int32))
@@ -103,26 +126,20 @@ def _sorted(group: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Arr
     return order, jnp.argsort(order), jnp.bincount(group, length=count + 1)[:count]
 
 
-def _answers(layer: Any, x: jax.Array, group: jax.Array, count: int) -> jax.Array:
-    """`layer`'s answers to rows `x` of its expert `group`, and zeros for rows of group `count`."""
-    order, back, sizes = _sorted(group, count)
-    y = jnp.take(layer.rows(jnp.take(x, order, axis=0), sizes), back, axis=0)
-    return jnp.where((group < count)[:, None], y, jnp.zeros_like(y))
+def _answers(layer: Any, x: jax.Array, group: jax.Array) -> jax.Array:
+    """The answers `(tokens * k, embed)` of this device's experts `group` `(tokens * k,)` to its tokens `x` `(tokens, embed)`:
+    zeros where `group` is none of them, but one past the last."""
+    k = group.shape[0] // x.shape[0]
+    order, back, sizes = _sorted(group, layer.num_experts)
+    y = jnp.take(layer.rows(jnp.take(x, order // k, axis=0), sizes), back, axis=0)
+    return jnp.where((group < layer.num_experts)[:, None], y, jnp.zeros_like(y))
 
 
-def _share(layer: Any, x: jax.Array, chosen: jax.Array, split: Split, place: jax.Array) -> jax.Array:
-    """Every device answers for its own experts, and zero for others: `(tokens * k, embed)`."""
-    own = layer.num_experts
-    group = chosen.reshape(-1) - place * own
-    group = jnp.where((group >= 0) & (group < own), group, own)
-    return _answers(layer, jnp.repeat(x, chosen.shape[1], axis=0), group, own)
-
-
-def _trade(layer: Any, x: jax.Array, chosen: jax.Array, split: Split, manual: tuple[str, ...]) -> jax.Array:
-    """The answers to this device's tokens: `(tokens * k, embed)`."""
-    own, devices, k = layer.num_experts, split.size, chosen.shape[1]
-    wanted = chosen.reshape(-1)
+def _trade(layer: Any, x: jax.Array, wanted: jax.Array, split: Split, manual: tuple[str, ...]) -> jax.Array:
+    """The answers `(tokens * k, embed)` to this device's tokens, of whatever experts they want."""
+    own, devices = layer.num_experts, split.size
     count = wanted.shape[0]
+    k = count // x.shape[0]
     order, back, sizes = _sorted(wanted, own * devices)
     load = jnp.sum(sizes.reshape(devices, own), axis=1)  # how many rows go to each device
     first = jnp.cumsum(load) - load
@@ -140,7 +157,7 @@ def _trade(layer: Any, x: jax.Array, chosen: jax.Array, split: Split, manual: tu
         there = jnp.where(valid[..., None], jnp.take(x, row // k, axis=0), jnp.zeros((), x.dtype))
         group = jnp.where(valid, jnp.take(wanted, row) % own, own)
         there, group = (lax.all_to_all(a, split.axes, 0, 0, tiled=True) for a in (there, group))
-        y = _answers(layer, there.reshape(-1, x.shape[-1]), group.reshape(-1), own)
+        y = _answers(layer, there.reshape(-1, x.shape[-1]), group.reshape(-1))
         y = lax.all_to_all(y.reshape(devices, room, -1), split.axes, 0, 0, tiled=True)
         here = position - number * room
         mine = jnp.take(y.reshape(devices * room, -1), owner * room + jnp.clip(here, 0, room - 1), axis=0)

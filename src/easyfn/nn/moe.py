@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 from .._weight import Slot, Weight, ragged_dot, shape_of, slots
 from .activation import activation
 from .context import Context, Runtime
-from .expert_parallel import answer_across, expert_split
+from .expert_parallel import answer_across, by_token, expert_split
 from .linear import Linear, declare
 
 
@@ -114,6 +116,8 @@ class SparseMoE(eqx.Module):
             key = jax.random.fold_in(context.key, 17)
             x = x * jax.random.uniform(key, x.shape, x.dtype, 1.0 - self.jitter, 1.0 + self.jitter)
         logits = self.gate(x)
-        weights, chosen = route(logits, self.k, normalize=self.normalize)
+        weights, chosen = by_token(
+            functools.partial(route, k=self.k, normalize=self.normalize), logits, context.runtime
+        )
         y = self.experts(x, chosen, weights, context.runtime)
         return y, logits.reshape(-1, logits.shape[-1]) if context.wants("router_logits") else None
