@@ -54,6 +54,8 @@ from ._weight import (
     slots as slots,
     take as take,
 )
+from .engine.engine import Engine as Engine, EngineStats as EngineStats
+from .engine.request import EngineFull as EngineFull, Request as Request
 from .generation.config import GenerationConfig as GenerationConfig
 from .generation.generate import generate as generate
 from .generation.model import (

@@ -1,0 +1,2 @@
+"""Continuous batching: requests (`request`) ask for tokens (`asked`, `controls`), share pages (`pages`) and rows
+(`scheduler`), and a few compiled programs (`programs`, `sampler`) make one token for each row at every step (`engine`)."""

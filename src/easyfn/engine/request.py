@@ -1,0 +1,134 @@
+"""A request: what the caller holds of one prompt in an engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..generation.result import Generation
+from .wanted import Wanted
+
+
+class EngineFull(RuntimeError):
+    """As many requests wait already as `max_waiting` allows: come again later."""
+
+
+class Request:
+    """One prompt and its new tokens, made by [`easyfn.Engine`][]'s `submit`.
+
+    - `id`: its number, in the order of arrival. `prompt`: the tokens that the new ones follow.
+    - `tokens`: the new tokens so far. `done`: whether there will be no more.
+    - `finish_reason`: `"stop"` (an id or a string that ends it), `"length"`, `"cancelled"`, `"error"`, or `None`.
+    - Iterating yields the new tokens as they come; `result()` waits for all of them. Both step the engine, unless its
+      thread does.
+    """
+
+    def __init__(self, engine: Any, number: int, wanted: Wanted, key: np.ndarray, adapter: int) -> None:
+        self.id = number
+        self.prompt = wanted.prompt
+        self.tokens: list[int] = []
+        self.finish_reason: str | None = None
+        self.error: BaseException | None = None
+        self.cancelled = False
+        self._engine = engine
+        self._wanted = wanted
+        self._key = key
+        self._adapter = adapter
+        self._stop = 0  # the state of the automaton of stop strings
+        self._memory: Any = None  # of the engine's processors, while the request waits for its second turn
+        self._news = threading.Condition()
+        self._callbacks: list[Callable[[int | None], Any]] = []
+
+    @property
+    def done(self) -> bool:
+        return self.finish_reason is not None
+
+    def __repr__(self) -> str:
+        state = self.finish_reason or "under way"
+        return f"<easyfn request {self.id}: {len(self.prompt)} + {len(self.tokens)} tokens, {state}>"
+
+    def cancel(self) -> None:
+        """No more tokens: the next step gives its pages back. Does nothing if it is done."""
+        self.cancelled = True
+        self._engine._wake()
+
+    def subscribe(self, callback: Callable[[int | None], Any]) -> None:
+        """`callback(token)` for every new token, those that came before first, and `callback(None)` at the end.
+
+        It is called from the thread that steps the engine, and must neither block nor raise; an asyncio program gives
+        `lambda token: loop.call_soon_threadsafe(queue.put_nowait, token)`.
+        """
+        with self._news:
+            for token in self.tokens:
+                callback(token)
+            if self.done:
+                callback(None)
+            else:
+                self._callbacks.append(callback)
+
+    def __iter__(self) -> Iterator[int]:
+        told = 0
+        while True:
+            self._engine._until(self, lambda: len(self.tokens) > told or self.done)
+            if told < len(self.tokens):
+                yield self.tokens[told]
+                told += 1
+            elif self.done:
+                self._raise()
+                return
+
+    def result(self) -> Generation:
+        """What [`easyfn.generate`][] returns for this prompt alone, `sequences` `(1, columns)`. A cancelled request has the
+        tokens that it got. Raises `RuntimeError` if the engine failed."""
+        self._engine._until(self, lambda: self.done)
+        self._raise()
+        tokens = np.asarray([[*self.prompt, *self.tokens]], np.int32)
+        lengths = np.asarray([tokens.shape[1]], np.int32)
+        return Generation(jnp.asarray(tokens), jnp.asarray(lengths), prompt_length=len(self.prompt))
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise RuntimeError(
+                f"the engine failed at a step with request {self.id} in it: {self.error}"
+            ) from self.error
+
+    # --- the engine's side
+
+    @property
+    def _all(self) -> list[int]:
+        return [*self.prompt, *self.tokens]
+
+    def _take(self, token: int) -> None:
+        """One more token, and perhaps the last."""
+        w = self._wanted
+        reason = "stop" if token in w.eos else None
+        if w.stop is not None:
+            after = int(w.stop[self._stop, token])
+            self._stop = after if after >= 0 else -after - 1
+            reason = "stop" if after < 0 else reason
+        if reason is None and len(self.prompt) + len(self.tokens) + 1 >= w.max_length:
+            reason = "length"
+        if reason is None:
+            w.controls.advance(token)
+        with self._news:
+            self.tokens.append(token)
+            self._tell(token)
+        if reason is not None:
+            self._end(reason)
+
+    def _end(self, reason: str, error: BaseException | None = None) -> None:
+        with self._news:
+            self.error = error
+            self.finish_reason = reason
+            self._tell(None)
+            self._callbacks.clear()
+            self._news.notify_all()
+
+    def _tell(self, token: int | None) -> None:
+        for callback in self._callbacks:
+            callback(token)
+        self._news.notify_all()

@@ -1,0 +1,126 @@
+"""What a request asks for: its options read, checked and refused as `generate` does, before it waits for its turn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..generation import checks
+from ..generation.config import GenerationConfig
+from ..generation.model import decoder_prompt, encodes
+from ..generation.options import resolve, with_defaults
+from .controls import Controls
+from .sampler import EOS, numbers_of
+
+# Arguments and options of `generate` that one row of a running batch cannot have, and what to write instead.
+_REFUSED = {
+    "num_beams": "beams are rows that are chosen together, which is another program; use ef.generate",
+    "num_return_sequences": "submit the prompt several times, with a key for each",
+    "guidance_scale": "a second prompt for each row is another program; use ef.generate",
+    "prefill_chunk_size": "the engine cuts prompts: ef.Engine(model, prefill_chunk=)",
+    "prompt_lookup_num_tokens": "drafts are another program; use ef.generate",
+    "output_scores": "the scores stay on the device; use ef.generate",
+    "output_logits": "the logits stay on the device; use ef.generate",
+    "output_attentions": "they are another program; use ef.generate",
+    "output_hidden_states": "they are another program; use ef.generate",
+}
+_OFF: dict[str, tuple[Any, ...]] = {"num_beams": (1,), "num_return_sequences": (1,), "guidance_scale": (1, 1.0)}
+_ELSEWHERE = {
+    "attention_mask": "every id of a request is a token; leave the padding out",
+    "processors": "they run for all rows: ef.Engine(model, processors=)",
+    "runtime": "it is the engine's: ef.Engine(model, runtime=)",
+    "cache": "the engine knows prompts that begin alike: ef.Engine(model, prefix_cache=True)",
+    "return_cache": "the pages go to the next request; use ef.generate",
+    "adapter_ids": "adapter= is the one of this request",
+    "assistant_model": "drafts are another program; use ef.generate",
+    "negative_prompt_ids": "a second prompt for each row is another program; use ef.generate",
+    "negative_prompt_attention_mask": "a second prompt for each row is another program; use ef.generate",
+}
+
+
+@dataclasses.dataclass
+class Wanted:
+    """A request as the engine works on it."""
+
+    prompt: tuple[int, ...]  # that the new tokens follow
+    source: tuple[int, ...]  # that an encoder reads
+    max_length: int  # prompt and new tokens
+    eos: frozenset[int]
+    pad: int
+    numbers: np.ndarray
+    decay: np.ndarray  # the ids that `exponential_decay_length_penalty` raises
+    controls: Controls
+    stop: np.ndarray | None  # the table of `generation/stop.py`
+    sample: bool
+
+
+def read(
+    model: Any,
+    ids: Any,
+    config: Any,
+    constraint: Any,
+    options: Mapping[str, Any],
+    stop_table: Callable[[tuple[str, ...]], np.ndarray],
+) -> Wanted:
+    """Raises `ValueError` for bad input, and for options by name."""
+    for name in options:
+        if name in _ELSEWHERE and options[name] is not None:
+            raise ValueError(f"submit takes no {name}: {_ELSEWHERE[name]}")
+    options = dict(options)
+    second = encodes(model)
+    given = options.pop("decoder_input_ids", None) if second else None
+    ids = _one(model, ids, "ids")
+    c = with_defaults(resolve(getattr(model, "config", None), config, options))
+    for name, why in _REFUSED.items():
+        value = getattr(c, name)
+        if value is not None and value is not False and value not in _OFF.get(name, ()):
+            raise ValueError(f"submit: {name}={value!r} is not for one row of a running batch: {why}")
+    if second and c.encoder_repetition_penalty != 1.0:
+        raise ValueError("submit: encoder_repetition_penalty is not for an encoder-decoder's row; use ef.generate")
+    if c.exponential_decay_length_penalty is not None and len(c.eos) > EOS:
+        raise ValueError(f"submit: exponential_decay_length_penalty is for at most {EOS} eos_token_id")
+    checks.vocabulary(model, c)
+    start = c.decoder_start_token_id if c.decoder_start_token_id is not None else c.bos_token_id
+    prompt = ids
+    if second:
+        own = {"decoder_input_ids": None if given is None else _one(model, given, "decoder_input_ids")[None]}
+        prompt = np.asarray(decoder_prompt(model, ids[None], None, start, own)[0])[0]
+    vocab_size = model.config.vocab_size
+    max_length = checks.longest(model, c, len(prompt), None)
+    words = (c.stop_strings,) if isinstance(c.stop_strings, str) else c.stop_strings
+    decay = np.full((EOS,), -1, np.int32)
+    decay[: len(c.eos[:EOS])] = c.eos[:EOS]
+    return Wanted(
+        prompt=tuple(prompt.tolist()),
+        source=tuple(ids.tolist()) if second else (),
+        max_length=max_length,
+        eos=frozenset(c.eos),
+        pad=c.pad if c.pad is not None else 0,
+        numbers=numbers_of(c),
+        decay=decay,
+        controls=Controls(
+            c,
+            prompt=prompt.tolist(),
+            source=ids.tolist(),
+            max_length=max_length,
+            vocab_size=vocab_size,
+            constraint=constraint,
+        ),
+        stop=None if words is None else stop_table(words),
+        sample=bool(c.do_sample),
+    )
+
+
+def _one(model: Any, ids: Any, name: str) -> np.ndarray:
+    """One prompt, int32 `(tokens,)`."""
+    ids = np.asarray(ids)
+    if ids.ndim == 2 and ids.shape[0] == 1:
+        ids = ids[0]
+    if ids.ndim != 1:
+        raise ValueError(
+            f"submit: {name} are one prompt, (tokens,), not of shape {ids.shape}; submit each row by itself"
+        )
+    return np.asarray(checks.prompt(model, ids[None], None, name)[0])[0].astype(np.int32)
