@@ -26,7 +26,13 @@ from ._seq2seq import encode as encode
 from ._show import describe as describe, num_bytes as num_bytes, num_params as num_params, show as show
 from ._slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
 from ._stack import stack as stack, unstack as unstack
-from ._state import load_state as load_state, save_state as save_state
+from ._state import (
+    Checkpoints as Checkpoints,
+    load_data_state as load_data_state,
+    load_state as load_state,
+    save_state as save_state,
+    saved_steps as saved_steps,
+)
 from ._task import mesh_of as mesh_of, model_type as model_type, supports as supports, task as task
 from ._train import TrainState as TrainState, to_state as to_state, train_step as train_step
 from ._trainable import is_adapter as is_adapter, trainable as trainable

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._processes import local
 from .._rows import by_row
 from ..nn.context import Runtime
 from .assisted import run_assisted
@@ -92,6 +93,7 @@ def generate(
     assert not (out.new_tokens == 7).any()
     ```
     """
+    ids, attention_mask = local(ids), local(attention_mask)
     plan, data = prepare(
         model,
         ids,
@@ -111,9 +113,14 @@ def generate(
     if adapter_ids is not None:
         model = by_row(model, adapter_ids, data.ids.shape[0])
     if plan.drafted:
-        return cut(run_assisted(model, data, plan=plan), plan.max_length, plan)
+        return cut(here(run_assisted(model, data, plan=plan)), plan.max_length, plan)
     out, first, length = (run_beams if plan.beams else run)(model, data, plan=plan)
-    return cut(by_step(out, first, plan), length, plan)
+    return cut(by_step(here(out), jax.tree.map(local, first), plan), local(length), plan)
+
+
+def here(out: Generation) -> Generation:
+    """The whole result on every process, where there are many; the cache stays where it is."""
+    return dataclasses.replace(jax.tree.map(local, dataclasses.replace(out, cache=None)), cache=out.cache)
 
 
 def cut(out: Generation, length: Any, plan: Plan) -> Generation:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._processes import local, on_host
 from .._rows import by_row
 from ..nn.context import Runtime
 from .loop import Carry, start, step
@@ -96,6 +97,7 @@ def stream_text(model: Any, ids: Any, tokenizer: Any, **options: Any) -> Iterato
 
 def _checked(model: Any, ids: Any, adapter_ids: Any, call: dict[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Checks at once; runs when asked for the first column."""
+    ids, call = local(ids), {**call, "attention_mask": local(call["attention_mask"])}
     plan, data = prepare(model, ids, **call)
     for name in sorted(plan.outputs):
         raise ValueError(f"stream yields tokens only; for output_{name} use generate")
@@ -114,7 +116,7 @@ def _columns(model: Any, plan: Plan, data: Data) -> Iterator[tuple[np.ndarray, n
     rest = data._replace(ids=None, mask=None, inputs={}, cache=None, negative=None)  # the prompt is over
     written, before = plan.prompt_length + 1, np.zeros(carry.done.shape, bool)
     while True:
-        token, done = np.asarray(carry.token), np.asarray(carry.done)
+        token, done = on_host(carry.token), on_host(carry.done)
         yield token, before
         if done.all() or written == plan.max_length:
             return

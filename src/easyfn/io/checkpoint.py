@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from .safetensors import BadFile, Info, read_header, read_into
+from .part import Index
+from .safetensors import BadFile, Info, mapped, read_header, read_part
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,9 +31,15 @@ class LoadError(ValueError):
 
 
 class Source(NamedTuple):
-    """Tensors by name, wherever they are: `read_into(name, out, start)` fills a C-contiguous array of the tensor's own
-    dtype from byte `start` of it; `value(name)`, if it is not `None`, is a JAX array that can be taken as it is.
-    `names(model)` are the rules of its names, where they are not Hugging Face's."""
+    """Tensors by name, wherever they are.
+
+    - `read_into(name, out, start)` fills a C-contiguous array of the tensor's own dtype from byte `start` of it.
+    - `value(name)`, if it is not `None`, is a JAX array that can be taken as it is.
+    - `names(model)` are the rules of its names, where they are not Hugging Face's.
+    - `read_part(name, out, index)` fills such an array with `tensor[index]` and reads no other byte. A source without it
+      is read by whole rows.
+    - `workers`: how many threads read at once.
+    """
 
     where: str
     tensors: Mapping[str, Any]  # anything with `dtype` and `shape`
@@ -38,32 +47,57 @@ class Source(NamedTuple):
     value: Callable[[str], Any]
     problems: list[str]
     names: Callable[[Any], Any] | None = None
+    read_part: Callable[[str, np.ndarray, Index], None] | None = None
+    workers: int = 4
 
 
-def open_checkpoint(folder: Path) -> Source:
-    """The tensors of a folder; unreadable shards are among its `problems`."""
+class Files(NamedTuple):
+    """How the safetensors files of a checkpoint are reached: on the disk, or in an object store (`remote.py`)."""
+
+    exists: Callable[[Path], bool]
+    header: Callable[[Path], tuple[dict[str, Info], dict[str, str]]]
+    read_part: Callable[[Info, np.ndarray, Index], None]
+    workers: int = 4
+
+
+LOCAL = Files(Path.exists, read_header, read_part)
+
+
+def open_checkpoint(folder: Path, files: Files = LOCAL, *, where: str | None = None, mmap: bool = False) -> Source:
+    """The tensors of a folder; unreadable shards are among its `problems`.
+
+    `files` says where its safetensors are, if they are not in the folder, and `where` what errors call it. `mmap`: CPU
+    arrays are the pages of the files themselves, as far as tensors are aligned in them.
+    """
     problems: list[str] = []
     tensors: dict[str, Info] = {}
     single = folder / SINGLE
-    if single.exists():
-        files, expected = [single], {}
+    if files.exists(single):
+        found_files, expected = [single], {}
     elif (folder / INDEX).exists():
         expected = read_index(folder / INDEX)
-        files = []
+        found_files = []
         for name in sorted(set(expected.values())):
             file = inside(folder, name)
-            if file.exists():
-                files.append(file)
+            if files.exists(file):
+                found_files.append(file)
             else:
                 held = sum(v == name for v in expected.values())
                 problems.append(f"{INDEX} names {name} ({held} tensors), and there is no such file")
     else:
         raise no_safetensors(folder)
-    for file in files:
+
+    def header(file: Path) -> dict[str, Info] | str:
         try:
-            found, _ = read_header(file)
+            return files.header(file)[0]
         except (BadFile, OSError) as error:
-            problems.append(str(error))
+            return str(error)
+
+    with ThreadPoolExecutor(files.workers) as pool:
+        headers = list(pool.map(header, found_files))
+    for file, found in zip(found_files, headers, strict=True):
+        if isinstance(found, str):
+            problems.append(found)
             continue
         for name, info in found.items():
             if name in tensors:
@@ -72,10 +106,19 @@ def open_checkpoint(folder: Path) -> Source:
         lost = [n for n, f in expected.items() if f == file.name and n not in found]
         problems += [f"{INDEX} says that {file.name} holds {n!r}, and it does not" for n in lost]
 
-    def fill(name: str, out: np.ndarray, start: int) -> None:
-        read_into(tensors[name], out, start=start)
+    def part(name: str, out: np.ndarray, index: Index) -> None:
+        files.read_part(tensors[name], out, index)
 
-    return Source(str(folder), tensors, fill, lambda name: None, problems)
+    def value(name: str) -> Any:
+        found = mapped(tensors[name]) if mmap and jax.default_backend() == "cpu" else None
+        return None if found is None else jax.device_put(found, may_alias=True)
+
+    def into(name: str, out: np.ndarray, start: int) -> None:
+        info = tensors[name]
+        flat = info._replace(shape=(info.nbytes,), dtype=np.dtype(np.uint8))
+        files.read_part(flat, out, (slice(start, start + out.nbytes),))
+
+    return Source(where or str(folder), tensors, into, value, problems, read_part=part, workers=files.workers)
 
 
 def read_index(path: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,14 +16,15 @@ import numpy as np
 from .._params import abstract_of
 from .._tree import expand, is_leaf, join, leaves, nodes, rebuild, replace
 from ..models.family import Family, abstract_config
+from .arrays import dense, put, read_part
 from .checkpoint import LoadError, Source
 from .encode import encode_into, reader
 from .formats import Packed
 from .names import Tensors, tensors
+from .part import whole
 from .safetensors import BadFile, aligned
 
 Encoders = Mapping[str, Callable[[Any], Any]]
-WORKERS = 4
 
 
 @dataclasses.dataclass
@@ -234,10 +235,10 @@ def assemble(
                 continue
             t, dtype = sources.of[single], wanted[single]
 
-            def whole(t: Tensors, dtype: Any = dtype) -> jax.Array:
-                return _dense(t.shape, dtype, [t], source, None)
+            def all_of(t: Tensors, dtype: Any = dtype) -> jax.Array:
+                return dense(t.shape, dtype, [t], source, None)
 
-            read = reader(t, dtype, source, whole, _read)
+            read = reader(t, dtype, source, all_of, _rows)
             encode_into(mine, t, dtype, read, encoders[single])
         return jax.tree.unflatten(treedef, parts)
 
@@ -245,8 +246,8 @@ def assemble(
         singles = expand(path)
         if singles[0] in special:
             weight = packed.pop(path) if path in packed else in_place(path, node)
-            return jax.tree.map(_put, weight, places[path]) if places else jax.tree.map(_put, weight)
-        return _dense(
+            return jax.tree.map(put, weight, places[path]) if places else jax.tree.map(put, weight)
+        return dense(
             node.shape, node.dtype, [sources.of[s] for s in singles], source, places.get(path), path != singles[0]
         )
 
@@ -260,13 +261,13 @@ def assemble(
         path, node = item
         try:
             with jax.default_device(device):
-                filled[path] = one(path, node)
+                filled[path] = jax.block_until_ready(one(path, node))  # or what was read would pile up on the host
         except (BadFile, OSError) as error:
             problems.append(f"{path}: {error}")
         if progress is not None:
             progress.update(sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(node)))
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(source.workers) as pool:
         for _ in pool.map(run, work):
             pass
     if problems:
@@ -288,8 +289,9 @@ def units(model: Any, special: set[str]) -> list[tuple[str, Any]]:
     return found
 
 
-def _put(array: Any, sharding: Any = None) -> jax.Array:
-    return jax.device_put(array, sharding, may_alias=True)
+def _rows(out: np.ndarray, source: Source, name: str, start: int) -> None:
+    """Fills `out` with the rows of a tensor from `start` on."""
+    read_part(out, source, name, (slice(start, start + len(out)), *whole(out.shape[1:])))
 
 
 def _unpack(packed: Packed, source: Source, dtype: Any) -> Any:
@@ -299,58 +301,3 @@ def _unpack(packed: Packed, source: Source, dtype: Any) -> Any:
         source.read_into(name, out, 0)
         parts.append(out)
     return packed.make(parts, dtype)
-
-
-def _dense(
-    shape: tuple[int, ...], dtype: Any, layers: Sequence[Tensors], source: Source, sharding: Any, stacked: bool = False
-) -> jax.Array:
-    """One array of the model: read, or (on a mesh) those rows of it that this process holds."""
-    if not stacked and layers[0].kind == "same":
-        value = source.value(layers[0].names[0])
-        if value is not None:
-            return _put(value.astype(dtype), sharding)
-    if sharding is None:
-        out = aligned(shape, dtype)
-        _fill(out, layers, source, stacked)
-        return _put(out)
-    # The rows that the devices of this process need, read once; all of them in a single process.
-    lead = (
-        [s[0].indices(shape[0])[:2] for s in sharding.addressable_devices_indices_map(shape).values()] if shape else []
-    )
-    low, high = (min(a for a, _ in lead), max(b for _, b in lead)) if lead else (0, 0)
-    plain = stacked or all(t.kind == "same" for t in layers)
-    if not plain or not shape:
-        low, high = 0, shape[0] if shape else 0
-    out = aligned((high - low, *shape[1:]) if shape else (), dtype)
-    if stacked:
-        _fill(out, layers[low:high], source, True)
-    elif plain and shape:
-        _read(out, source, layers[0].names[0], low)
-    else:
-        _fill(out, layers, source, False)
-
-    def piece(index: Any) -> np.ndarray:
-        if not index:
-            return out
-        start, stop, _ = index[0].indices(shape[0])
-        return out[(slice(start - low, stop - low), *index[1:])]
-
-    return jax.make_array_from_callback(shape, sharding, piece, dtype=dtype)
-
-
-def _fill(out: np.ndarray, layers: Sequence[Tensors], source: Source, stacked: bool) -> None:
-    """Reads tensors into our array: a transposed, split or expert tensor is a view of it, not a second copy."""
-    for index, t in enumerate(layers):
-        for name, view in zip(t.names, t.split(out[index, ...] if stacked else out), strict=True):
-            _read(view, source, name)
-
-
-def _read(view: np.ndarray, source: Source, name: str, row: int = 0) -> None:
-    info = source.tensors[name]
-    per_row = math.prod(info.shape[1:]) * np.dtype(info.dtype).itemsize
-    if view.dtype == info.dtype and view.flags.c_contiguous:
-        source.read_into(name, view, row * per_row)
-        return
-    raw = aligned(view.shape, info.dtype)
-    source.read_into(name, raw, row * per_row)
-    np.copyto(view, raw, casting="unsafe")

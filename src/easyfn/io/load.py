@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -19,12 +20,15 @@ from .._frozen import Frozen
 from ..models.family import Family, abstract_config, family_of, task_of
 from ..models.init import fill
 from . import config as configs
-from .checkpoint import LoadError, Source, open_checkpoint
+from .arrays import put
+from .checkpoint import LOCAL, LoadError, Source, open_checkpoint
 from .fill import assemble, match
 from .formats import disk_format
 from .gguf import read_gguf
 from .gguf_models import config_data, open_gguf
 from .hub import CONFIG, GENERATION, is_gguf, locate
+from .part import Index
+from .remote import is_url, opened, plain
 from .safetensors import Info
 from .sentence import sentence_settings
 
@@ -59,6 +63,9 @@ def read_config(
     """
     if hasattr(path, "to_dict"):  # a config of transformers
         path = path.to_dict()
+    if is_url(path := plain(path)):
+        with opened(path) as remote:
+            return read_config(remote.folder, config_overrides=config_overrides, generation=generation)
     if isinstance(path, Mapping):
         data, where = dict(path), "config.json"
     else:
@@ -140,25 +147,32 @@ def load(
     progress: bool = True,
     key: jax.Array | None = None,
     gguf_file: str | None = None,
+    mmap: bool = False,
 ) -> Any:
     """A model from a folder in Hugging Face's layout, from a hub repository, or from a `.gguf` file.
 
     **Arguments**
 
-    - `name_or_path`: a folder with `config.json` and safetensors files, or `"user/name"`, or a file `"model.gguf"`.
+    - `name_or_path`: a folder with `config.json` and safetensors files, or `"user/name"`, or a file `"model.gguf"`; or
+      the URL of such a folder, `"gs://bucket/model"`, `"s3://..."`, any that fsspec knows (extra `remote`), which is read
+      by ranges of bytes.
     - `gguf_file`: the name of a `.gguf` file in the folder or repository (extra `gguf`). Its quantized tensors stay packed.
     - `dtype`: of the floating point arrays; `None` keeps each tensor's own.
     - `task`: `causal-lm`, `base`, ...; `None` takes what the checkpoint was saved as. Heads that the task does not
       have are dropped.
     - `key`: a PRNG key. A head that the checkpoint lacks is drawn at random with it; without one it is an error.
-    - `mesh`, `rules`: load every array sharded, as [`easyfn.shard`][] would; a process reads only the rows that its
-      devices hold.
+    - `mesh`, `rules`: load every array sharded, as [`easyfn.shard`][] would. The mesh may span many processes: each reads
+      the bytes of its own shards and no others, straight to its devices. (Weights that are quantized, in the file or by
+      `quantize`, and those of `.gguf` files are read whole by each.)
     - `quantize`: a `QuantConfig`: each weight is quantized as soon as it is read, so the dense model is never in
       memory.
     - `stack`: runs of alike layers are read straight into stacked arrays (see [`easyfn.stack`][]).
     - `revision`, `token`, `cache_dir`, `local_files_only`: huggingface_hub's. What is in its cache loads offline.
     - `config_overrides`: keys of `config.json` to replace.
     - `progress`: a bar, if standard error is a terminal.
+    - `mmap`: on CPU, arrays are the pages of the file itself as far as they lie in it as XLA needs them, which they do in
+      files that [`easyfn.save`][] wrote: nothing is read before it is used. Whoever writes into such a file in place (a
+      save of easyfn does not) changes the model, or crashes the process.
 
     **Raises** [`easyfn.LoadError`][] with everything that is wrong at once: missing, unexpected and misshapen tensors,
     unreadable files. [`easyfn.UnknownConfigKey`][] for a config key that is not implemented.
@@ -174,21 +188,33 @@ def load(
     ```
     """
     options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-    folder = locate(name_or_path, progress=progress, gguf_file=gguf_file, **options)
-    config = read_config(folder, config_overrides=config_overrides)
-    if (sentence := sentence_settings(folder)) is not None:
-        config = dataclasses.replace(config, extra=Frozen({**config.extra, "_sentence_transformers": sentence}))
-    source = open_gguf(folder, config) if is_gguf(folder) else open_checkpoint(folder)
-    arguments = {
-        "dtype": dtype,
-        "task": task,
-        "mesh": mesh,
-        "rules": rules,
-        "quantize": quantize,
-        "stack": stack,
-        "key": key,
-    }
-    return _build(config, source, progress=progress, **arguments)
+    name_or_path = plain(name_or_path)
+    with contextlib.ExitStack() as until_read:
+        if is_url(name_or_path):
+            remote = until_read.enter_context(opened(name_or_path))
+            folder, files, where = remote.folder, remote.files, remote.url
+        else:
+            folder = locate(name_or_path, progress=progress, gguf_file=gguf_file, **options)
+            files, where = LOCAL, str(folder)
+        config = read_config(folder, config_overrides=config_overrides)
+        if (sentence := sentence_settings(folder)) is not None:
+            config = dataclasses.replace(config, extra=Frozen({**config.extra, "_sentence_transformers": sentence}))
+        if is_gguf(folder):
+            source = open_gguf(folder, config)
+        else:
+            source = open_checkpoint(folder, files, where=where, mmap=mmap)
+        return _build(
+            config,
+            source,
+            dtype=dtype,
+            task=task,
+            mesh=mesh,
+            rules=rules,
+            quantize=quantize,
+            stack=stack,
+            key=key,
+            progress=progress,
+        )
 
 
 def from_state_dict(
@@ -217,8 +243,11 @@ def from_state_dict(
     def value(name: str) -> Any:
         return tensors[name] if isinstance(tensors[name], jax.Array) else None
 
+    def read_part(name: str, out: np.ndarray, index: Index) -> None:
+        np.copyto(out, _numpy(tensors[name])[index])
+
     infos = {n: Info(_dtype(t.dtype), tuple(t.shape), Path(), 0, 0) for n, t in tensors.items()}
-    source = Source("from_state_dict", infos, read_into, value, [])
+    source = Source("from_state_dict", infos, read_into, value, [], read_part=read_part)
     return _build(config, source, task=task, dtype=dtype, progress=False, **more)
 
 
@@ -276,7 +305,7 @@ def _build(
         )
         model = fill(model, key, std=float(std), only=_abstract_paths(model))
         if shardings is not None:
-            model = jax.tree.map(jax.device_put, model, shardings(model))
+            model = jax.tree.map(put, model, shardings(model))
     return model
 
 

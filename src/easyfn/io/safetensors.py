@@ -22,7 +22,8 @@ from .part import Index, runs
 
 MAX_HEADER = 100_000_000
 ALIGNMENT = 64  # XLA on CPU takes a buffer without a copy if it starts at a multiple of this
-_CHUNK = 1 << 30  # Linux reads and writes at most 2 GiB at once
+_CHUNK = 1 << 30  # Linux reads at most 2 GiB at once
+_WRITTEN = 1 << 25  # object stores keep a copy of what is being written
 
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(dtype)
@@ -76,9 +77,7 @@ def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Info], dict[str
         return parse_header(path, os.fstat(file.fileno()).st_size, file.read)
 
 
-def parse_header(
-    path: PurePath, size: int, read: Callable[[int], bytes]
-) -> tuple[dict[str, Info], dict[str, str]]:
+def parse_header(path: PurePath, size: int, read: Callable[[int], bytes]) -> tuple[dict[str, Info], dict[str, str]]:
     """The same of a file of `size` bytes whose beginning `read(count)` brings, piece after piece."""
     first = read(8)
     if len(first) < 8:
@@ -244,4 +243,4 @@ def write_to(
 def _write_all(file: Any, data: memoryview) -> None:
     done = 0
     while done < len(data):
-        done += file.write(data[done : done + _CHUNK])
+        done += file.write(data[done : done + _WRITTEN])

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ import numpy as np
 
 from .._dtype import cast
 from .._frozen import thaw
+from .._processes import agree, first, local, same_number
 from .._slots import find_slots
 from .._task import task
 from .._trainable import is_adapter
@@ -33,33 +34,27 @@ from .formats import DiskFormat, layout_of, writer_for
 from .hub import CONFIG, GENERATION
 from .names import Rule, Tensors, tensors, tensors_for
 from .place import put_in_place, write_json
-from .safetensors import order, write
+from .remote import is_url, plain, save_remote
+from .safetensors import write
 from .sentence import sentence_files
-
-
-class Entry(NamedTuple):
-    """One tensor of the file to be: `read()` brings its bytes, as late as possible."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    read: Callable[[], np.ndarray]
+from .writing import Entry, Shapes, write_files
 
 
 def save(
     model: Any, directory: Any, *, dtype: Any = None, max_shard_size: int | str = "5GB", step: int | None = None
-) -> Path:
+) -> Path | str:
     """Writes a model in Hugging Face's layout: what `transformers` reads, key for key and byte for byte.
 
     **Arguments**
 
-    - `directory`: made if need be. Files in it that a model does not consist of (a tokenizer, a README) are kept.
+    - `directory`: made if need be. Files in it that a model does not consist of (a tokenizer, a README) are kept. Or a
+      URL, `"gs://bucket/model"`, any that fsspec knows (extra `remote`).
     - `dtype`: of the floating point tensors, and of those that quantized weights stand for; `None` keeps each array's own.
     - `max_shard_size`: bytes per file, as a number or `"5GB"`, `"500MB"`; a larger model becomes several files.
     - `step`: write into `directory/checkpoint-{step}` instead, the name that transformers' Trainer uses.
 
-    **Returns** the folder written, or the file: to a `directory` that ends in `.gguf` the model is written as one file
-    for llama.cpp (see [`easyfn.save_gguf`][]).
+    **Returns** the folder written (a URL as it was given), or the file: to a `directory` that ends in `.gguf` the model is
+    written as one file for llama.cpp (see [`easyfn.save_gguf`][]).
 
     The files are written and synced in a hidden folder beside, which then takes the place of the old one: a crash
     leaves the old model or the new one. (Where the system cannot exchange two folders at once, and if `directory` is
@@ -98,36 +93,72 @@ def save(
         model = cast(model, float_dtype(dtype), lambda path, node: format_of(node) is not None)
     found = entries(model, dtype)
     shards = _shards(found, limit)
+    documents = _documents(model, known, found, shards)
+    directory = plain(directory)
+    if is_url(directory):
+        url = directory.rstrip("/") if step is None else f"{directory.rstrip('/')}/checkpoint-{step}"
+        save_remote(url, shards, documents)
+        _tell(model, url)
+        return url
     target = Path(directory).expanduser() if step is None else Path(directory).expanduser() / f"checkpoint-{step}"
-    target.parent.mkdir(parents=True, exist_ok=True)
     target = target.resolve()
-    if target.exists() and not target.is_dir():
-        raise FileExistsError(f"save: {target} is a file; give a folder")
-    beside = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
-    beside.mkdir()
-    try:
-        for name, shard in shards.items():
-            plan = {e.name: (e.shape, e.dtype) for e in shard}
-            by_name = {e.name: e for e in shard}
-            ordered = order(plan)
-            write(beside / name, {n: plan[n] for n in ordered}, (by_name[n].read() for n in ordered), {"format": "pt"})
-        if len(shards) > 1:
-            size = sum(_nbytes(e) for e in found)
-            weight_map = {e.name: name for name, shard in shards.items() for e in shard}
-            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-            write_json(beside / INDEX, index)
-        if generation := thaw(getattr(model.config, "generation", {})):
-            write_json(beside / GENERATION, generation)
-        for name, data in sentence_files(model).items():
+    beside = target.parent / f".{target.name}.{same_number(secrets.randbits(31)):08x}.tmp"
+
+    def make() -> None:
+        if target.exists() and not target.is_dir():
+            raise FileExistsError(f"save: {target} is a file; give a folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside.mkdir()
+
+    def write_one(name: str, shapes: Shapes, arrays: Iterator[np.ndarray]) -> None:
+        write(beside / name, shapes, arrays, {"format": "pt"})
+
+    def finish() -> None:
+        if lost := [name for name in shards if not (beside / name).exists()]:
+            raise OSError(
+                f"save: {lost[0]}, which another process wrote, is not in {target.parent}: give a folder that all "
+                "processes share, or the URL of a bucket"
+            )
+        for name, data in documents.items():
             (beside / name).parent.mkdir(exist_ok=True)
             write_json(beside / name, data)
-        write_json(beside / CONFIG, config_json(model, known, found))
         put_in_place(beside, target)
-        if (layout := layout_of(model)) is not None:
-            logging.getLogger("easyfn").info("save: %s holds quantized weights in the layout of %s", target, layout)
+
+    first(make, "save")
+    try:
+        error: BaseException | None = None
+        try:
+            write_files(shards, write_one)
+        except Exception as raised:
+            error = raised
+        agree(error, "save")
+        first(finish, "save")
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if jax.process_index() == 0:
+            shutil.rmtree(beside, ignore_errors=True)
+    _tell(model, target)
     return target
+
+
+def _documents(
+    model: Any, known: Family, found: Sequence[Entry], shards: Mapping[str, Sequence[Entry]]
+) -> dict[str, Any]:
+    """The JSON files of a model, the config last."""
+    documents: dict[str, Any] = {}
+    if len(shards) > 1:
+        weight_map = {e.name: name for name, shard in shards.items() for e in shard}
+        documents[INDEX] = {
+            "metadata": {"total_size": sum(_nbytes(e) for e in found)},
+            "weight_map": dict(sorted(weight_map.items())),
+        }
+    if generation := thaw(getattr(model.config, "generation", {})):
+        documents[GENERATION] = generation
+    return {**documents, **sentence_files(model), CONFIG: config_json(model, known, found)}
+
+
+def _tell(model: Any, where: Any) -> None:
+    if (layout := layout_of(model)) is not None:
+        logging.getLogger("easyfn").info("save: %s holds quantized weights in the layout of %s", where, layout)
 
 
 def config_json(model: Any, known: Family | None = None, found: Sequence[Entry] | None = None) -> dict[str, Any]:
@@ -210,17 +241,17 @@ def entries(model: Any, dtype: Any = None) -> list[Entry]:
 
     dtype = None if dtype is None else float_dtype(dtype)
     found: list[Entry] = []
-    latest: list[Any] = [None, None]
+    latest: list[Any] = [None, None, None]
     for source, weight, disk in each_weight(model, Layer):
         pieces = _Pieces(source, weight, disk, latest)
         if disk is None:
             floating = jnp.issubdtype(weight.dtype, jnp.floating)
             kind = dtype if dtype is not None and floating else np.dtype(weight.dtype)
             for name, shape in zip(source.names, source.shapes(), strict=True):
-                found.append(Entry(name, tuple(shape), kind, partial(_read, pieces, name, kind)))
+                found.append(Entry(name, tuple(shape), kind, partial(_read, pieces, name, kind), pieces))
         else:
             for name, value in pieces.all().items():
-                found.append(Entry(name, value.shape, value.dtype, partial(_read, pieces, name, value.dtype)))
+                found.append(Entry(name, value.shape, value.dtype, partial(_read, pieces, name, value.dtype), pieces))
     names = Counter(e.name for e in found)
     if twice := [n for n, count in names.items() if count > 1]:
         raise ValueError(
@@ -229,8 +260,8 @@ def entries(model: Any, dtype: Any = None) -> list[Entry]:
     return found
 
 
-def _read(pieces: _Pieces, name: str, dtype: np.dtype[Any]) -> np.ndarray:
-    return pieces.all()[name].astype(dtype, copy=False)
+def _read(pieces: _Pieces, name: str, dtype: np.dtype[Any], mine: bool = True) -> np.ndarray | None:
+    return pieces.all()[name].astype(dtype, copy=False) if mine else pieces.bring()
 
 
 class Layer(NamedTuple):
@@ -250,16 +281,30 @@ class _Pieces:
     def __init__(self, source: Tensors, weight: Any, disk: DiskFormat | None, latest: list[Any]) -> None:
         self.source, self.weight, self.disk, self.latest = source, weight, disk, latest
 
-    def all(self) -> dict[str, np.ndarray]:
+    def bring(self) -> None:
+        """The array to this process, if others hold parts of it: a part that all of them take part in."""
         if self.latest[0] is not self:
-            self.latest[:] = [None, None]  # free the last ones first
-            host = jax.tree.map(to_host, self.weight, is_leaf=lambda x: isinstance(x, Layer))
+            self.latest[:] = [None, None, None]  # free the last ones first
+            here = jax.tree.map(_here, self.weight, is_leaf=lambda x: isinstance(x, Layer))
+            self.latest[:] = [self, here, None]
+
+    def all(self) -> dict[str, np.ndarray]:
+        self.bring()
+        if self.latest[2] is None:
+            host = jax.tree.map(to_host, self.latest[1], is_leaf=lambda x: isinstance(x, Layer))
             if self.disk is None:
                 found = dict(zip(self.source.names, self.source.split(host), strict=True))
             else:
                 found = self.disk.writer(self.source, host)  # type: ignore[misc]
-            self.latest[:] = [self, {name: np.asarray(value) for name, value in found.items()}]
-        return self.latest[1]
+            self.latest[1:] = [None, {name: np.asarray(value) for name, value in found.items()}]
+        return self.latest[2]
+
+
+def _here(leaf: Any) -> Any:
+    """What this process can bring to its host by itself."""
+    if isinstance(leaf, Layer) and isinstance(leaf.leaf, jax.Array) and not leaf.leaf.is_fully_addressable:
+        return local(leaf.leaf[leaf.number])
+    return leaf if isinstance(leaf, Layer) else local(leaf)
 
 
 def to_host(leaf: Any) -> np.ndarray:
@@ -268,10 +313,9 @@ def to_host(leaf: Any) -> np.ndarray:
         array = leaf.leaf
         on_host = not isinstance(array, jax.Array) or len(array.sharding.device_set) == 1
         return to_host(array)[leaf.number, ...] if on_host else to_host(array[leaf.number])
+    leaf = local(leaf)
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf)
-    if not leaf.is_fully_addressable:
-        raise ValueError("save: the model is sharded over several processes: ef.gather it first")
     passing = jax.make_array_from_single_device_arrays(
         leaf.shape, leaf.sharding, [s.data for s in leaf.addressable_shards]
     )

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.tree_util as jtu
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from .._processes import local
 from .._slots import Found, find_slots
 from .._tree import Pipelined, expand, is_leaf, join, leaves, near, nodes
 from .._weight import axes_of, shape_of
@@ -237,6 +239,9 @@ def _put(leaf: Any, sharding: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     if isinstance(leaf, jax.core.Tracer):
         return jax.lax.with_sharding_constraint(leaf, sharding)
+    if not sharding.is_fully_addressable and getattr(leaf, "is_fully_addressable", True):
+        # Every process has all of it and keeps its part; device_put would send all of it around, to compare.
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf[index]))
     return jax.device_put(leaf, sharding)
 
 
@@ -290,9 +295,9 @@ def fully_shard(model: Any, mesh: Mesh | None = None) -> Any:
 
 
 def fully_gather(model: Any, device: Any = None) -> Any:
-    """`model` with every array whole on one device (the first, unless another is given)."""
-    single = jax.sharding.SingleDeviceSharding(device or jax.devices()[0])
-    return jax.tree.map(lambda leaf: _put(leaf, single), model)
+    """`model` with every array whole on one device (the first, unless another is given): of many processes, on one of each."""
+    single = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: _put(local(leaf), single), model)
 
 
 def shard_fns(model: Any, rules: ShardingRules | str | None = None, mesh: Mesh | None = None) -> Any:
@@ -364,6 +369,8 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
                 f"shard_batch: {name} has {leaf.shape[1]} tokens, which {' x '.join(tokens)} = {parts} does not divide; "
                 "pad them"
             )
-        return _put(leaf, NamedSharding(mesh, PartitionSpec(rows or None, tokens) if split else PartitionSpec(rows or None)))
+        return _put(
+            leaf, NamedSharding(mesh, PartitionSpec(rows or None, tokens) if split else PartitionSpec(rows or None))
+        )
 
     return jtu.tree_map_with_path(one, batch)

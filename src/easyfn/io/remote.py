@@ -1,0 +1,174 @@
+"""Checkpoints in object stores, by URL through fsspec: `gs://`, `s3://`, `http://`, ... (extra `remote`).
+
+Tensors are read by ranges of bytes, those that are needed and no others; a store asked for many small ranges is slow, so
+ranges that are close to each other are fetched as one. Nothing in a store can be renamed: `save` writes the tensors first,
+under names that no earlier model there has, and then what refers to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._processes import agree, first, same_number
+from .checkpoint import INDEX, SINGLE, Files, LoadError
+from .hub import CONFIG, GENERATION
+from .part import Index, Run, joined, runs
+from .safetensors import BadFile, Info, bytes_of, parse_header, write_to
+from .sentence import MODULES, settings_files
+from .writing import Entry, write_files
+
+GAP = 1 << 18  # bytes that are fetched for nothing, rather than to ask once more
+WORKERS = 16
+_HEAD = 1 << 16
+
+
+class Remote(NamedTuple):
+    """A checkpoint behind a URL: a folder of this machine with its JSON files, and the way to the tensors."""
+
+    url: str
+    folder: Path
+    files: Files
+
+
+def is_url(path: Any) -> bool:
+    """Whether a path is a URL of something that is not on this machine's disk."""
+    return isinstance(path, str) and re.match(r"[a-zA-Z][\w+.-]*(://|::)", path) is not None
+
+
+def plain(path: Any) -> Any:
+    """A path of this machine that was written as a URL, `file:///models/llama`, as the path."""
+    return path.removeprefix("file://") if isinstance(path, str) else path
+
+
+def open_store(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    try:
+        from fsspec.core import url_to_fs
+
+        store, path = url_to_fs(url)
+    except ImportError as error:
+        raise ImportError(
+            f"{url} needs a package for this kind of store ({error}): pip install 'easyfn[remote]' brings fsspec, gcsfs "
+            "(gs://) and s3fs (s3://)"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}. A folder of this machine is written without '://'") from error
+    return store, path.rstrip("/")
+
+
+@contextlib.contextmanager
+def opened(url: str) -> Iterator[Remote]:
+    """A checkpoint behind a URL, for as long as it is read."""
+    if url.endswith(".gguf"):
+        raise ValueError(f"{url}: .gguf files are read from this machine's disk only; copy it there first")
+    store, path = open_store(url)
+    store.invalidate_cache()
+    with tempfile.TemporaryDirectory(prefix="easyfn-") as name:
+        folder = Path(name)
+        if not _fetch(store, path, CONFIG, folder):
+            raise LoadError(url, [f"there is no {CONFIG}"])
+        for other in (GENERATION, INDEX, MODULES):
+            _fetch(store, path, other, folder)
+        for other in settings_files(folder) if (folder / MODULES).exists() else ():
+            _fetch(store, path, other, folder)
+        yield Remote(url, folder, _files(store, path, folder))
+
+
+def _fetch(store: Any, path: str, name: str, folder: Path) -> bool:
+    if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+        raise LoadError(path, [f"modules.json names a file outside its folder: {name!r}; this is refused"])
+    try:
+        content = store.cat_file(f"{path}/{name}")
+    except FileNotFoundError:
+        return False
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
+    return True
+
+
+def _files(store: Any, path: str, folder: Path) -> Files:
+    where = lambda file: f"{path}/{file.relative_to(folder).as_posix()}"
+
+    def header(file: Path) -> tuple[dict[str, Info], dict[str, str]]:
+        name = where(file)
+        size = store.size(name)
+        if size is None:
+            raise BadFile(f"{name}: the server does not tell its size")
+        held, at = store.cat_file(name, 0, min(_HEAD, size)), 0
+
+        def read(count: int) -> bytes:
+            nonlocal held, at
+            if at + count > len(held):
+                held += store.cat_file(name, len(held), at + count)
+            at += count
+            return held[at - count : at]
+
+        return parse_header(PurePosixPath(name), size, read)
+
+    def read_part(info: Info, out: np.ndarray, index: Index) -> None:
+        target = bytes_of(out)
+        for group in joined(list(runs(info.shape, info.dtype.itemsize, index)), GAP):
+            _read_group(store, info, group, target)
+
+    return Files(lambda file: store.exists(where(file)), header, read_part, WORKERS)
+
+
+def _read_group(store: Any, info: Info, group: Sequence[Run], target: memoryview) -> None:
+    start, end = group[0].start, group[-1].start + group[-1].length
+    content = memoryview(store.cat_file(str(info.file), info.offset + start, info.offset + end))
+    if len(content) != end - start:
+        raise BadFile(f"{info.file}: asked for {end - start} bytes, got {len(content)}")
+    for run in group:
+        target[run.at : run.at + run.length] = content[run.start - start : run.start - start + run.length]
+
+
+def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapping[str, Any]) -> None:
+    """Writes a model behind a URL. `documents` are its JSON files, the config last.
+
+    Into an empty place the files come under their usual names, the config last: without it there is no model. Where one
+    is already, the tensors come under new names; the index, which is one object and so is replaced at once, makes them
+    the model, and then the tensors of the old one go. A crash in between leaves the old model or the new one (if it comes
+    just before the index, with the new config).
+    """
+    store, path = open_store(url)
+    store.invalidate_cache()
+    there = any(store.exists(f"{path}/{name}") for name in (SINGLE, INDEX))
+    if number := same_number(int.from_bytes(np.random.default_rng().bytes(3), "big") + 1 if there else 0):
+        names = {n: f"model-{number:06x}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i, n in enumerate(shards)}
+        weight_map = {entry.name: names[n] for n, entries in shards.items() for entry in entries}
+        total = sum(int(np.prod(e.shape)) * e.dtype.itemsize for entries in shards.values() for e in entries)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        documents = {**{n: d for n, d in documents.items() if n != INDEX}, INDEX: index}
+        shards = {names[n]: entries for n, entries in shards.items()}
+
+    def write(name: str, shapes: Any, arrays: Iterator[np.ndarray]) -> None:
+        store.makedirs(path, exist_ok=True)
+        with store.open(f"{path}/{name}", "wb") as file:
+            write_to(file, shapes, arrays, {"format": "pt"})
+
+    def finish() -> None:
+        for name, data in documents.items():
+            text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            store.makedirs(f"{path}/{name}".rpartition("/")[0], exist_ok=True)
+            store.pipe_file(f"{path}/{name}", text.encode())
+        store.invalidate_cache()
+        for name in [str(f).rpartition("/")[2] for f in store.ls(path, detail=False)]:
+            old_index = name == INDEX and INDEX not in documents
+            if old_index or (re.fullmatch(r"model(-[\w-]+)?\.safetensors", name) and name not in shards):
+                store.rm_file(f"{path}/{name}")
+
+    error: BaseException | None = None
+    try:
+        write_files(shards, write)
+    except Exception as raised:
+        error = raised
+    agree(error, "save")
+    first(finish, "save")

@@ -1,0 +1,135 @@
+"""Two processes, then four, on this machine: they load, train, generate and save one model together, as one process does.
+
+What each of them does is in worker.py. Two processes start from a model and end with one of them killed in the middle of
+a save; four go on from what they left, on another mesh.
+"""
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import easyfn as ef
+import worker
+from easyfn.io import part
+
+LIMIT = 300  # seconds; far more than it takes
+
+
+def start(folder, processes):
+    """Runs the worker as so many processes, and returns their exit statuses and what they said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={4 // processes} --xla_backend_optimization_level=0"
+    cache = str(jax.config.jax_compilation_cache_dir)
+    more = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+    running = []
+    try:
+        for number in range(processes):
+            command = [sys.executable, worker.__file__, str(folder), address, str(processes), str(number)]
+            log = open(folder / f"log-{processes}-{number}.txt", "w+")  # noqa: SIM115
+            running.append((subprocess.Popen(command, env={**os.environ, **more}, stdout=log, stderr=log), log))
+        for process, _ in running:
+            process.wait(LIMIT)
+    finally:
+        said = []
+        for process, log in running:
+            process.kill()
+            process.wait()
+            log.seek(0)
+            said.append(log.read()[-3000:])
+            log.close()
+    return [process.returncode for process, _ in running], said
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The same four steps in this process."""
+    model = ef.init(ef.models.LlamaConfig(**worker.CONFIG), key=jax.random.key(0))
+    state, models, losses = ef.to_state(model, worker.OPTIMIZER), [model], []
+    step = jax.jit(ef.train_step)
+    for n in range(4):
+        state, metrics = step(state, worker.batch(n))
+        losses.append(float(metrics["loss"]))
+        models.append(state.model)
+    return models, losses
+
+
+@pytest.fixture(scope="module")
+def runs(alone, tmp_path_factory):
+    """What two processes found, and the model and state that they left; then four."""
+    folder = tmp_path_factory.mktemp("processes")
+    ef.save(alone[0][0], folder / "model")
+    found = {}
+    for processes in (2, 4):
+        status, said = start(folder, processes)
+        expected = [7, -9] if processes == 2 else [0] * 4
+        assert status == expected, "\n\n".join(said)
+        found[processes] = [json.loads((folder / f"{processes}-{n}.json").read_text()) for n in range(processes)]
+        found[processes, "model"] = ef.load(folder / "model")
+        found[processes, "files"] = {p.name for p in folder.iterdir() if p.name.startswith((".", "model"))}
+    return folder, found
+
+
+def close(model, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), model, other)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_process_reads_the_bytes_of_its_shards(runs, processes):
+    for each in runs[1][processes]:
+        assert each["read"] == each["own"] < each["all"]
+        assert each["params"] == ef.num_params(runs[1][processes, "model"]) and "fsdp" in each["table"]
+
+
+def test_together_as_alone(runs, alone):
+    models, losses = alone
+    _folder, found = runs
+    for processes, done in ((2, 2), (4, 4)):
+        tokens = ef.generate(models[done], worker.PROMPT, max_new_tokens=4, do_sample=False).sequences
+        for each in found[processes]:
+            np.testing.assert_allclose(each["losses"], losses[done - 2 : done], rtol=1e-4)
+            assert each["tokens"] == np.asarray(tokens).tolist()
+            assert each["alike"]
+        close(found[processes, "model"], models[done])
+    assert all(each["gathered"] and each["whole"] for each in found[2])
+
+
+def test_a_state_of_other_processes(runs, alone):
+    folder, _ = runs
+    assert ef.saved_steps(folder / "state") == (4,) and ef.load_data_state(folder / "state") == {"row": 4}
+    blank = ef.to_state(ef.abstract(ef.models.LlamaConfig(**worker.CONFIG)), worker.OPTIMIZER)
+    state = ef.load_state(blank, folder / "state")
+    assert int(state.step) == 4
+    close(state.model, alone[0][4])
+
+
+def test_a_save_that_loses_a_process_leaves_the_old_model(runs):
+    folder, found = runs
+    assert json.loads((folder / "killed-0.json").read_text()) != "saved" and not (folder / "killed-1.json").exists()
+    assert found[2, "files"] == {"model"}
+    assert len(list((folder / "model").glob("*.safetensors"))) > 1
+
+
+def test_runs_of_bytes():
+    """Every part of a tensor is read by the bytes that it is, and no others."""
+    random = np.random.RandomState(0)
+    for shape in ((), (7,), (4, 6), (3, 4, 5), (2, 1, 3, 4)):
+        array = np.arange(int(np.prod(shape)), dtype=np.int16).reshape(shape)
+        data = array.tobytes()
+        for _ in range(30):
+            ends = [sorted(random.randint(0, size + 1, 2)) for size in shape]
+            index = tuple(slice(int(a), int(b)) for a, b in ends)
+            found = list(part.runs(shape, 2, index))
+            assert b"".join(data[r.start : r.start + r.length] for r in found) == array[index].tobytes()
+            assert [r.at for r in found] == list(np.cumsum([0, *(r.length for r in found)])[:-1])
+            assert all(a.start + a.length < b.start for a, b in itertools.pairwise(found)), "not the longest"
+            for group in part.joined(found, 6):
+                assert all(b.start - a.start - a.length <= 6 for a, b in itertools.pairwise(group))
