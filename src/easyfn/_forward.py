@@ -15,10 +15,11 @@ from jaxtyping import Array, Float, Int
 
 from ._rows import by_row
 from ._slots import find_slots
-from ._tree import expand, replace
+from ._tree import expand, is_abstract, replace
 from ._verb import verb
 from ._weight import randomized
 from .nn.cache import Cache, batch_axes, layer_cache, write
+from .nn.cache_place import on_mesh
 from .nn.context import Context, Runtime
 from .nn.output import Output
 
@@ -273,7 +274,9 @@ def _within_segments(segments: jax.Array) -> jax.Array:
 def init_cache(model: Any, batch_size: int, max_length: int, *, dtype: Any = None) -> Cache:
     """An empty cache for `batch_size` rows of up to `max_length` tokens (padding included).
 
-    Layers with a sliding window keep a ring of their window; `dtype` is by default the model's.
+    Layers with a sliding window keep a ring of their window; `dtype` is by default the model's. With `"int8"` keys and values
+    are int8 with a float32 scale for each slot and head, about a quarter of float32's memory; recurrent states stay floats.
+    For a model on a mesh the cache is split as well: rows over `dp`, `fsdp` and `ep`, key heads over `tp`.
 
     ```python
     import easyfn as ef
@@ -286,14 +289,32 @@ def init_cache(model: Any, batch_size: int, max_length: int, *, dtype: Any = Non
     """
     from ._dtype import dtype_of
 
-    dtype = dtype or dtype_of(model)
+    dtype = jnp.dtype(dtype or dtype_of(model))
+    if not jnp.issubdtype(dtype, jnp.floating) and dtype != jnp.int8:
+        raise ValueError(f"init_cache: dtype is a float dtype or int8, not {dtype}")
+    from ._task import mesh_of
+
+    traced = (jax.typeof(x).sharding.mesh for x in jax.tree.leaves(model) if isinstance(x, jax.core.Tracer))
+    mesh = next((m for m in traced if not m.empty), None) or mesh_of(model)
+    # On a mesh a compiled function makes it, so that no device ever holds all of it.
+    make = _empty_cache if mesh is None or is_abstract(model) else _compiled_empty_cache
+    return make(model, batch_size, max_length, dtype, mesh)
+
+
+def _empty_cache(model: Any, batch_size: int, max_length: int, dtype: Any, mesh: Any) -> Cache:
     layers = layer_cache(model, batch_size, max_length, dtype)
     if layers is None:
         raise layer_cache.missing(model, f"No part of {type(model).__name__} keeps a cache.")
+    if dtype == jnp.int8 and all(leaf.dtype != jnp.int8 for leaf in jax.tree.leaves(layers)):
+        raise ValueError(f"init_cache: {type(model).__name__} keeps no keys and values, only states, which int8 would blur")
     zeros = jnp.zeros((batch_size,), jnp.int32)
     segments = jnp.zeros((batch_size, max_length), jnp.int32)
     more = jax.eval_shape(lambda: layer_cache(model, batch_size + 1, max_length, dtype))
-    return Cache(layers, segments, zeros, jnp.zeros((), jnp.int32), batch_axes(layers, more))
+    cache = Cache(layers, segments, zeros, jnp.zeros((), jnp.int32), batch_axes(layers, more))
+    return cache if mesh is None else on_mesh(cache, mesh)
+
+
+_compiled_empty_cache = jax.jit(_empty_cache, static_argnums=(1, 2, 3, 4))
 
 
 def pure(model: Any) -> tuple[Callable[..., Output], dict[str, Any]]:
