@@ -1,5 +1,7 @@
 """easyfn: any Hugging Face checkpoint as an immutable Equinox pytree, and everything you do to it a free function."""
 
+from typing import Any as _Any
+
 from jax import P as P
 
 from . import _encoders as _encoders, models as models, nn as nn, planning as planning
@@ -22,6 +24,7 @@ from ._loss import compute_loss as compute_loss
 from ._observe import observe as observe, second_moment as second_moment
 from ._paged import init_paged_cache as init_paged_cache
 from ._params import combine as combine, params as params, shapes as shapes, split as split, with_params as with_params
+from ._pipeline import pipeline as pipeline, unpipeline as unpipeline
 from ._seq2seq import encode as encode
 from ._show import describe as describe, num_bytes as num_bytes, num_params as num_params, show as show
 from ._slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
@@ -36,7 +39,7 @@ from ._state import (
 from ._task import mesh_of as mesh_of, model_type as model_type, supports as supports, task as task
 from ._train import TrainState as TrainState, to_state as to_state, train_step as train_step
 from ._trainable import is_adapter as is_adapter, trainable as trainable
-from ._tree import Stacked as Stacked
+from ._tree import Pipelined as Pipelined, Stacked as Stacked
 from ._verb import (
     NodeVerb as NodeVerb,
     NotSupported as NotSupported,
@@ -63,6 +66,12 @@ from ._weight import (
 from .engine.engine import Engine as Engine, EngineStats as EngineStats
 from .engine.request import EngineFull as EngineFull, Request as Request
 from .generation.config import GenerationConfig as GenerationConfig
+from .generation.constraint import (
+    Constraint as Constraint,
+    choice as choice,
+    json_schema as json_schema,
+    regex as regex,
+)
 from .generation.generate import generate as generate
 from .generation.model import (
     can_generate as can_generate,
@@ -154,3 +163,12 @@ from .sharding import (
     shard_batch as shard_batch,
     shard_fns as shard_fns,
 )
+
+
+def __getattr__(name: str) -> _Any:
+    """`ef.serve` is imported when it is asked for: a web framework is no part of a model."""
+    if name == "serve":
+        import importlib
+
+        return importlib.import_module(".serve", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from ._tree import Stacked, is_leaf, rebuild
+from ._tree import Pipelined, Stacked, is_leaf, layers_in, rebuild
 
 
 def stack(model: Any) -> Any:
@@ -38,14 +38,16 @@ def stack(model: Any) -> Any:
 
 def unstack(model: Any) -> Any:
     """The inverse of [`easyfn.stack`][]: every layer on its own again."""
-    if is_leaf(model) or isinstance(model, Stacked):
+    if is_leaf(model) or isinstance(model, (Stacked, Pipelined)):
         return model
-    if type(model) is tuple and any(isinstance(layer, Stacked) for layer in model):
+    if type(model) is tuple and any(isinstance(layer, (Stacked, Pipelined)) for layer in model):
         return tuple(layer for part in model for layer in _layers(part))
     return rebuild(model, lambda _, child: unstack(child))
 
 
 def _layers(part: Any) -> list[Any]:
+    if isinstance(part, Pipelined):
+        return [layer for run in part.rounds for layer in _layers(run)]
     if not isinstance(part, Stacked):
         return [unstack(part)]
     return [jax.tree.map(functools.partial(_index, i), block) for i in range(part.repeats) for block in part.blocks]
@@ -57,7 +59,7 @@ def _stack_layers(layers: tuple[Any, ...]) -> tuple[Any, ...]:
     out: list[Any] = []
     index = 0
     for start, period, repeats in segments(ids):
-        index = sum(part.num_layers if isinstance(part, Stacked) else 1 for part in out)
+        index = sum(layers_in(part) for part in out)
         if repeats == 1:
             out.extend(layers[start : start + period])
             continue

@@ -55,6 +55,47 @@ class Stacked:
         return f"Stacked(layers {self.start} to {self.start + self.num_layers - 1}, period {len(self.blocks)}: {self.blocks})"
 
 
+@jtu.register_pytree_with_keys_class
+class Pipelined:
+    """A stacked run of layers in `stages`, through which a batch goes in `microbatches`: what stage of a mesh holds what.
+
+    `rounds` are runs one after the other, each a [`Stacked`][easyfn.Stacked]; of each, a stage holds an equal part, so
+    that a microbatch passes the stages once per round. `axis` names the mesh's axis of stages. Made by
+    [`easyfn.pipeline`][], taken apart by [`easyfn.unpipeline`][], run by `easyfn.nn.fold`.
+    """
+
+    __slots__ = ("axis", "microbatches", "rounds", "stages")
+
+    def __init__(self, rounds: Sequence[Stacked], stages: int, microbatches: int, axis: str = "pp") -> None:
+        self.rounds = tuple(rounds)
+        self.stages = stages
+        self.microbatches = microbatches
+        self.axis = axis
+
+    @property
+    def num_layers(self) -> int:
+        return sum(run.num_layers for run in self.rounds)
+
+    def tree_flatten_with_keys(self):
+        keys = [jtu.SequenceKey(i) for i in range(len(self.rounds))]
+        return list(zip(keys, self.rounds, strict=True)), (self.stages, self.microbatches, self.axis)
+
+    def tree_flatten(self):
+        return self.rounds, (self.stages, self.microbatches, self.axis)
+
+    @classmethod
+    def tree_unflatten(cls, aux, rounds):
+        return cls(rounds, *aux)
+
+    def __repr__(self) -> str:
+        return f"Pipelined({self.stages} stages, {self.microbatches} microbatches: {self.rounds})"
+
+
+def layers_in(part: Any) -> int:
+    """How many layers an element of a model's tuple of layers stands for."""
+    return part.num_layers if isinstance(part, (Stacked, Pipelined)) else 1
+
+
 def is_leaf(node: Any) -> bool:
     """Whether `node` is an array, a tracer, an abstract array or any other value that is no container."""
     return jtu.all_leaves([node])
@@ -73,10 +114,11 @@ def children(node: Any) -> tuple[list[tuple[str, Any]], Any]:
     if isinstance(node, (tuple, list)) and not hasattr(node, "_fields"):
         names, index = [], 0  # the number of the layer, not of the element: a Stacked counts for many
         for _, child in pairs:
-            stacked = isinstance(child, Stacked)
-            names.append("" if stacked else str(index))
-            index += child.num_layers if stacked else 1
+            names.append("" if isinstance(child, (Stacked, Pipelined)) else str(index))
+            index += layers_in(child)
         return list(zip(names, [child for _, child in pairs], strict=True)), treedef
+    if isinstance(node, Pipelined):  # each round names its own layers
+        return [("", child) for _, child in pairs], treedef
     return [(key_name(path[0]), child) for path, child in pairs if path], treedef
 
 

@@ -61,6 +61,7 @@ from .moe import Experts as Experts, SparseMoE as SparseMoE, route as route
 from .norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
 from .output import Output as Output
 from .paged import Paged as Paged, paged as paged
+from .pipeline import schedule as schedule
 from .rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
 from .seq2seq import (
     Seq2Seq as Seq2Seq,

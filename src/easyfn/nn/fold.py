@@ -6,15 +6,18 @@ from typing import Any
 
 import jax
 
-from .._tree import Stacked
+from .._tree import Stacked, layers_in
+from .._verb import verb
 from .cache import at_layer, layer_cache
 from .context import Context, along_batch
 
 Trace = dict[str, Any]  # per output a tuple with one entry per layer
 
 
-def fold(layers: Any, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, Trace]:
-    """Passes `x` through all layers.
+def fold(
+    layers: Any, x: jax.Array, context: Context, cache: Any = None, index: Any = 0
+) -> tuple[jax.Array, Any, Trace]:
+    """Passes `x` through all layers, the first of which has the number `index`.
 
     A layer is called as `layer(x, context, cache)` and returns `(x, cache, extras)`: `extras` is a dict of optional
     outputs (`attentions`, `router_logits`), whose entries may be `None`. Returns `x`, the new caches (mirroring `layers`;
@@ -23,20 +26,24 @@ def fold(layers: Any, x: jax.Array, context: Context, cache: Any = None) -> tupl
     """
     caches: list[Any] = []
     trace: Trace = {}
-    index = 0
     for n, layer in enumerate(layers):
         part = None if cache is None else cache[n]
-        width = layer.num_layers if isinstance(layer, Stacked) else 1
-        x, part, extras = (_scan if isinstance(layer, Stacked) else _single)(layer, x, context, part, index)
-        index += width
+        x, part, extras = run(layer, x, context, part, index)
+        index += layers_in(layer)
         caches.append(part)
         for name, values in extras.items():
             trace[name] = trace.get(name, ()) + values
     return x, None if cache is None else tuple(caches), trace
 
 
-def _single(layer: Any, x: jax.Array, context: Context, cache: Any, index: Any) -> tuple[jax.Array, Any, Trace]:
-    def run(layer: Any, x: jax.Array, context: Context, cache: Any) -> Any:
+@verb
+def run(layer: Any, x: jax.Array, context: Context, cache: Any, index: Any) -> tuple[jax.Array, Any, Trace]:
+    """Passes `x` through one element of the layers, whose first layer has the number `index`: a single layer by default.
+
+    Every entry of the outputs has the rows of the batch in front: `(batch, ...)`, or `(batch * seq, ...)`.
+    """
+
+    def once(layer: Any, x: jax.Array, context: Context, cache: Any) -> Any:
         hidden = x if context.wants("hidden_states") else None
         if context.key is not None:
             context = context.replace(key=jax.random.fold_in(context.key, index))
@@ -45,18 +52,26 @@ def _single(layer: Any, x: jax.Array, context: Context, cache: Any, index: Any) 
         extras = {name: value for name, value in extras.items() if value is not None}
         return x, cache, extras if hidden is None else {"hidden_states": hidden, **extras}
 
-    x, cache, extras = _remat(run, context.runtime.remat)(layer, x, context, cache)
+    x, cache, extras = _remat(once, context.runtime.remat)(layer, x, context, cache)
     return x, cache, {name: (value,) for name, value in extras.items()}
 
 
-def _remat(run: Any, policy: str | None) -> Any:
+def _remat(once: Any, policy: str | None) -> Any:
     if policy is None:
-        return run
+        return once
     keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
-    return jax.checkpoint(run, policy=keep)
+    return jax.checkpoint(once, policy=keep)
 
 
-def _scan(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: int) -> tuple[jax.Array, Any, Trace]:
+@run.register(Stacked)
+def _(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: Any) -> tuple[jax.Array, Any, Trace]:
+    x, cache, extras = scan(stack, x, context, cache, index)
+    trace = {name: tuple(value[i] for i in range(stack.repeats) for value in values) for name, values in extras.items()}
+    return x, cache, trace
+
+
+def scan(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: Any) -> tuple[jax.Array, Any, Trace]:
+    """A stacked run as one loop. Its outputs stay stacked: for every block of the period, all repeats along axis 0."""
     period = len(stack.blocks)
     whole = lambda node: at_layer.knows(type(node))
     parts, tree = jax.tree.flatten(cache, is_leaf=whole)
@@ -69,7 +84,7 @@ def _scan(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: int
         new: list[Any] = []
         extras: Trace = {}
         for j, block in enumerate(blocks):
-            x, c, extra = _single(block, x, context, None if caches is None else caches[j], index + i * period + j)
+            x, c, extra = run(block, x, context, None if caches is None else caches[j], index + i * period + j)
             new.append(c)
             for name, value in extra.items():
                 extras[name] = extras.get(name, ()) + value
@@ -83,8 +98,7 @@ def _scan(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: int
     (x, handed_on), (sliced, extras) = jax.lax.scan(body, (x, handed_on), every)
     if cache is not None:
         cache = jax.tree.unflatten(tree, [s if h is None else h for h, s in zip(handed_on, sliced, strict=True)])
-    trace = {name: tuple(value[i] for i in range(stack.repeats) for value in values) for name, values in extras.items()}
-    return x, cache, trace
+    return x, cache, extras
 
 
 @layer_cache.register(tuple)

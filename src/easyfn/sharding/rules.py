@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from .._tree import near
 from .._verb import verb
 
-MESH_AXES = ("dp", "fsdp", "ep", "tp", "sp")
+MESH_AXES = ("pp", "dp", "fsdp", "ep", "tp", "sp")  # the slowest links first: stages send the least, and seldom
 LOGICAL_AXES = ("vocab", "embed", "heads", "kv_heads", "mlp", "experts", "norm", "layers")
 MeshAxes = str | tuple[str, ...] | None
 
@@ -87,21 +87,24 @@ def resolve_rules(model: Any, rules: ShardingRules | str | None) -> ShardingRule
     return rules
 
 
-def make_mesh(*, dp: int = 1, fsdp: int = -1, ep: int = 1, tp: int = 1, sp: int = 1, devices: Any = None) -> Mesh:
-    """A mesh with the axes `dp fsdp ep tp sp`; one size may be -1: whatever devices are left.
+def make_mesh(
+    *, pp: int = 1, dp: int = 1, fsdp: int = -1, ep: int = 1, tp: int = 1, sp: int = 1, devices: Any = None
+) -> Mesh:
+    """A mesh with the axes `pp dp fsdp ep tp sp`; one size may be -1: whatever devices are left.
 
-    - `dp` replicates weights and splits the batch, `fsdp` splits both, `ep` splits experts, `tp` splits the wide axes of
-      weights, `sp` splits the sequence.
+    - `pp` holds the stages of [`easyfn.pipeline`][], `dp` replicates weights and splits the batch, `fsdp` splits both,
+      `ep` splits experts, `tp` splits the wide axes of weights, `sp` splits the sequence.
+    - Neighbours along the last axes are neighbours among the devices, those along `pp` are the farthest apart.
     - `devices`: by default all of them.
 
     ```python
     import easyfn as ef
     mesh = ef.make_mesh(fsdp=1, tp=-1)
-    assert tuple(mesh.shape) == ("dp", "fsdp", "ep", "tp", "sp")
+    assert tuple(mesh.shape) == ("pp", "dp", "fsdp", "ep", "tp", "sp")
     ```
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = dict(dp=dp, fsdp=fsdp, ep=ep, tp=tp, sp=sp)
+    sizes = dict(pp=pp, dp=dp, fsdp=fsdp, ep=ep, tp=tp, sp=sp)
     if bad := [f"{k}={v}" for k, v in sizes.items() if v == 0 or v < -1]:
         raise ShardingError(f"make_mesh: sizes are positive or -1, not {', '.join(bad)}")
     free = [name for name, size in sizes.items() if size == -1]
