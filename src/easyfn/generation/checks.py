@@ -171,6 +171,7 @@ _APART: tuple[tuple[str, str, str], ...] = (
     ("guided", "second", "transformers guides decoders only"),
     ("guided", "inner", "the model runs two prompts at once"),
     ("guided", "cache", "the cache of the second prompt is not given"),
+    ("cache", "quantized", "a given cache has its dtype, ef.init_cache(model, rows, slots, dtype='int8')"),
     ("cache", "second", "an encoder-decoder keeps its source in the cache; give encoder_outputs instead"),
     ("cache", "inner", "of the columns in the cache nothing is known"),
     ("chunks", "inner", "the prompt is not run at once"),

@@ -28,6 +28,9 @@ class GenerationConfig:
     tokens that were generated before, by their count and by the fact. `num_assistant_tokens` is 5 by default: every
     round of an `assistant_model` drafts as many.
 
+    `cache_implementation` is `"static"`, as every cache here, or `"quantized"`: keys and values in int8 (transformers' has 4
+    bits by default).
+
     Equal configs are equal and hash alike; lists are stored as tuples.
 
     ```python
@@ -76,6 +79,7 @@ class GenerationConfig:
     prompt_lookup_num_tokens: int | None = None
     max_matching_ngram_size: int | None = None
     num_assistant_tokens: int | None = None
+    cache_implementation: str | None = None
     output_scores: bool | None = None
     output_logits: bool | None = None
     output_attentions: bool | None = None
@@ -155,6 +159,9 @@ def _validate(c: GenerationConfig) -> None:
     for name in ("epsilon_cutoff", "eta_cutoff"):
         check(name, lambda v: 0 <= v < 1, "in [0, 1)")
     check("early_stopping", lambda v: v in (True, False, "never"), "True, False or 'never'")
+    check(
+        "cache_implementation", lambda v: v in ("static", "quantized"), "'static', as every cache here, or 'quantized'"
+    )
     words = lambda v: isinstance(v, str) or (isinstance(v, tuple) and all(isinstance(s, str) and s for s in v))
     check("stop_strings", lambda v: v and words(v), "a string or a list of strings, none of them empty")
     many = lambda v: isinstance(v, tuple) and all(isinstance(i, (int, np.integer)) for i in v)

@@ -70,8 +70,10 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "forced_decoder_ids": ((), "transformers 5 dropped it: give decoder_input_ids"),
     "low_memory": ((False,), "transformers refuses it too since its beam search was rewritten"),
     "use_cache": ((True,), "easyfn always keeps a cache while it generates: the same tokens, sooner"),
-    "cache_implementation": ((), "give the cache itself, cache=ef.init_cache(model, rows, slots)"),
-    "cache_config": ((), "give the cache itself, cache=ef.init_cache(model, rows, slots)"),
+    "cache_config": (
+        (),
+        "cache_implementation='quantized' has 8 bits and a scale for each slot and head, and no choices",
+    ),
     "max_cache_len": ((), "give the cache itself, cache=ef.init_cache(model, rows, slots)"),
     "compile_config": ((), "generate is compiled by jax.jit; its flags are JAX's own"),
     "disable_compile": ((False,), "use jax.disable_jit()"),
@@ -88,7 +90,6 @@ HARMLESS = frozenset(["return_dict_in_generate", "transformers_version"])
 HARMLESS_IN_FILES = frozenset(
     [
         "use_cache",
-        "cache_implementation",
         "cache_config",
         "max_cache_len",
         "num_assistant_tokens_schedule",
@@ -164,6 +165,8 @@ def _known(options: Mapping[str, Any], where: str, *, file: bool = False) -> dic
     """The options that are fields; every other one is refused by name, unless it is off or changes no token."""
     kept, refused = {}, []
     for name, value in options.items():
+        if file and name == "cache_implementation" and value != "quantized":
+            continue  # every cache here is static, and gives the tokens of the others
         if name in FIELDS:
             kept[name] = value
         elif not _off(name, value, file):
@@ -185,4 +188,4 @@ def _off(name: str, value: Any, file: bool) -> bool:
     """Whether an option that is no field says nothing, or nothing that changes a token."""
     if value is None or name in HARMLESS or (name in REFUSED and value in REFUSED[name][0]):
         return True
-    return file and (name in HARMLESS_IN_FILES or name.startswith("_")) and value != "quantized"
+    return file and (name in HARMLESS_IN_FILES or name.startswith("_"))

@@ -16,6 +16,7 @@ from ..nn.context import Runtime
 from . import checks
 from .chain import part, processors_of
 from .config import GenerationConfig
+from .constraint import constrained
 from .model import can_generate, decoder_prompt, encodes
 from .options import resolve, with_defaults
 from .stop import stop_table
@@ -42,6 +43,7 @@ class Plan:
     outputs: frozenset[str]  # scores, logits, hidden_states, attentions, cache
     resumed: int  # columns of the prompt that a given cache holds
     chunk: int | None  # columns of the prompt that are run at once
+    quantized: bool  # the cache
     drafted: int  # tokens that a round drafts
     ngram: int  # the longest run of tokens that is looked up for a draft
     runtime: Runtime
@@ -140,6 +142,7 @@ def prepare(
         inner=(c.output_hidden_states and "output_hidden_states") or (c.output_attentions and "output_attentions"),
         scores=(c.output_scores and "output_scores") or (c.output_logits and "output_logits"),
         return_cache=return_cache and "return_cache",
+        quantized=c.cache_implementation == "quantized" and "cache_implementation='quantized'",
         encoder=(c.encoder_no_repeat_ngram_size and "encoder_no_repeat_ngram_size")
         or (c.encoder_repetition_penalty != 1.0 and "encoder_repetition_penalty"),
     )
@@ -157,9 +160,8 @@ def prepare(
         if mask is None:
             mask = ids != c.pad_token_id if infer_mask else jnp.ones_like(ids)
         encoder_ids = jnp.repeat(jnp.where(mask != 0, ids, -1), rows, axis=0)
-    chain = processors_of(
-        c, prompt_length=length, max_length=max_length, encoder_ids=encoder_ids, extra=tuple(processors)
-    )
+    extra = constrained(processors, c.eos, ids.shape[0])
+    chain = processors_of(c, prompt_length=length, max_length=max_length, encoder_ids=encoder_ids, extra=extra)
     numbers, fixed = part(chain)
     plan = Plan(
         prompt_length=length,
@@ -177,6 +179,7 @@ def prepare(
         outputs=frozenset(outputs | {"cache"} if return_cache else outputs),
         resumed=resumed,
         chunk=c.prefill_chunk_size,
+        quantized=c.cache_implementation == "quantized",
         drafted=drafted,
         ngram=ngram,
         runtime=runtime,

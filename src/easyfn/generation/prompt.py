@@ -69,11 +69,10 @@ def _run(
 ) -> tuple[jax.Array, Any, dict[str, Any]]:
     """The logits of the last column, the cache, and what is recorded."""
     cache, fresh = data.cache, data.cache is None or (plan.resumed == 0 and empty(data.cache))
-    if cache is None and (plan.recorded or plan.drafted):
+    if cache is None and (plan.recorded or plan.drafted or plan.quantized):
         # Attentions are by slot, so rings become as long as the sequence; and drafted tokens can be taken back.
-        cache = widen(
-            init_cache(model, ids.shape[0], slots(plan, data)), slots(plan, data) if plan.recorded else plan.drafted
-        )
+        cache = init_cache(model, ids.shape[0], slots(plan, data), dtype="int8" if plan.quantized else None)
+        cache = widen(cache, slots(plan, data) if plan.recorded else plan.drafted)
     ids, mask = ids[:, plan.resumed :], mask[:, plan.resumed :]
     inputs = {**inputs, **plan.inputs, "max_length": slots(plan, data)}
     length = ids.shape[1]

@@ -21,7 +21,7 @@ from .._rows import by_row
 from .._task import task
 from .._trainable import is_adapter, trainable
 from .._tree import is_abstract, nodes
-from ..nn.cache import KV, Cache, Ring, layer_cache
+from ..nn.cache import KV, Cache, Ring, layer_cache, stored
 from ..nn.heads import input_embeddings
 from ..nn.output import Output
 
@@ -172,10 +172,11 @@ def _(model: Prefix, batch_size: int, max_length: int, *, dtype: Any = None) -> 
     layers = [list(part) if type(part) is tuple else part for part in cache.layers]
     for place, numbers, part in _layers(cache.layers):
 
-        def begin(old: jax.Array, new: jax.Array) -> jax.Array:
-            new = new[:, None] if old.ndim == 5 else new[0][None]
-            head = jnp.broadcast_to(new, (*old.shape[:-2], *new.shape[-2:])).astype(old.dtype)
-            return jnp.concatenate([head, old[..., new.shape[-2] :, :]], axis=-2)
+        def begin(held: Any, new: jax.Array) -> Any:
+            new = new[:, None] if held.ndim == 5 else new[0][None]
+            head = stored(held, jnp.broadcast_to(new, (*held.shape[:-2], *new.shape[-2:])))
+            put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, 0, held.ndim - 2)
+            return jax.tree.map(put, held, head)
 
         filled = dataclasses.replace(part, k=begin(part.k, model.k[numbers]), v=begin(part.v, model.v[numbers]))
         if len(place) == 1:

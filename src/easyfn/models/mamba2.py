@@ -169,6 +169,8 @@ def empty_state(mixer: Mamba2Mixer, batch_size: int, dtype: Any) -> SSMState:
 
 @layer_cache.register(Mamba2Mixer)
 def _(mixer: Mamba2Mixer, batch_size: int, max_length: int, dtype: Any) -> SSMState:
+    if not jnp.issubdtype(dtype, jnp.floating):  # int8 is for keys and values: a state is added to at every token
+        dtype = dense(mixer.norm.weight).dtype
     return empty_state(mixer, batch_size, dtype)
 
 

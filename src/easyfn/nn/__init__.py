@@ -10,10 +10,15 @@ from .cache import (
     at_layer as at_layer,
     attend_to as attend_to,
     empty_kv as empty_kv,
+    empty_slots as empty_slots,
     fork as fork,
+    key_scores as key_scores,
     layer_cache as layer_cache,
     reorder as reorder,
+    stored as stored,
+    value_sums as value_sums,
 )
+from .cache_int8 import Int8Slots as Int8Slots
 from .context import (
     Context as Context,
     Mask as Mask,

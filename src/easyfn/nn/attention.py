@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .cache import KV, Ring, attend_to, empty_kv, layer_cache
+from .cache import KV, Held, Ring, attend_to, empty_kv, key_scores, layer_cache, value_sums
 from .context import Context, Mask, Runtime
 from .linear import Linear
 from .norm import RMSNorm
@@ -22,8 +22,8 @@ MASKED = -1e30  # finite: a row that sees nothing becomes uniform, never NaN
 
 def attend(
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    k: Held,
+    v: Held,
     mask: Mask | None,
     *,
     scale: float,
@@ -47,7 +47,7 @@ def attend(
     """
     from .context_parallel import Operands, attend_across, sequence_split
 
-    if not weights and (axes := sequence_split(q, k, runtime)):
+    if not weights and isinstance(k, jax.Array) and (axes := sequence_split(q, k, runtime)):
         operands, more = Operands(q, k, v, bias, sinks), dict(scale=scale, softcap=softcap, dropout_rate=dropout_rate)
         return attend_across(operands, mask, key, axes, runtime, **more), None
     batch, heads, length, _ = q.shape
@@ -86,7 +86,7 @@ def attend(
 
 
 def scores_of(
-    q: jax.Array, k: jax.Array, mask: Mask | None, bias: jax.Array | None, scale: float, softcap: float | None
+    q: jax.Array, k: Held, mask: Mask | None, bias: jax.Array | None, scale: float, softcap: float | None
 ) -> jax.Array:
     """Float32 scores `(batch, kv_heads, group, queries, keys)` of `q` `(batch, kv_heads, group, queries, dim)`; `bias` is
     `(1 or batch, kv_heads, group, queries, keys)`."""
@@ -94,11 +94,7 @@ def scores_of(
     # [batch, kv, group * length, dim]: one matmul per key head. Keys and values keep their shape: behind a reshape, XLA on CPU
     # writes a cache twice (once per shape) and copies it four times per token.
     queries = q.reshape(batch, kv, group * length, dim)
-    common = jnp.result_type(q.dtype, k.dtype)
-    scores = lax.dot_general(
-        queries.astype(common), k.astype(common), (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
-    )
-    scores = scores.reshape(batch, kv, group, length, k.shape[2]) * scale
+    scores = key_scores(k, queries).reshape(batch, kv, group, length, k.shape[2]) * scale
     if softcap is not None:
         scores = jnp.tanh(scores / softcap) * softcap
     if bias is not None:
@@ -110,7 +106,6 @@ def _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, k
     batch, heads, length, dim = q.shape
     kv, keys = k.shape[1], k.shape[2]
     group = heads // kv
-    common = jnp.result_type(q.dtype, k.dtype)
     if bias is not None:
         bias = bias.reshape(bias.shape[0], kv, group, *bias.shape[2:])
     scores = scores_of(q.reshape(batch, kv, group, length, dim), k, mask, bias, scale, softcap)
@@ -124,12 +119,7 @@ def _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, k
     if key is not None and dropout_rate:
         keep = jax.random.bernoulli(key, 1.0 - dropout_rate, probabilities.shape)
         probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
-    mixed = lax.dot_general(
-        probabilities.astype(common).reshape(batch, kv, group * length, keys),
-        v.astype(common),
-        (((3,), (2,)), ((0, 1), (0, 1))),
-        preferred_element_type=jnp.float32,
-    )
+    mixed = value_sums(v, probabilities.reshape(batch, kv, group * length, keys), q.dtype)
     out = mixed.astype(q.dtype).reshape(batch, heads, length, v.shape[-1])
     return out, probabilities.reshape(batch, heads, length, keys).astype(q.dtype) if weights else None
 

@@ -16,26 +16,28 @@ import jax.numpy as jnp
 from .._verb import verb
 from .context import Context, Mask
 
+Held = Any  # arrays, or a small pytree in their place whose leaves have the same leading axes: see `cache_int8.py`
+
 
 class KV(eqx.Module):
     """Keys and values of every slot."""
 
-    k: jax.Array
-    v: jax.Array
+    k: Held
+    v: Held
 
 
 class Ring(eqx.Module):
     """Keys and values of the last `window` slots: slot `i` lives at `i % window`."""
 
-    k: jax.Array
-    v: jax.Array
+    k: Held
+    v: Held
 
 
 class CrossKV(eqx.Module):
     """Keys and values of the encoder's output, computed once, and the encoder's padding."""
 
-    k: jax.Array
-    v: jax.Array
+    k: Held
+    v: Held
     segment_ids: jax.Array
 
 
@@ -61,8 +63,55 @@ def layer_cache(layer: Any, batch_size: int, max_length: int, dtype: Any) -> Any
 def empty_kv(batch: int, heads: int, head_dim: int, max_length: int, window: int | None, dtype: Any) -> KV | Ring:
     """The cache of an attention layer: a ring if its window is shorter than the sequence."""
     size = max_length if window is None else min(window, max_length)
-    zeros = jnp.zeros((batch, heads, size, head_dim), dtype)
-    return Ring(zeros, zeros) if size < max_length else KV(zeros, zeros)
+    k, v = (
+        empty_slots((batch, heads, size, head_dim), dtype) for _ in range(2)
+    )  # no buffer twice: both can be donated
+    return Ring(k, v) if size < max_length else KV(k, v)
+
+
+def empty_slots(shape: tuple[int, ...], dtype: Any) -> Held:
+    """Room for keys or values of `shape` `(batch, heads, slots, dim)`: zeros of a float `dtype`, or int8 with scales."""
+    if jnp.dtype(dtype) != jnp.int8:
+        return jnp.zeros(shape, dtype)
+    from .cache_int8 import empty_int8
+
+    return empty_int8(shape)
+
+
+@verb
+def stored(held: Held, new: jax.Array) -> Any:
+    """New keys or values, floats `(..., slots, dim)`, in the form in which `held` holds the others."""
+    if jnp.issubdtype(held.dtype, jnp.integer) and jnp.issubdtype(new.dtype, jnp.floating):
+        raise TypeError(
+            f"a cache of {held.dtype} without scales cannot hold {new.dtype}: make it with ef.nn.empty_kv(..., dtype) or "
+            "ef.nn.empty_slots(shape, dtype), which know int8"
+        )
+    return new.astype(held.dtype)
+
+
+@verb
+def key_scores(keys: Held, queries: jax.Array) -> jax.Array:
+    """The products of queries `(batch, kv_heads, rows, dim)` with all keys: float32 `(batch, kv_heads, rows, slots)`."""
+    common = jnp.result_type(queries.dtype, keys.dtype)
+    return jax.lax.dot_general(
+        queries.astype(common),
+        keys.astype(common),
+        (((3,), (3,)), ((0, 1), (0, 1))),
+        preferred_element_type=jnp.float32,
+    )
+
+
+@verb
+def value_sums(values: Held, probabilities: jax.Array, dtype: Any) -> jax.Array:
+    """All values, each as much as `probabilities` `(batch, kv_heads, rows, slots)`, float32, say of it: float32 `(batch,
+    kv_heads, rows, dim)`. `dtype` is that of the pass, to which the factors are rounded."""
+    common = jnp.result_type(dtype, values.dtype)
+    return jax.lax.dot_general(
+        probabilities.astype(common),
+        values.astype(common),
+        (((3,), (2,)), ((0, 1), (0, 1))),
+        preferred_element_type=jnp.float32,
+    )
 
 
 def seen(context: Context, slots: jax.Array, segments: jax.Array | None, window: int | None) -> Mask:
@@ -74,7 +123,7 @@ def seen(context: Context, slots: jax.Array, segments: jax.Array | None, window:
 @verb
 def attend_to(
     cache: Any, k: jax.Array, v: jax.Array, context: Context, window: int | None
-) -> tuple[Any, jax.Array, jax.Array, Mask]:
+) -> tuple[Any, Held, Held, Mask]:
     """Stores new keys and values `(batch, heads, seq, dim)`; returns the cache, all keys, all values and their mask.
 
     Dispatched on the kind of cache, so that a new kind is a file of its own and no layer knows of it.
@@ -121,24 +170,47 @@ def _(cache: Ring, k: jax.Array, v: jax.Array, context: Context, window: int | N
     if context.fresh:
         keys, values, mask = k, v, seen(context, context.slots, context.segment_ids, window)
     else:
-        keys, values = jnp.concatenate([cache.k, k], axis=2), jnp.concatenate([cache.v, v], axis=2)
+        keys, values = _behind(cache.k, k), _behind(cache.v, v)
         slots = jnp.concatenate([before, context.slots], axis=-1)
         segments = jnp.concatenate([_segments(context, before), context.segment_ids], axis=1)
         mask = seen(context, slots, segments, window)
 
     def pick(old: jax.Array, new: jax.Array, from_new: jax.Array, index: jax.Array) -> jax.Array:
-        return jnp.where(from_new[None, :, None], jnp.take(new, index, axis=1).astype(old.dtype), old)
+        return jnp.where(from_new.reshape(1, -1, *(1,) * (old.ndim - 2)), jnp.take(new, index, axis=1), old)
 
-    pick = jax.vmap(pick, (0, 0, None, None) if index.ndim == 1 else 0)
-    return Ring(pick(cache.k, k, from_new, index), pick(cache.v, v, from_new, index)), keys, values, mask
+    def entered(held: Held, new: jax.Array) -> Any:
+        each = jax.vmap(pick, (0, 0, None, None) if index.ndim == 1 else 0)
+        return jax.tree.map(lambda old, new: each(old, new, from_new, index), held, stored(held, new))
+
+    return Ring(entered(cache.k, k), entered(cache.v, v)), keys, values, mask
 
 
-def write(buffer: jax.Array, new: jax.Array, start: jax.Array, axis: int = 2) -> jax.Array:
-    """`buffer` `(batch, ...)` with `new` in it from `start` along `axis`: a number, or one for each row."""
-    new = new.astype(buffer.dtype)
-    if start.ndim == 0:
-        return jax.lax.dynamic_update_slice_in_dim(buffer, new, start, axis)
-    return jax.vmap(lambda b, n, at: jax.lax.dynamic_update_slice_in_dim(b, n, at, axis - 1))(buffer, new, start)
+def _behind(held: Held, new: jax.Array) -> Any:
+    """What is held, and the new keys or values after it. Arrays of two dtypes become the wider one."""
+    new = new if isinstance(held, jax.Array) else stored(held, new)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), held, new)
+
+
+def write(held: Held, new: jax.Array, start: jax.Array, axis: int = 2) -> Any:
+    """What is held, `(batch, ...)`, with `new` in it from `start` along `axis`: a number, or one for each row."""
+
+    def one(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+        if start.ndim == 0:
+            return jax.lax.dynamic_update_slice_in_dim(buffer, new, start, axis)
+        return jax.vmap(lambda b, n, at: jax.lax.dynamic_update_slice_in_dim(b, n, at, axis - 1))(buffer, new, start)
+
+    def put(held: Held, new: Held, start: jax.Array) -> Any:
+        return jax.tree.map(lambda buffer, new: one(buffer, new, start), held, new)
+
+    def apart(held: Held, new: Held, start: jax.Array) -> Any:
+        return jax.lax.cond(jnp.all(start >= 0), put, lambda held, new, start: held, held, new, start)
+
+    new = stored(held, new)
+    if axis != 2 or 1 not in held.shape[:2]:
+        return put(held, new, start)
+    # For a product with one row, or one head, XLA drops the axis of one, and on CPU it fuses the write into that: a copy of the
+    # cache for every token. It does not look into a branch.
+    return jax.lax.platform_dependent(held, new, start, cpu=apart, default=put)
 
 
 def _ring_slots(last: jax.Array, size: int) -> jax.Array:
@@ -245,8 +317,9 @@ def widen(cache: Cache, slots: int) -> Cache:
     def wider(node: Any) -> Any:
         if not isinstance(node, Ring):
             return node
-        pad = [(0, 0)] * (node.k.ndim - 2) + [(0, slots), (0, 0)]
-        return Ring(jnp.pad(node.k, pad), jnp.pad(node.v, pad))
+        before = node.k.ndim - 2  # axes, more of them in a stacked run
+        longer = lambda x: jnp.pad(x, [(0, slots if axis == before else 0) for axis in range(x.ndim)])
+        return jax.tree.map(longer, node)
 
     layers = jax.tree.map(wider, cache.layers, is_leaf=lambda node: isinstance(node, Ring))
     return dataclasses.replace(cache, layers=layers)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .._weight import dense, dot
-from .cache import CrossKV, layer_cache
+from .cache import CrossKV, Held, empty_slots, layer_cache, stored
 from .context import Context, Mask
 from .heads import head_logits, input_embeddings
 from .linear import Embedding, Linear, along_last
@@ -19,7 +19,7 @@ from .output import Output
 
 def attend_to_encoder(
     cache: CrossKV | None, context: Context, project: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-) -> tuple[CrossKV | None, jax.Array, jax.Array, Mask]:
+) -> tuple[CrossKV | None, Held, Held, Mask]:
     """Keys, values `(batch, kv_heads, source, dim)` and mask of cross attention; the cache with them in it.
 
     `project` makes keys and values of the encoder's hidden states. With `context.encoder` they are made (and kept, if
@@ -30,7 +30,7 @@ def attend_to_encoder(
         hidden, segments = context.encoder
         k, v = project(hidden)
         if cache is not None:
-            cache = CrossKV(k.astype(cache.k.dtype), v.astype(cache.v.dtype), segments)
+            cache = CrossKV(stored(cache.k, k), stored(cache.v, v), segments)
     elif cache is None or cache.k.shape[-2] == 0:
         raise ValueError(
             "cross attention has nothing to attend to: give input_ids or encoder_outputs (with an empty cache too)"
@@ -45,8 +45,8 @@ def empty_cross(batch: int, heads: int, head_dim: int, dtype: Any) -> CrossKV:
 
     The first pass makes it as long as the encoder's output is.
     """
-    zeros = jnp.zeros((batch, heads, 0, head_dim), dtype)
-    return CrossKV(zeros, zeros, jnp.zeros((batch, 0), jnp.int32))
+    k, v = (empty_slots((batch, heads, 0, head_dim), dtype) for _ in range(2))
+    return CrossKV(k, v, jnp.zeros((batch, 0), jnp.int32))
 
 
 class Seq2Seq(eqx.Module):
