@@ -1,4 +1,5 @@
-"""The library for the shell: `easyfn show`, `generate`, `quantize`, `convert`, `finetune`, `plan`, `demo`. Public names only."""
+"""The library for the shell: `easyfn show`, `generate`, `quantize`, `convert`, `finetune`, `plan`, `serve`, `demo`.
+Public names only."""
 
 from __future__ import annotations
 
@@ -8,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 
-def extra(module: str) -> Any:
+def extra(module: str, name: str = "cli") -> Any:
     """An optional dependency, or an error that names the extra."""
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise SystemExit(f'easyfn: this command needs {module}; install it with: pip install "easyfn[cli]"') from error
+        raise SystemExit(
+            f'easyfn: this command needs {module}; install it with: pip install "easyfn[{name}]"'
+        ) from error
 
 
 def tokenizer_of(checkpoint: str) -> Any:
@@ -213,8 +216,10 @@ def main(arguments: list[str] | None = None) -> None:
     p.set_defaults(run=run_finetune)
 
     from .plan import add as add_plan
+    from .serve import add as add_serve
 
     add_plan(commands)
+    add_serve(commands)
 
     p = commands.add_parser("demo", help="the main job on a checkpoint, step by step")
     p.add_argument("checkpoint")

@@ -1,0 +1,116 @@
+"""`easyfn serve`: a checkpoint behind OpenAI's HTTP API."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def run(args: argparse.Namespace) -> None:
+    import jax.numpy as jnp
+
+    import easyfn as ef
+
+    from . import extra, tokenizer_of
+
+    uvicorn = extra("uvicorn", "serve")
+    folder = _files_of(args.checkpoint)
+    tokenizer = tokenizer_of(folder)
+    tokenizer.no_truncation()  # what a tokenizer.json may ask for: no prompt is cut, none is filled
+    tokenizer.no_padding()
+    template = ef.serve.chat_template(args.chat_template or folder)
+    model = ef.load(args.checkpoint, dtype=jnp.dtype(args.dtype) if args.dtype else None, quantize=args.quantize)
+    model = _adapted(model, args.adapter)
+    engine = ef.Engine(
+        model,
+        max_batch_size=args.max_batch_size,
+        max_model_length=args.max_model_length,
+        page_size=args.page_size,
+        num_pages=args.num_pages,
+        memory_fraction=args.memory_fraction,
+        prefill_chunk=args.prefill_chunk,
+        max_waiting=args.max_waiting,
+    )
+    path = Path(args.checkpoint)
+    name = args.model_name or (path.resolve().name if path.exists() else args.checkpoint)
+    key = args.api_key or os.environ.get("EASYFN_API_KEY")
+    if key is None and not _loopback(args.host):
+        print(f"easyfn serve: {args.host} is open to others, and there is no --api-key", file=sys.stderr)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            ef.serve.app(engine, tokenizer, model_name=name, chat_template=template, api_key=key),
+            host=args.host,
+            port=args.port,
+            timeout_graceful_shutdown=args.shutdown_timeout,
+            ws="none",
+        )
+    )
+    socket = server.config.bind_socket()
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    print(f"{name} is served at http://{host}:{socket.getsockname()[1]}/v1", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # raised after what ran was finished
+        server.run(sockets=[socket])
+
+
+def _files_of(checkpoint: str) -> str:
+    """The folder of a checkpoint's tokenizer, or its `.gguf` file."""
+    if Path(checkpoint).exists():
+        return checkpoint
+    import huggingface_hub
+
+    return huggingface_hub.snapshot_download(checkpoint, allow_patterns=["*token*.json", "chat_template.jinja"])
+
+
+def _adapted(model: Any, adapters: list[str]) -> Any:
+    """`model` with one adapter for all, or with several by name."""
+    import easyfn as ef
+
+    named = dict(text.split("=", 1) for text in adapters if "=" in text)
+    if not named:
+        return ef.load_adapter(model, adapters[0]) if adapters else model
+    if len(named) != len(adapters):
+        raise ValueError(
+            "--adapter is one FOLDER for all requests, or NAME=FOLDER for each of several, with different names"
+        )
+    return ef.load_adapters(model, named)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def add(commands: Any) -> None:
+    """The parser of the command."""
+    p = commands.add_parser("serve", help="an OpenAI-compatible HTTP server")
+    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
+    p.add_argument("--host", default="127.0.0.1", help="0.0.0.0 is open to others: give an --api-key")
+    p.add_argument("--port", type=int, default=8000, help="0: a free one")
+    p.add_argument("--api-key", help="what clients must give (default: EASYFN_API_KEY of the environment, or none)")
+    p.add_argument("--model-name", help="what clients call the model (default: its folder's name, or its hub id)")
+    p.add_argument("--chat-template", metavar="FILE", help="a .jinja file (default: the checkpoint's)")
+    p.add_argument("--dtype", help="float32, bfloat16, float16 (default: as stored)")
+    p.add_argument("--quantize", help="quantize while loading: 8bit, nf4, ...")
+    p.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        help="a PEFT adapter for all requests, or, several times, under names that clients give as model",
+    )
+    p.add_argument("--max-batch-size", type=int, default=8, help="requests that run at once")
+    p.add_argument("--max-model-length", type=int, help="tokens of a prompt and its answer (default: the model's)")
+    p.add_argument("--max-waiting", type=int, default=256, help="requests that may wait; more are answered 429")
+    p.add_argument("--page-size", type=int, default=16, help="tokens of a page of the cache")
+    p.add_argument("--num-pages", type=int, help="pages of the cache")
+    p.add_argument("--memory-fraction", type=float, help="of the free memory for the cache, instead of --num-pages")
+    p.add_argument("--prefill-chunk", type=int, default=128, help="prompt tokens of a step")
+    p.add_argument("--shutdown-timeout", type=int, default=30, metavar="SECONDS", help="to finish what runs")
+    p.set_defaults(run=run)

@@ -1,0 +1,161 @@
+"""`app`: the ASGI application."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hmac
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from . import asked as reading
+from .asked import Asked
+from .body import read
+from .errors import ApiError
+from .job import Job, respond, submit
+from .replies import CHAT, COMPLETION, Shape
+from .service import Service, no_model
+from .template import ChatTemplate
+
+_COUNTERS = {"prefix_hits", "preemptions", "steps", "compiles", "tokens"}
+
+
+def app(
+    engine: Any,
+    tokenizer: Any,
+    *,
+    model_name: str,
+    chat_template: ChatTemplate | str | None = None,
+    api_key: str | None = None,
+    max_body_bytes: int = 8 * 2**20,
+) -> Starlette:
+    """An OpenAI-compatible ASGI application on an [`easyfn.Engine`][]: run it with uvicorn, or mount it in your own.
+
+    `GET /v1/models`, `POST /v1/completions`, `POST /v1/chat/completions`, `GET /health`, `GET /metrics`.
+
+    - `engine`: its thread is started with the first request. When the application shuts down it is closed; mounted in
+      another application, whose shutdown it does not hear of, close it there.
+    - `tokenizer`: of transformers, or a `tokenizers.Tokenizer`.
+    - `model_name`: what `model` must say. The names of the model's adapters (`ef.with_adapters`) are models too.
+    - `chat_template`: of [`easyfn.serve.chat_template`][], or Jinja; by default that of a tokenizer of transformers.
+      Without any, chats are refused.
+    - `api_key`: what clients must give as bearer token under `/v1`; `None` lets everybody in.
+    - `max_body_bytes`: of a request.
+
+    A full engine (`max_waiting`) answers 429; a client that goes away cancels what it asked for.
+
+    ```python
+    import jax, easyfn as ef
+    from starlette.testclient import TestClient
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    model = ef.init(ef.models.LlamaConfig(vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    engine = ef.Engine(model, max_batch_size=2, max_model_length=32, max_waiting=8)
+    with TestClient(ef.serve.app(engine, tokenizer, model_name="mine")) as client:
+        asked = {"model": "mine", "prompt": "Hi", "max_tokens": 3, "temperature": 0}
+        said = client.post("/v1/completions", json=asked).json()
+    assert said["usage"]["completion_tokens"] == 3
+    ```
+    """
+    if chat_template is None:
+        chat_template = getattr(tokenizer, "chat_template", None)
+    if isinstance(chat_template, (str, dict)):
+        chat_template = ChatTemplate(chat_template, **dict(getattr(tokenizer, "special_tokens_map", {})))
+    service = Service(engine, tokenizer, model_name, chat_template)
+
+    def allowed(request: Request) -> None:
+        given = request.headers.get("authorization", "")
+        if api_key is not None and not hmac.compare_digest(given.encode(), f"Bearer {api_key}".encode()):
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    def answers(read_body: Callable[[Any, Service], Asked], shape: Shape) -> Callable[[Request], Any]:
+        def prepare(body: Any) -> tuple[Asked, list[Any]]:
+            asked = read_body(body, service)
+            engine.start()
+            return asked, submit(service, asked)
+
+        async def endpoint(request: Request) -> Any:
+            allowed(request)
+            body = await read(request, max_body_bytes)
+            return respond(Job(service, *await run_in_threadpool(prepare, body)), shape)
+
+        return endpoint
+
+    async def models(request: Request) -> Response:
+        allowed(request)
+        return JSONResponse({"object": "list", "data": [_model(service, name) for name in service.models]})
+
+    async def model(request: Request) -> Response:
+        allowed(request)
+        name = request.path_params["name"]
+        if name not in service.models:
+            raise no_model(name, service.models)
+        return JSONResponse(_model(service, name))
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(request: Request) -> Response:
+        return PlainTextResponse(_metrics(service), media_type="text/plain; version=0.0.4")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(engine.close)
+
+    return Starlette(
+        routes=[
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
+            Route("/v1/completions", answers(reading.completion, COMPLETION), methods=["POST"]),
+            Route("/v1/chat/completions", answers(reading.chat, CHAT), methods=["POST"]),
+            Route("/health", health),
+            Route("/metrics", metrics),
+        ],
+        exception_handlers={ApiError: _refused, HTTPException: _no_page, Exception: _failed},
+        lifespan=lifespan,
+    )
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    said = {"id": name, "object": "model", "created": service.created, "owned_by": "easyfn"}
+    return {
+        **said,
+        "max_model_len": service.max_length,
+        "parent": None if name == service.model_name else service.model_name,
+    }
+
+
+def _metrics(service: Service) -> str:
+    """Prometheus' text format."""
+    found = {**dataclasses.asdict(service.engine.stats()), "rejected": service.rejected}
+    lines = []
+    for name, value in found.items():
+        counts = name in _COUNTERS or name == "rejected"
+        full = f"easyfn_{name}{'_total' if counts else ''}"
+        lines += [f"# TYPE {full} {'counter' if counts else 'gauge'}", f"{full} {value}"]
+    return "\n".join(lines) + "\n"
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _no_page(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}").response()
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return ApiError(500, "the server failed at this request; its log says why", code="internal").response()

@@ -1,0 +1,88 @@
+"""What a server knows of its model and tokenizer, worked out once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..generation.model import encodes
+from ..generation.options import resolve
+from ..lora.named import adapter_names
+from .body import Body
+from .errors import ApiError, bad
+from .template import RESERVED, ChatTemplate
+
+
+class Service:
+    """A model under its names: texts to ids and back, and the limits of the engine."""
+
+    def __init__(self, engine: Any, tokenizer: Any, model_name: str, template: ChatTemplate | None) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.model_name = model_name
+        self.template = template
+        self.reserved = RESERVED
+        self.created = int(time.time())
+        self.adapters = adapter_names(engine.model)
+        self.encodes = encodes(engine.model)  # a prompt is then read by an encoder, and the answer begins anew
+        self.vocab_size = engine.model.config.vocab_size
+        self.defaults = resolve(engine.model.config, engine.config, {})
+        self.eos = self.defaults.eos
+        self.max_length = min(engine.max_model_length, engine.stats().num_pages * engine.page_size)
+        self.special = _special(tokenizer)
+        self.rejected = 0
+        self._constraints = functools.lru_cache(maxsize=32)(self._constraint)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.model_name, *self.adapters)
+
+    def chosen(self, body: Body) -> tuple[str, str | None]:
+        """The model that a request names, and the adapter that it stands for."""
+        name = body.get("model")
+        if not isinstance(name, str):
+            raise bad("model", f"model must name one of {', '.join(self.models)}", "invalid_type")
+        if name not in self.models:
+            raise no_model(name, self.models)
+        return name, None if name == self.model_name else name
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        # The tokenizer beneath one of transformers has no state that two threads could change at once.
+        backend = getattr(self.tokenizer, "backend_tokenizer", self.tokenizer)
+        found = backend.encode(text, add_special_tokens=special)
+        return list(getattr(found, "ids", found))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def room(self, prompt: int) -> int:
+        """How many new tokens fit after a prompt; negative if it does not fit itself."""
+        return self.max_length - (1 if self.encodes and prompt <= self.max_length else prompt)
+
+    def constraint(self, schema: Any, eos: tuple[int, ...]) -> Any:
+        """What holds an answer to a JSON schema; the last ones asked for are kept."""
+        return self._constraints(json.dumps(schema, sort_keys=False), eos)
+
+    def _constraint(self, schema: str, eos: tuple[int, ...]) -> Any:
+        from ..generation.constraint import json_schema
+
+        return json_schema(json.loads(schema), self.tokenizer, eos_token_id=eos)
+
+
+def no_model(name: str, models: Sequence[str]) -> ApiError:
+    message = f"the model {name!r} does not exist; there are {', '.join(models)}"
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
+def _special(tokenizer: Any) -> dict[str, int]:
+    """The ids of the tokens that are never text."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    added: Callable[[], dict[int, Any]] | None = getattr(backend, "get_added_tokens_decoder", None)
+    if added is not None:
+        return {token.content: i for i, token in added().items() if token.special}
+    return dict(
+        zip(getattr(tokenizer, "all_special_tokens", ()), getattr(tokenizer, "all_special_ids", ()), strict=False)
+    )

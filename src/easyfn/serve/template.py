@@ -1,0 +1,133 @@
+"""Chat templates: the Jinja of a checkpoint, which makes one text of messages, run in a sandbox."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.sandbox
+
+RESERVED = ("messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now")
+
+
+class ChatTemplate:
+    """The text that a model reads for a list of messages, as transformers' `apply_chat_template` writes it.
+
+    - `source`: the template, or several by name: `"tool_use"` is taken when there are tools, else `"default"`.
+    - `variables`: what the template may name beside the messages: `bos_token`, `eos_token`, ...
+
+    Templates run in Jinja's immutable sandbox: they read what they are given and reach nothing else.
+
+    **Raises** `ValueError` if the template is no Jinja, and, when called, if it refuses the messages.
+
+    ```python
+    from easyfn.serve import ChatTemplate
+    template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}", eos_token="</s>")
+    assert template([{"role": "user", "content": "Hi"}]) == "<user>Hi</s>"
+    ```
+    """
+
+    def __init__(self, source: str | Mapping[str, str], **variables: Any) -> None:
+        self.sources = {"default": source} if isinstance(source, str) else dict(source)
+        self.variables = variables
+        self._templates: dict[str, jinja2.Template] = {}
+        environment = _environment()
+        for name, text in self.sources.items():
+            try:
+                self._templates[name] = environment.from_string(text)
+            except jinja2.TemplateError as error:
+                raise ValueError(f"the chat template {name!r} is no Jinja: {error}") from error
+
+    def __call__(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        **more: Any,
+    ) -> str:
+        """The text; `more` are further variables, such as `enable_thinking`."""
+        name = "tool_use" if tools and "tool_use" in self._templates else "default"
+        if name not in self._templates:
+            raise ValueError(f"the checkpoint's chat templates are {', '.join(self._templates)}, and none is 'default'")
+        own = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        try:
+            return self._templates[name].render(**{**self.variables, **more, **own})
+        except Exception as error:  # whatever a template does with messages that it did not expect
+            raise ValueError(f"the chat template refuses these messages: {error}") from error
+
+
+def chat_template(path: Any) -> ChatTemplate | None:
+    """The template of a checkpoint: of the files `chat_template.jinja` or `tokenizer_config.json` in a folder, or of a
+    `.gguf` file; `None` if it has none. A file that ends in `.jinja` is the template itself, without special tokens.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf":
+        return _of_gguf(path)
+    if path.is_file():
+        return ChatTemplate(path.read_text("utf-8"))
+    file = path / "tokenizer_config.json"
+    said = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    source = said.get("chat_template")
+    if isinstance(source, list):
+        source = {one["name"]: one["template"] for one in source}
+    if (path / "chat_template.jinja").is_file():
+        source = (path / "chat_template.jinja").read_text("utf-8")
+    return None if source is None else ChatTemplate(source, **special_tokens(said))
+
+
+def special_tokens(said: Mapping[str, Any]) -> dict[str, str]:
+    """The tokens that a `tokenizer_config.json` names: `bos_token`, `eos_token`, ..."""
+    tokens = {name: value for name, value in said.items() if name.endswith("_token")}
+    tokens = {name: v.get("content") if isinstance(v, dict) else v for name, v in tokens.items()}
+    return {name: v for name, v in tokens.items() if isinstance(v, str)}
+
+
+def _of_gguf(path: Path) -> ChatTemplate | None:
+    from ..io.gguf import read_gguf
+
+    said = read_gguf(path).metadata
+    source, tokens = said.get("tokenizer.chat_template"), said.get("tokenizer.ggml.tokens", ())
+    if source is None:
+        return None
+    which = {name: said.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    return ChatTemplate(source, **{f"{name}_token": tokens[int(i)] for name, i in which.items() if i is not None})
+
+
+def _environment() -> jinja2.Environment:
+    """The dialect that chat templates are written in."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks what the assistant says, for training; here it is written as it is."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> Any:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body).set_lineno(line)
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: Any = False
+) -> str:
+    """Without Jinja's escapes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
