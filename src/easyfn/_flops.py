@@ -82,7 +82,7 @@ def count(jaxpr: Any) -> int:
         if name in _COUNT:
             total += _COUNT[name](equation)
             continue
-        inner = [count(j) for j in _inner(equation)]
+        inner = [count(j) for j in inner_jaxprs(equation)]
         if not any(inner):
             continue
         if name == "while":
@@ -104,7 +104,8 @@ def _while(equation: Any, turn: int) -> int:
     return turn * over // under
 
 
-def _inner(equation: Any) -> Iterator[Any]:
+def inner_jaxprs(equation: Any) -> Iterator[Any]:
+    """The jaxprs among an equation's parameters."""
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, ClosedJaxpr):

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import math
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from .._flops import count
-from ..sharding import ShardingError, make_mesh
+from ..sharding import make_mesh
 from .collectives import read_collectives
 from .step import Job, Step, prompt, token, training
 
@@ -31,17 +24,16 @@ _OPTIONS = {"xla_disable_hlo_passes": _PROMOTIONS, "xla_backend_optimization_lev
 Facts = dict[str, Any]  # JSON
 
 
-def compile_job(job: Job, mesh: Mesh | Mapping[str, int]) -> Facts:
-    """The facts of a job on a mesh: here, if JAX has that many devices (or the mesh is given), else in a process apart."""
-    if isinstance(mesh, Mesh):
-        return facts(job, mesh)
-    wanted = math.prod(mesh.values())
-    if _fake_devices() >= wanted and len(devices := jax.devices("cpu")) >= wanted:
-        return facts(job, _mesh(mesh, devices[:wanted]))
-    return apart({"compile": [job._asdict(), dict(mesh)]}, wanted)
+def facts(job: Job, devices: Sequence[Any], mesh: Mapping[str, int]) -> Facts:
+    """The facts of a job on the first of these devices."""
+    return facts_on(job, mesh_of(mesh, devices))
 
 
-def facts(job: Job, mesh: Mesh) -> Facts:
+def mesh_of(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
+    return make_mesh(**{"fsdp": 1, **sizes}, devices=devices[: math.prod(sizes.values())])
+
+
+def facts_on(job: Job, mesh: Mesh) -> Facts:
     """What the compiled programs of a job say: exact bytes by kind, temporaries, operations and collectives."""
     if job.generate is None:
         step = training(job, mesh)
@@ -105,61 +97,3 @@ def local_bytes(tree: Any, dtype: Any = None) -> int:
             kind = jnp.promote_types(kind, dtype)
         total += math.prod(shape) * jnp.dtype(kind).itemsize
     return total
-
-
-def _fake_devices() -> int:
-    """How many CPU devices JAX was told to make; asking JAX itself would start its backends."""
-    told = re.findall(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    number = getattr(jax.config, "jax_num_cpu_devices", -1)
-    return number if number and number > 0 else int(told[-1]) if told else 0
-
-
-def _mesh(sizes: Mapping[str, int], devices: Any) -> Mesh:
-    return make_mesh(**{"fsdp": 1, **sizes}, devices=devices)
-
-
-def apart(request: Mapping[str, Any], devices: int) -> Any:
-    """The answer of a process with so many fake CPU devices: their number is fixed once JAX has started."""
-    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
-    here = str(Path(__file__).parents[2])
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
-    try:
-        text = json.dumps(request)
-    except TypeError as error:
-        raise TypeError(
-            f"plan: {devices} devices are compiled for in a process apart, which can be told only what JSON holds ({error}). "
-            "Name the optimizer and use patterns instead of functions, or start Python with so many devices: "
-            f'jax.config.update("jax_num_cpu_devices", {devices})'
-        ) from None
-    code = "from easyfn.planning.compile import serve; serve()"
-    done = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True, env=environment)
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        raise RuntimeError(f"plan: the process that compiles for {devices} devices failed:\n{done.stderr[-2000:]}")
-    answer = json.loads(lines[-1])
-    if "error" in answer:
-        kinds: dict[str, type[Exception]] = {
-            "ShardingError": ShardingError,
-            "ValueError": ValueError,
-            "TypeError": TypeError,
-        }
-        raise kinds.get(answer["type"], RuntimeError)(answer["error"])
-    return answer["answer"]
-
-
-def serve() -> None:
-    """Reads a request from standard input and writes the answer, or the error, to standard output: one line of JSON."""
-    request = json.loads(sys.stdin.read())
-    try:
-        if module := request.get("module"):  # a family that somebody else registered
-            importlib.import_module(module)
-        job, mesh = request["compile"]
-        answer = {"answer": facts(Job(**job), _mesh(mesh, jax.devices()))}
-    except Exception as error:
-        answer = {"type": type(error).__name__, "error": str(error)}
-    print(json.dumps(answer))

@@ -12,19 +12,18 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from .._loss import LossConfig
+from .._cross_entropy import LossConfig
 from .._show import amount, size_of
 from ..io.config import write
 from ..quant import QuantConfig
 from ..sharding import ShardingRules
-from .advice import advise
 from .collectives import Collective
-from .compile import compile_job
+from .compile import facts_on
+from .estimate import collectives, fits, prompt_times, temporaries, times
 from .hardware import Hardware, hardware_of
-from .roofline import Roofline, roofline
+from .roofline import Roofline
 from .step import Job
-
-HEADROOM = 0.92  # of a device's memory is for the program; the rest is the runtime's, and lost between buffers
+from .worker import ask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Plan:
     - `times`: seconds of compute, memory and links; `step_seconds`, `mfu`: `flops` over those that the devices could do.
     - `prompt_times`: of the pass over the prompt, where the plan is for generation; then a step is one token.
     - `advice`: what to change if it does not fit, each with its estimate.
+    - `searched`: the meshes that a search sketched, best first: sizes, bytes of a device, seconds of a step.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Plan:
     prompt_times: Roofline | None
     compile_seconds: float
     advice: tuple[str, ...] = ()
+    searched: tuple[tuple[Mapping[str, int], int, float], ...] = ()
 
     @property
     def devices(self) -> int:
@@ -80,7 +81,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether the total is within 92 % of the device's memory: the rest is the runtime's."""
-        return self.total <= HEADROOM * self.capacity
+        return fits(self.total, self.hardware)
 
     @property
     def step_seconds(self) -> float:
@@ -136,19 +137,19 @@ class Plan:
         if not self.generate:
             times.append(("model FLOPs", f"{amount(self.flops).replace(' ', '')} ({self.mfu:.1%} MFU)"))
         report = [("bytes per device", memory), ("between devices, per step and device", moved), ("time", times)]
+        if self.searched:
+            tried = [(_axes(m), f"{size_of(size)}, {_time(seconds)}") for m, size, seconds in self.searched[:8]]
+            report.append((f"sketches of meshes, the best of {len(self.searched)}", tried))
         if self.advice:
             report.append(("to make it fit", [("", line) for line in self.advice]))
         return report
 
     @property
     def _title(self) -> str:
-        axes = ", ".join(f"{name}={size}" for name, size in self.mesh.items() if size > 1) or "one device"
         said = ", ".join(f"{k}={v}" for k, v in self.settings.items() if v not in (None, 1))
         new = f" and {self.generate} new" if self.generate else ""
-        return (
-            f"{self.name} on {self.devices} x {self.hardware.name} ({axes}): {self.batch} x {self.sequence_length} tokens{new}"
-            f"; {said}"
-        )
+        what = f"{self.batch} x {self.sequence_length} tokens{new}; {said}"
+        return f"{self.name} on {self.devices} x {self.hardware.name} ({_axes(self.mesh)}): {what}"
 
     def __str__(self) -> str:
         lines = [self._title]
@@ -168,6 +169,10 @@ class Plan:
             for title, rows in self._lines()
         ]
         return f"<p><b>{html.escape(self._title)}</b></p><table>{''.join(parts)}</table>"
+
+
+def _axes(mesh: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in mesh.items() if size > 1) or "one device"
 
 
 def _time(seconds: float) -> str:
@@ -208,7 +213,8 @@ def plan(
 
     - `config_or_path`: a config, or what [`easyfn.read_config`][] takes.
     - `mesh`: sizes by axis, `{"fsdp": 16, "tp": 4}`, an axis that is not named being 1; or a mesh of real devices; or
-      `"search"`, the best mesh of `devices` devices, as [`easyfn.search_mesh`][] finds it.
+      `"search"`: the best mesh of `devices` devices. Every shape over `dp`, `fsdp`, `tp` (and `ep`, with experts) that
+      divides the model and the batch is sketched, and the three most promising are compiled.
     - `batch`, `sequence_length`: rows and tokens of a step over all devices.
     - `rules`, `task`, `dtype`: as for `ef.shard`, `ef.load`.
     - `optimizer`: `adamw`, `adam`, `sgd`, `lion`, `adafactor`. One of your own needs its devices in this process.
@@ -234,11 +240,9 @@ def plan(
     )  # fmt: skip
     found = hardware_of(hardware)
     if isinstance(mesh, str):
-        from .search import search
-
         if mesh != "search" or devices is None:
             raise ValueError(f'plan: mesh="search" with devices=64 finds a mesh; {mesh!r} is neither that nor one')
-        return search(job, devices, found)[0]
+        return search_plan(job, devices, found)
     sizes = dict(mesh.shape) if isinstance(mesh, Mesh) else dict(mesh)
     if devices is not None and math.prod(sizes.values()) != devices:
         raise ValueError(f"plan: the mesh {sizes} has {math.prod(sizes.values())} devices, not {devices}")
@@ -266,27 +270,28 @@ def job_of(config_or_path: Any, **settings: Any) -> Job:
     return Job(config, lora=lora, quantize=quantize, rules=rules, **settings)
 
 
-def make_plan(job: Job, mesh: Mapping[str, int] | Mesh, hardware: Hardware, *, advice: bool = True) -> Plan:
+def make_plan(job: Job, mesh: Mapping[str, int] | Mesh, hardware: Hardware) -> Plan:
     """The plan of a job on one mesh."""
     began = time.perf_counter()
-    facts = compile_job(job, mesh)
-    sizes = dict(mesh.shape) if isinstance(mesh, Mesh) else {name: size for name, size in mesh.items()}
-    devices = math.prod(sizes.values())
-    kept = facts["weights"] + facts["cache"]
-
-    def times(found: Mapping[str, Any], touched: float) -> Roofline:
-        moved = collectives(found)
-        gathered = sum(c.bytes for c in moved if c.kind == "all-gather" and set(c.axes) <= {"dp", "fsdp"})
-        return roofline(hardware, flops=found["flops"], touched=touched + gathered, collectives=moved, devices=devices)
-
-    temporaries = facts["temporaries"]
-    prompt = facts.get("prompt")
-    if prompt is not None:
-        temporaries = max(temporaries, prompt["temporaries"])
-        touched = float(kept)
+    if isinstance(mesh, Mesh):
+        sizes, facts = dict(mesh.shape), facts_on(job, mesh)
     else:
-        touched = 2.0 * (kept + facts["optimizer"] + temporaries)
-    planned = Plan(
+        sizes = dict(mesh)
+        facts = ask("facts", job, math.prod(sizes.values()), mesh=sizes)
+    return _planned(job, sizes, hardware, facts, began)
+
+
+def search_plan(job: Job, devices: int, hardware: Hardware) -> Plan:
+    """The plan of a job on the best mesh of so many devices."""
+    began = time.perf_counter()
+    found = ask("search", job, devices, count=devices, hardware=dataclasses.asdict(hardware))
+    planned = _planned(job, found["mesh"], hardware, found["facts"], began)
+    return dataclasses.replace(planned, searched=tuple((dict(m), t, s) for m, t, s in found["tried"]))
+
+
+def _planned(job: Job, sizes: dict[str, int], hardware: Hardware, facts: Mapping[str, Any], began: float) -> Plan:
+    devices = math.prod(sizes.values())
+    plan = Plan(
         name=_name(job),
         mesh=sizes,
         hardware=hardware,
@@ -298,27 +303,21 @@ def make_plan(job: Job, mesh: Mapping[str, int] | Mesh, hardware: Hardware, *, a
         trainable=facts["trainable"],
         optimizer=facts["optimizer"],
         gradients=facts["gradients"],
-        activations=max(0, temporaries - facts["gradients"]),
+        activations=max(0, temporaries(facts) - facts["gradients"]),
         cache=facts["cache"],
         inputs=facts["batch"],
         flops=facts["model_flops"],
         hardware_flops=facts["flops"],
         xla_flops=facts["xla_flops"],
         collectives=tuple(collectives(facts)),
-        times=times(facts, touched),
-        prompt_times=None if prompt is None else times(prompt, kept + 2.0 * prompt["temporaries"]),
+        times=times(facts, hardware, devices),
+        prompt_times=prompt_times(facts, hardware, devices),
         compile_seconds=time.perf_counter() - began,
     )
-    if planned.fits or not advice:
-        return planned
-    return dataclasses.replace(planned, advice=tuple(advise(job, planned)))
-
-
-def collectives(facts: Mapping[str, Any]) -> list[Collective]:
-    return [
-        Collective(kind, tuple(axes), size, count, tuple(group))
-        for kind, axes, size, count, group in facts["collectives"]
-    ]
+    if plan.fits:
+        return plan
+    more = {"mesh": sizes, "hardware": dataclasses.asdict(hardware), "compiled": temporaries(facts)}
+    return dataclasses.replace(plan, advice=tuple(ask("advise", job, 2 * devices, **more)))
 
 
 def _name(job: Job) -> str:

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from .._cross_entropy import LossConfig
 from .._flops import sample_inputs
-from .._forward import init_cache
-from .._loss import LossConfig
 from .._stack import stack
 from .._task import task
 from .._train import to_state, train_step
@@ -150,9 +149,3 @@ def token(model: Any, cache: Any, rows: int, mesh: Mesh | None) -> Step:
     """One more token for every row."""
     tokens = jax.ShapeDtypeStruct((rows,), jnp.int32)
     return Step(decode_step, (model, tokens if mesh is None else shard_batch(tokens, mesh), cache), (2,))
-
-
-def cache_of(job: Job, model: Any) -> Any:
-    """The abstract cache of a job, on no mesh."""
-    total = job.sequence_length + (job.generate or 0)
-    return jax.eval_shape(lambda: init_cache(model, job.batch, total))
