@@ -78,8 +78,11 @@ class Controls:
             row[forced] = 0.0
         row[suppressed] = -np.inf
         if allowed is not None:
-            row[: len(allowed)][~np.asarray(allowed[: self.vocab_size], bool)] = -np.inf
-            row[len(allowed) :] = -np.inf
+            allowed = np.resize(np.asarray(allowed, bool), self.vocab_size) & (
+                np.arange(self.vocab_size) < len(allowed)
+            )
+            free = allowed & (row > -np.inf)
+            row = np.where(free if free.any() else allowed, np.where(free, row, 0.0), -np.inf).astype(np.float32)
         return row
 
 

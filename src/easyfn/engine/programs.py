@@ -52,7 +52,6 @@ class Given(NamedTuple):
 class Facts:
     """What the programs of an engine are made for."""
 
-    rows: int
     vocab_size: int
     page_size: int
     impl: str  # of the keys

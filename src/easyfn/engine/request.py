@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ class Request:
       thread does.
     """
 
-    def __init__(self, engine: Any, number: int, wanted: Wanted, key: np.ndarray, adapter: int) -> None:
+    def __init__(self, engine: Any, number: int, wanted: Wanted, key: np.ndarray | None, adapter: int) -> None:
         self.id = number
         self.prompt = wanted.prompt
         self.tokens: list[int] = []
@@ -38,7 +39,7 @@ class Request:
         self._wanted = wanted
         self._key = key
         self._adapter = adapter
-        self._stop = 0  # the state of the automaton of stop strings
+        self._stop = _walk(wanted.stop, wanted.prompt)  # the state of the automaton of stop strings
         self._memory: Any = None  # of the engine's processors, while the request waits for its second turn
         self._news = threading.Condition()
         self._callbacks: list[Callable[[int | None], Any]] = []
@@ -54,7 +55,6 @@ class Request:
     def cancel(self) -> None:
         """No more tokens: the next step gives its pages back. Does nothing if it is done."""
         self.cancelled = True
-        self._engine._wake()
 
     def subscribe(self, callback: Callable[[int | None], Any]) -> None:
         """`callback(token)` for every new token, those that came before first, and `callback(None)` at the end.
@@ -71,15 +71,12 @@ class Request:
                 self._callbacks.append(callback)
 
     def __iter__(self) -> Iterator[int]:
-        told = 0
-        while True:
-            self._engine._until(self, lambda: len(self.tokens) > told or self.done)
-            if told < len(self.tokens):
-                yield self.tokens[told]
-                told += 1
-            elif self.done:
-                self._raise()
-                return
+        for told in itertools.count():
+            self._engine._until(self, lambda told=told: len(self.tokens) > told or self.done)
+            if told >= len(self.tokens):
+                break
+            yield self.tokens[told]
+        self._raise()
 
     def result(self) -> Generation:
         """What [`easyfn.generate`][] returns for this prompt alone, `sequences` `(1, columns)`. A cancelled request has the
@@ -132,3 +129,12 @@ class Request:
         for callback in self._callbacks:
             callback(token)
         self._news.notify_all()
+
+
+def _walk(table: np.ndarray | None, ids: Sequence[int]) -> int:
+    """The state of the automaton after a prompt: a stop string in it stops nothing, but its end may begin another."""
+    state = 0
+    for token in ids if table is not None else ():
+        after = int(table[state, token])
+        state = after if after >= 0 else -after - 1
+    return state

@@ -45,7 +45,7 @@ class Scheduler:
     def pages_of(self, tokens: int) -> int:
         return -(-tokens // self.page_size) if self.by_pages else 0
 
-    def admit(self) -> Iterator[Row]:
+    def admit(self) -> None:
         """Gives rows and pages to those who wait, as long as there are any for all that the first of them has said."""
         while self.waiting and None in self.rows:
             request = self.waiting[0]
@@ -54,11 +54,10 @@ class Scheduler:
             shared: list[int] = []
             if self.prefix_cache:  # at least one token is run, for its logits
                 shared = self.pages.known(digests(known[:-1], self.page_size, seed))
-            more = self.pages_of(len(known) + 1) - len(shared)
+            spare = any(self.rows)  # a slot more, lest a row that runs must give way for the first new token
+            more = self.pages_of(len(known) + spare) - len(shared)
             if more + self.pages.idle(shared) > self.pages.free:
-                if any(self.rows) or more > self.pages.number:
-                    return
-                more = self.pages.free - self.pages.idle(shared)  # alone: the last token needs no page of its own
+                return
             self.pages.share(shared)
             own = self.pages.take(more) or []
             self.waiting.pop(0)
@@ -66,7 +65,6 @@ class Scheduler:
             place = self.rows.index(None)
             row = Row(request, place, shared + own, len(shared) * self.page_size, len(known), seed, named=len(shared))
             self.rows[place] = row
-            yield row
 
     def grow(self, row: Row) -> Iterator[Row]:
         """A page for the next slot of a row. Yields the rows that give way for it, perhaps this one."""
@@ -98,6 +96,12 @@ class Scheduler:
         for i in range(row.named, full):
             self.pages.name(row.pages[i], names[i])
         row.named = full
+
+    def clear(self) -> None:
+        """Nobody runs, nobody waits, and nothing is known of any page."""
+        self.pages = Pages(self.pages.number)
+        self.rows = [None] * len(self.rows)
+        self.waiting = []
 
     def drop_cancelled(self) -> list[Any]:
         """The requests that were cancelled, out of their rows and out of the line."""

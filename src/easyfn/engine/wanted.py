@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ..generation import checks
-from ..generation.config import GenerationConfig
 from ..generation.model import decoder_prompt, encodes
 from ..generation.options import resolve, with_defaults
 from .controls import Controls
@@ -22,12 +21,18 @@ _REFUSED = {
     "guidance_scale": "a second prompt for each row is another program; use ef.generate",
     "prefill_chunk_size": "the engine cuts prompts: ef.Engine(model, prefill_chunk=)",
     "prompt_lookup_num_tokens": "drafts are another program; use ef.generate",
+    "cache_implementation": "the engine's cache is its own: ef.Engine(model, dtype=)",
     "output_scores": "the scores stay on the device; use ef.generate",
     "output_logits": "the logits stay on the device; use ef.generate",
     "output_attentions": "they are another program; use ef.generate",
     "output_hidden_states": "they are another program; use ef.generate",
 }
-_OFF: dict[str, tuple[Any, ...]] = {"num_beams": (1,), "num_return_sequences": (1,), "guidance_scale": (1, 1.0)}
+_OFF: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "guidance_scale": (1, 1.0),
+    "cache_implementation": ("static",),
+}
 _ELSEWHERE = {
     "attention_mask": "every id of a request is a token; leave the padding out",
     "processors": "they run for all rows: ef.Engine(model, processors=)",
@@ -51,7 +56,7 @@ class Wanted:
     eos: frozenset[int]
     pad: int
     numbers: np.ndarray
-    decay: np.ndarray  # the ids that `exponential_decay_length_penalty` raises
+    raised: np.ndarray  # the ids that `exponential_decay_length_penalty` raises
     controls: Controls
     stop: np.ndarray | None  # the table of `generation/stop.py`
     sample: bool
@@ -75,7 +80,7 @@ def read(
     ids = _one(model, ids, "ids")
     c = with_defaults(resolve(getattr(model, "config", None), config, options))
     for name, why in _REFUSED.items():
-        value = getattr(c, name)
+        value = getattr(c, name, None)
         if value is not None and value is not False and value not in _OFF.get(name, ()):
             raise ValueError(f"submit: {name}={value!r} is not for one row of a running batch: {why}")
     if second and c.encoder_repetition_penalty != 1.0:
@@ -91,8 +96,8 @@ def read(
     vocab_size = model.config.vocab_size
     max_length = checks.longest(model, c, len(prompt), None)
     words = (c.stop_strings,) if isinstance(c.stop_strings, str) else c.stop_strings
-    decay = np.full((EOS,), -1, np.int32)
-    decay[: len(c.eos[:EOS])] = c.eos[:EOS]
+    raised = np.full((EOS,), -1, np.int32)
+    raised[: len(c.eos[:EOS])] = c.eos[:EOS]
     return Wanted(
         prompt=tuple(prompt.tolist()),
         source=tuple(ids.tolist()) if second else (),
@@ -100,7 +105,7 @@ def read(
         eos=frozenset(c.eos),
         pad=c.pad if c.pad is not None else 0,
         numbers=numbers_of(c),
-        decay=decay,
+        raised=raised,
         controls=Controls(
             c,
             prompt=prompt.tolist(),

@@ -6,6 +6,8 @@ matmuls: twice as fast as `jax.nn.dot_product_attention` on CPU, forward and bac
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -188,9 +190,7 @@ class Attention(eqx.Module):
         self.rope = rope
         self.dropout = dropout
 
-    def __call__(
-        self, x: jax.Array, context: Context, cache: KV | Ring | None = None
-    ) -> tuple[jax.Array, KV | Ring | None, jax.Array | None]:
+    def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, jax.Array | None]:
         q = split_heads(self.q_proj(x), self.num_heads)
         k = split_heads(self.k_proj(x), self.num_kv_heads)
         v = split_heads(self.v_proj(x), self.num_kv_heads)
