@@ -72,6 +72,7 @@ def runs(alone, tmp_path_factory):
         status, said = start(folder, processes)
         expected = [7, -9] if processes == 2 else [0] * 4
         assert status == expected, "\n\n".join(said)
+        found[processes, "said"] = said
         found[processes] = [json.loads((folder / f"{processes}-{n}.json").read_text()) for n in range(processes)]
         found[processes, "model"] = ef.load(folder / "model")
         found[processes, "files"] = {p.name for p in folder.iterdir() if p.name.startswith((".", "model"))}
@@ -100,6 +101,12 @@ def test_together_as_alone(runs, alone):
             assert each["alike"]
         close(found[processes, "model"], models[done])
     assert all(each["gathered"] and each["whole"] for each in found[2])
+
+
+def test_the_command_joins_and_prints_once(runs):
+    said = runs[1][4, "said"]
+    assert ["model.layers.0-1.self_attn.q_proj.weight" in text for text in said] == [True, False, False, False]
+    assert "[tp, fsdp]" in said[0]
 
 
 def test_a_state_of_other_processes(runs, alone):

@@ -120,7 +120,16 @@ def killed(folder, model, number):
 
 def main():
     folder, address, processes, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    jax.distributed.initialize(address, processes, number, heartbeat_timeout_seconds=30, shutdown_timeout_seconds=10)
+    if processes == 2:
+        jax.distributed.initialize(
+            address, processes, number, heartbeat_timeout_seconds=30, shutdown_timeout_seconds=10
+        )
+    else:
+        from easyfn.cli import main as command
+
+        os.environ |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": str(number)}
+        command(["--distributed", "--mesh", "fsdp=2,tp=2", "show", str(folder / "model")])
+        sys.stdout.flush()
     found, model = run(folder, processes, number)
     (folder / f"{processes}-{number}.json").write_text(json.dumps(found))
     if processes == 2:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .together import add_options, is_first, joined, places
+
 
 def extra(module: str, name: str = "cli") -> Any:
     """An optional dependency, or an error that names the extra."""
@@ -51,7 +53,7 @@ def _load(args: argparse.Namespace) -> Any:
     import easyfn as ef
 
     dtype = jnp.dtype(args.dtype) if getattr(args, "dtype", None) else None
-    return ef.load(args.checkpoint, dtype=dtype, quantize=getattr(args, "quantize", None))
+    return ef.load(args.checkpoint, dtype=dtype, quantize=getattr(args, "quantize", None), **places(args))
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -138,7 +140,7 @@ def _copy_tokenizer(source: str, target: str) -> None:
         except (ImportError, ValueError) as error:
             print(f"easyfn: no tokenizer.json was written: {error}", file=sys.stderr)
         return
-    for path in Path(source).glob("*token*.json") if Path(source).is_dir() else ():
+    for path in Path(source).glob("*token*.json") if Path(source).is_dir() and is_first() else ():
         shutil.copy(path, target)
 
 
@@ -148,8 +150,16 @@ def run_finetune(args: argparse.Namespace) -> None:
     from .finetune import tune
 
     model = _load(args)
+    mesh = places(args).get("mesh")
+    rows = 1 if mesh is None else mesh.shape["dp"] * mesh.shape["fsdp"]
     tuned, losses = tune(
-        model, tokenizer_of(args.checkpoint), Path(args.text).read_text(), steps=args.steps, rank=args.rank
+        model,
+        tokenizer_of(args.checkpoint),
+        Path(args.text).read_text(),
+        steps=args.steps,
+        rank=args.rank,
+        batch_size=-(-8 // rows) * rows,
+        mesh=mesh,
     )
     ef.save_adapter(tuned, args.out)
     print(f"{args.out}: loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps")
@@ -164,6 +174,7 @@ def run_demo(args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of the `easyfn` command."""
     parser = argparse.ArgumentParser(prog="easyfn", description="Hugging Face checkpoints as immutable JAX pytrees.")
+    add_options(parser)
     commands = parser.add_subparsers(dest="command", required=True)
 
     p = commands.add_parser("show", help="a table of a checkpoint's weights")
@@ -230,6 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     args = parser.parse_args(arguments)
     try:
-        args.run(args)
+        with joined(args):
+            args.run(args)
     except (ValueError, TypeError, OSError, KeyError) as error:
         sys.exit(f"easyfn {args.command}: {error}")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from .._processes import first
 from .._slots import find_slots
 from .._trainable import is_adapter
 from .._tree import at, expand, is_leaf
@@ -141,14 +142,18 @@ def save_adapter(
 
 def _write(directory: Any, data: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Path:
     folder = Path(directory).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
     shapes = {name: (tuple(array.shape), array.dtype) for name, array in sorted(tensors.items())}
-    temporary = folder / f".{WEIGHTS}.part"
-    write(temporary, shapes, (tensors[name] for name in shapes), {"format": "pt"})
-    settings = folder / f".{CONFIG}.part"
-    settings.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", "utf-8")
-    os.replace(temporary, folder / WEIGHTS)
-    os.replace(settings, folder / CONFIG)
+
+    def put() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{WEIGHTS}.part"
+        write(temporary, shapes, (tensors[name] for name in shapes), {"format": "pt"})
+        settings = folder / f".{CONFIG}.part"
+        settings.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", "utf-8")
+        os.replace(temporary, folder / WEIGHTS)
+        os.replace(settings, folder / CONFIG)
+
+    first(put, "save_adapter")
     return folder
 
 

@@ -1,0 +1,77 @@
+"""`easyfn --distributed`: one of several processes that run one command on one model."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        default=os.environ.get("EASYFN_DISTRIBUTED", "0") not in ("", "0"),
+        help="this is one of several processes: join them (jax.distributed); also EASYFN_DISTRIBUTED=1",
+    )
+    parser.add_argument("--mesh", help="split the model over all devices, as in fsdp=4,tp=2")
+
+
+@contextlib.contextmanager
+def joined(args: argparse.Namespace) -> Iterator[None]:
+    """Joins the other processes, if this is one of several; only the first of them prints.
+
+    Slurm, Open MPI, Kubernetes and TPU pods tell JAX who is who; elsewhere the environment does: JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+    """
+    if not args.distributed:
+        yield
+        return
+    import jax
+
+    if not jax.distributed.is_initialized():
+        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+        given = {name: int(os.environ[key]) for name, key in names.items() if key in os.environ}
+        jax.distributed.initialize(**given)  # type: ignore[arg-type]
+    with contextlib.ExitStack() as quiet:
+        if jax.process_index() > 0:
+            quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+        yield
+
+
+def is_first() -> bool:
+    """Whether this process writes the files that one process writes."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def mesh_of(args: argparse.Namespace) -> Any:
+    """The mesh of `--mesh`; of several processes all their devices, on `fsdp`; else none."""
+    import jax
+
+    import easyfn as ef
+
+    if args.mesh is None:
+        return ef.make_mesh() if jax.process_count() > 1 else None
+    try:
+        sizes = {name: int(size) for name, size in (part.split("=") for part in args.mesh.split(","))}
+        return ef.make_mesh(**{"fsdp": 1, **sizes})
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"--mesh {args.mesh}: write sizes of dp, fsdp, ep, tp, sp, as in fsdp=4,tp=2 ({error})"
+        ) from None
+
+
+def places(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `ef.load` that put a model on the mesh; what does not divide is whole on every device."""
+    import easyfn as ef
+
+    mesh = mesh_of(args)
+    if mesh is None:
+        return {}
+    rules = ef.default_rules(ef.abstract(args.checkpoint))
+    return {"mesh": mesh, "rules": dataclasses.replace(rules, indivisible="replicate")}
