@@ -172,7 +172,7 @@ class RemoveInvalid(eqx.Module):
 class ExponentialDecay(eqx.Module):
     """Raises the logits of the ids that end a row, ever faster, once `start` tokens were generated."""
 
-    start: int
+    start: Any
     factor: Any
     eos: Any
 
