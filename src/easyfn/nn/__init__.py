@@ -60,6 +60,7 @@ from .heads import (
     input_embeddings as input_embeddings,
     max_positions as max_positions,
 )
+from .latent import LatentAttention as LatentAttention
 from .linear import Embedding as Embedding, Linear as Linear, along_last as along_last, declare as declare
 from .mlp import GatedMLP as GatedMLP
 from .moe import Experts as Experts, SparseMoE as SparseMoE, route as route

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from .._frozen import Frozen
-from .attention import Attention
 from .context import Context
 from .fold import fold
 from .linear import Embedding
@@ -21,10 +20,11 @@ from .rope import TYPES, rope_table, unknown_rope
 class Block(eqx.Module):
     """Pre-norm: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 
+    `self_attn` is called with `(x, context, cache)` and returns `(y, cache, weights)`, as an `Attention` does.
     `mlp` is called with `(x, context)` and returns `y`, or `(y, router_logits)` where it is a mixture of experts.
     """
 
-    self_attn: Attention
+    self_attn: Any
     mlp: Any
     input_layernorm: Any
     post_attention_layernorm: Any
