@@ -1,14 +1,21 @@
 """Sharding changes where numbers live, never the numbers; misfits are told, all at once."""
 
 import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cases
 import easyfn as ef
 from easyfn.models.family import build
+from easyfn.testing import laws
+from test_laws import case
 
 CONFIG = ef.models.LlamaConfig(
     vocab_size=64,
@@ -159,3 +166,30 @@ def test_a_deep_sharded_model_is_quantized_without_a_deadlock():
     for _ in range(3):
         small = ef.quantize(sharded, "8bit")
     jax.tree.map(np.testing.assert_array_equal, ef.fully_gather(small), ef.quantize(deep, "8bit"))
+
+
+MIXES = {
+    "dp-fsdp-tp": {"dp": 2, "fsdp": 2, "tp": 2},
+    "fsdp-tp-sp": {"fsdp": 2, "tp": 2, "sp": 2},
+    "fsdp-ep-tp": {"fsdp": 2, "ep": 2, "tp": 2},
+    "fsdp": {"fsdp": 8},
+    "tp-sp": {"fsdp": 1, "tp": 4, "sp": 2},  # more than the key heads of most
+    "dp-sp": {"dp": 2, "fsdp": 1, "sp": 4},
+}
+FAMILIES = cases.names(variant=False)
+
+
+def mixed():
+    """Every family on every mix; those off the diagonal are slow."""
+    for i, family in enumerate(FAMILIES):
+        for j, mix in enumerate(MIXES):
+            dear = () if (i - j) % len(MIXES) == 0 else pytest.mark.slow
+            yield pytest.param(family, mix, id=f"{family}-{mix}", marks=dear)
+
+
+@pytest.mark.parametrize("family, mix", list(mixed()))
+def test_every_family_on_any_mix_of_axes(family, mix):
+    """Answers, gradients, generated tokens and adapters on quantized weights, of stacked layers: those of one device."""
+    known = case(family)
+    stacked = dataclasses.replace(known, make=lambda key: ef.stack(known.model), mesh=MIXES[mix], quantization=("nf4",))
+    laws.shard_changes_nothing(stacked)

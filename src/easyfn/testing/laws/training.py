@@ -16,22 +16,29 @@ from .law import law
 
 
 @eqx.filter_jit
-def _gradient(train: Any, frozen: Any, inputs: dict[str, jax.Array]) -> Any:
+def _gradient(train: Any, frozen: Any, inputs: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], Any]:
     """Of a number to which every answer contributes: each times fixed noise, so that no symmetry cancels it."""
 
-    def number(train: Any) -> jax.Array:
+    def number(train: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         answers = forward(eqx.combine(train, frozen), inputs)[0]
         noise = {name: jax.random.normal(jax.random.key(n), v.shape) for n, (name, v) in enumerate(answers.items())}
         terms = [jnp.sum(v.astype(jnp.float32) * noise[name]) for name, v in answers.items()]
-        return jnp.sum(jnp.stack(terms))
+        return jnp.sum(jnp.stack(terms)), answers
 
-    return eqx.filter_grad(number)(train)
+    slopes, answers = eqx.filter_grad(number, has_aux=True)(train)
+    return answers, slopes
+
+
+def answers_and_gradient(model: Any, inputs: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The answers, and the gradient of every trainable array by its path."""
+    train, frozen = eqx.partition(model, ef.trainable(model))
+    answers, slopes = _gradient(train, frozen, inputs)
+    return answers, {path: np.asarray(g, np.float32) for path, g in ef.params(slopes).items()}
 
 
 def gradient(model: Any, inputs: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     """The gradient of every trainable array by its path."""
-    train, frozen = eqx.partition(model, ef.trainable(model))
-    return {path: np.asarray(g, np.float32) for path, g in ef.params(_gradient(train, frozen, inputs)).items()}
+    return answers_and_gradient(model, inputs)[1]
 
 
 @law()

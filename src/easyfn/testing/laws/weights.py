@@ -10,9 +10,10 @@ import numpy as np
 
 import easyfn as ef
 
-from ..case import Case, run, same, same_trees
+from ..case import HALF, Case, run, same, same_trees, shaken
 from ..opaque import Opaque
 from .law import law
+from .training import answers_and_gradient
 
 # The largest relative error (Frobenius) that a method may leave in a matrix of normal numbers.
 ERRORS = {"8bit": 0.012, "a8bit": 0.012, "a8q": 0.012, "nf4": 0.12, "int4": 0.12, "a4q": 0.12, "fp4": 0.16}
@@ -141,7 +142,8 @@ def lora_rests_on_quantized(case: Case) -> None:
 
 @law()
 def shard_changes_nothing(case: Case) -> None:
-    """Over eight devices the model is the same function, really split, and comes back whole."""
+    """Over eight devices the model is the same function with the same gradients and tokens, really split, and comes back
+    whole; with adapters on quantized weights too."""
     if (count := jax.device_count()) < 8:
         raise AssertionError(f"{count} devices: start pytest with -p easyfn.testing.plugin, which makes eight of a CPU")
     rules = case.rules or dataclasses.replace(ef.default_rules(case.model), indivisible="replicate")
@@ -149,5 +151,16 @@ def shard_changes_nothing(case: Case) -> None:
     split, report = ef.shard(case.model, rules, mesh, report=True)
     spread = [p for p, v in ef.params(split).items() if v.addressable_shards[0].data.size < v.size]
     assert spread, f"every array is on every device whole. {report}"
-    same(case, case.answers(split), case.answers(case.model), "eight devices against one", tolerance=1e-4)
     same_trees(ef.gather(split), case.model, "sharded and gathered")
+    inputs = case.given()
+    answers, slopes = answers_and_gradient(split, inputs)
+    wanted, wanted_slopes = answers_and_gradient(case.model, inputs)
+    same(case, answers, wanted, "eight devices against one", tolerance=1e-4)
+    same(case, slopes, wanted_slopes, "gradients on eight devices", tolerance=1e-4)
+    if "input_ids" in inputs and ef.can_generate(case.model):
+        got, want = (ef.generate(m, inputs["input_ids"], max_new_tokens=HALF).sequences for m in (split, case.model))
+        assert np.array_equal(got, want), "eight devices generate other tokens than one"
+    adapted = ef.apply_lora(case.quantized(case.quantization[-1]), case.lora, rank=4, key=case.key)
+    adapted = shaken(adapted, case.key)
+    split = ef.shard(adapted, rules, mesh)
+    same(case, case.answers(split), case.answers(adapted), "adapters on a quantized model", tolerance=1e-3)
