@@ -87,12 +87,13 @@ def close(model, other):
 def test_a_process_reads_the_bytes_of_its_shards(runs, processes):
     for each in runs[1][processes]:
         assert each["read"] == each["own"] < each["all"]
+        assert each["held"] == each["own"] and each["most"] == each["largest"]  # no copy, no whole tensor
         assert each["params"] == ef.num_params(runs[1][processes, "model"]) and "fsdp" in each["table"]
 
 
 def test_together_as_alone(runs, alone):
     models, losses = alone
-    _folder, found = runs
+    folder, found = runs
     for processes, done in ((2, 2), (4, 4)):
         tokens = ef.generate(models[done], worker.PROMPT, max_new_tokens=4, do_sample=False).sequences
         for each in found[processes]:
@@ -100,7 +101,11 @@ def test_together_as_alone(runs, alone):
             assert each["tokens"] == np.asarray(tokens).tolist()
             assert each["alike"]
         close(found[processes, "model"], models[done])
-    assert all(each["gathered"] and each["whole"] for each in found[2])
+    for each in found[2]:
+        assert each["gathered"] and each["whole"] and each["quantized"] and each["logits"] == [4, 4, 64]
+        assert each["streamed"] == [row[4:] for row in each["tokens"]]
+    jax.tree.map(np.testing.assert_array_equal, ef.load(folder / "alone"), models[0])
+    jax.tree.map(np.testing.assert_array_equal, ef.load(folder / "quantized"), ef.quantize(models[0], "8bit"))
 
 
 def test_the_command_joins_and_prints_once(runs):

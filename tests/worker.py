@@ -43,6 +43,20 @@ def counted(log):
     safetensors._fill = fill
 
 
+def allocated(log):
+    """The sizes of the host's arrays that a load reads into."""
+    from easyfn.io import arrays
+
+    aligned = arrays.aligned
+
+    def make(shape, dtype):
+        out = aligned(shape, dtype)
+        log.append(out.nbytes)
+        return out
+
+    arrays.aligned = make
+
+
 def own_bytes(model):
     """The bytes of the different shards that this process holds."""
     total = 0
@@ -64,13 +78,17 @@ def same(a, b):
 def run(folder, processes, number):
     import easyfn as ef
 
-    found, log = {}, []
-    counted(log)
+    found, log, held = {}, [], []
+    counted(log), allocated(held)
     mesh = ef.make_mesh(fsdp=2, tp=2) if processes == 2 else ef.make_mesh(fsdp=-1, tp=1)
     model = ef.load(folder / "model", mesh=mesh)
     found["read"], found["own"], found["all"] = sum(log), own_bytes(model), ef.num_bytes(model)
-    found["most"] = max(log)
+    found["held"], found["most"] = sum(held), max(held)
+    found["largest"] = max(s.data.nbytes for leaf in jax.tree.leaves(model) for s in leaf.addressable_shards)
     found["params"], found["table"] = ef.num_params(model), str(ef.show(model))
+    if processes == 2:
+        ef.save(ef.load(folder / "model", mesh=mesh, quantize="8bit"), folder / "quantized")
+        found["quantized"] = ef.is_quantized(ef.load(folder / "quantized", mesh=mesh))
     state = ef.to_state(model, OPTIMIZER)
     start = 0
     if processes == 4:  # goes on with what two processes left, on another mesh
@@ -86,6 +104,10 @@ def run(folder, processes, number):
     trained = state.model
     out = ef.generate(trained, PROMPT, max_new_tokens=4, do_sample=False)
     found["tokens"] = np.asarray(out.sequences).tolist()
+    if processes == 2:
+        ids = ef.shard_batch({"ids": PROMPT}, mesh)["ids"]
+        found["streamed"] = np.stack(list(ef.stream(trained, ids, max_new_tokens=4, do_sample=False)), 1).tolist()
+        found["logits"] = ef.forward(trained, ids).logits.shape
     ef.save(trained, folder / "model", max_shard_size="20KB")
     found["alike"] = same(ef.load(folder / "model", mesh=mesh), trained)
     if processes == 2:
@@ -94,6 +116,8 @@ def run(folder, processes, number):
         back = ef.fully_gather(split)
         found["gathered"] = all(leaf.is_fully_replicated for leaf in jax.tree.leaves(ef.gather(split)))
         found["whole"] = jax.tree.all(jax.tree.map(np.array_equal, back, whole))
+        if number == 1:  # what a process holds whole it saves without the others
+            ef.save(back, folder / "alone")
     return found, trained
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ._processes import on_host
 from ._rows import by_row
 from ._slots import find_slots
 from ._tree import expand, is_abstract, replace
@@ -158,7 +159,7 @@ def check_ids(model: Any, ids: Any, embeds: Any, *, prefix: str = "") -> tuple[A
         raise ValueError(f"{prefix}input_ids must be integers, not {ids.dtype}")
     size = getattr(getattr(model, "config", None), "vocab_size", None)
     if size is not None and ids.size and not isinstance(ids, jax.core.Tracer):
-        held = np.asarray(ids)  # a constant of somebody's jit is concrete, but what jnp makes of it would not be
+        held = on_host(ids)  # a constant of somebody's jit is concrete, but what jnp makes of it would not be
         low, high = int(held.min()), int(held.max())
         if low < 0 or high >= size:
             raise ValueError(
@@ -205,7 +206,7 @@ def make_context(
         size = cache.segment_ids.shape[1]
         if batch != cache.segment_ids.shape[0]:
             raise ValueError(f"the cache holds {cache.segment_ids.shape[0]} rows and the input has {batch}")
-        used = 0 if isinstance(cache.length, jax.core.Tracer) else int(np.max(np.asarray(cache.length)))
+        used = 0 if isinstance(cache.length, jax.core.Tracer) else int(np.max(on_host(cache.length)))
         if used + length > size:
             raise ValueError(
                 f"the cache has {size} slots, {used} of them used, and {length} more tokens do not fit; "
@@ -256,7 +257,7 @@ def _mask(value: Any, shape: tuple[int, int], cache: Cache | None) -> jax.Array 
     value = jnp.asarray(value)
     if value.ndim != 2:
         raise ValueError(f"attention_mask must have shape (batch, seq), not {value.shape}; use segment_ids for packing")
-    if not isinstance(value, jax.core.Tracer) and value.dtype != bool and np.any(np.asarray(value) < 0):
+    if not isinstance(value, jax.core.Tracer) and value.dtype != bool and np.any(on_host(value) < 0):
         raise ValueError("attention_mask is 1 for tokens and 0 for padding: it is not added to the scores")
     if cache is not None and value.shape[1] > shape[1]:
         value = value[:, -shape[1] :]  # transformers' form: the past included
@@ -306,7 +307,9 @@ def _empty_cache(model: Any, batch_size: int, max_length: int, dtype: Any, mesh:
     if layers is None:
         raise layer_cache.missing(model, f"No part of {type(model).__name__} keeps a cache.")
     if dtype == jnp.int8 and all(leaf.dtype != jnp.int8 for leaf in jax.tree.leaves(layers)):
-        raise ValueError(f"init_cache: {type(model).__name__} keeps no keys and values, only states, which int8 would blur")
+        raise ValueError(
+            f"init_cache: {type(model).__name__} keeps no keys and values, only states, which int8 would blur"
+        )
     zeros = jnp.zeros((batch_size,), jnp.int32)
     segments = jnp.zeros((batch_size, max_length), jnp.int32)
     more = jax.eval_shape(lambda: layer_cache(model, batch_size + 1, max_length, dtype))

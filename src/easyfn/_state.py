@@ -49,7 +49,7 @@ def save_state(
     ```
     """
     orbax = _orbax("save_state")
-    root, number = Path(directory).absolute(), _number(state, step)
+    root, number = _folder(directory), _number(state, step)
     _check_keep(keep, "save_state")
     path = _free(root, number, "save_state", overwrite)
     with orbax.Checkpointer(_handler(orbax)) as checkpointer:
@@ -94,7 +94,7 @@ class Checkpoints:
         _check_keep(keep, "Checkpoints")
         if every < 1:
             raise ValueError(f"Checkpoints: every={every}; it is a number of steps, 1 or more")
-        self.directory, self.keep, self.every = Path(directory).absolute(), keep, every
+        self.directory, self.keep, self.every = _folder(directory), keep, every
         self._saver = orbax.AsyncCheckpointer(_handler(orbax))
         self._writing: int | None = None
         first(lambda: _clean(self.directory), "Checkpoints")
@@ -166,7 +166,7 @@ def saved_steps(directory: str | Path) -> tuple[int, ...]:
 
     The example is at [`easyfn.Checkpoints`][].
     """
-    root = Path(directory)
+    root = _folder(directory)
     return tuple(sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())) if root.is_dir() else ()
 
 
@@ -174,6 +174,14 @@ def _handler(orbax: Any) -> Any:
     return orbax.CompositeCheckpointHandler(
         state=orbax.PyTreeCheckpointHandler(), data_state=orbax.JsonCheckpointHandler()
     )
+
+
+def _folder(directory: str | Path) -> Path:
+    if "://" in str(directory):
+        raise ValueError(
+            f"training states are saved in folders, and {directory} is a URL: mount the bucket (gcsfuse, ...)"
+        )
+    return Path(directory).absolute()
 
 
 def _number(state: Any, step: int | None) -> int:
@@ -194,7 +202,7 @@ def _free(root: Path, number: int, who: str, overwrite: bool) -> Path:
 
 
 def _step(directory: str | Path, step: int | None, who: str) -> Path:
-    root = Path(directory).absolute()
+    root = _folder(directory)
     steps = saved_steps(root)
     if not steps or (step is not None and step not in steps):
         asked = "no steps" if step is None else f"no step {step}"

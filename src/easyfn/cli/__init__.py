@@ -99,7 +99,7 @@ def quantize(args: argparse.Namespace) -> None:
         rows = blocks(tokenizer_of(args.checkpoint), Path(args.calibrate).read_text(), 128)[: args.rows]
         model = ef.calibrate(ef.load(args.checkpoint), [rows[i : i + 8] for i in range(0, len(rows), 8)], cfg)
     else:
-        model = ef.load(args.checkpoint, quantize=cfg)
+        model = ef.load(args.checkpoint, quantize=cfg, **places(args))
     ef.save(model, args.out)
     _copy_tokenizer(args.checkpoint, args.out)
     print(f"{args.out}: {ef.num_bytes(model) / 1e6:.1f} MB in memory")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._processes import local
+from .._processes import unbound
 from .._rows import by_row
 from ..nn.context import Runtime
 from .assisted import run_assisted
@@ -93,7 +93,7 @@ def generate(
     assert not (out.new_tokens == 7).any()
     ```
     """
-    ids, attention_mask = local(ids), local(attention_mask)
+    ids, attention_mask = unbound(ids), unbound(attention_mask)
     plan, data = prepare(
         model,
         ids,
@@ -115,12 +115,12 @@ def generate(
     if plan.drafted:
         return cut(here(run_assisted(model, data, plan=plan)), plan.max_length, plan)
     out, first, length = (run_beams if plan.beams else run)(model, data, plan=plan)
-    return cut(by_step(here(out), jax.tree.map(local, first), plan), local(length), plan)
+    return cut(by_step(here(out), jax.tree.map(unbound, first), plan), unbound(length), plan)
 
 
 def here(out: Generation) -> Generation:
     """The whole result on every process, where there are many; the cache stays where it is."""
-    return dataclasses.replace(jax.tree.map(local, dataclasses.replace(out, cache=None)), cache=out.cache)
+    return dataclasses.replace(jax.tree.map(unbound, dataclasses.replace(out, cache=None)), cache=out.cache)
 
 
 def cut(out: Generation, length: Any, plan: Plan) -> Generation:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._processes import local, on_host
+from .._processes import on_host, unbound
 from .._rows import by_row
 from ..nn.context import Runtime
 from .loop import Carry, start, step
@@ -97,7 +97,7 @@ def stream_text(model: Any, ids: Any, tokenizer: Any, **options: Any) -> Iterato
 
 def _checked(model: Any, ids: Any, adapter_ids: Any, call: dict[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Checks at once; runs when asked for the first column."""
-    ids, call = local(ids), {**call, "attention_mask": local(call["attention_mask"])}
+    ids, call = unbound(ids), {**call, "attention_mask": unbound(call["attention_mask"])}
     plan, data = prepare(model, ids, **call)
     for name in sorted(plan.outputs):
         raise ValueError(f"stream yields tokens only; for output_{name} use generate")

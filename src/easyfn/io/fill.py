@@ -207,7 +207,13 @@ def assemble(
     encoders = encoders or {}
     wanted = dtypes(sources, source, model, dtype)
     common = max(set(wanted.values()), key=list(wanted.values()).count) if wanted else jnp.dtype(jnp.float32)
-    packed = {path: _unpack(p, source, dtype) for path, p in sources.packed.items()}
+    weigh: Callable[[str], Any] = lambda path: _unpack(sources.packed[path], source, dtype)
+    if shardings is None:
+        packed = {path: weigh(path) for path in sources.packed}
+        weigh = packed.pop
+        formats = {path: abstract_of(weight) for path, weight in packed.items()}
+    else:  # read twice, to know what they are and to keep a part of each: all of them would be the whole model
+        formats = {path: abstract_of(weigh(path)) for path in sources.packed}
     arrays = leaves(model)
     new: dict[str, Any] = {p: jax.ShapeDtypeStruct(t.shape, wanted[p]) for p, t in sources.of.items()}
     for path in sources.missing:
@@ -215,12 +221,12 @@ def assemble(
     for path, encode in encoders.items():
         if path in sources.of:
             new[path] = jax.eval_shape(encode, new[path])
-    new |= {path: abstract_of(weight) for path, weight in packed.items()}
+    new |= formats
     model = replace(model, new)
     if stack is not None:
         model = stack(model)
     places = dict(nodes(shardings(model))) if shardings is not None else {}
-    special = {*packed, *(p for p in encoders if p in sources.of)}
+    special = {*formats, *(p for p in encoders if p in sources.of)}
     skip = set(sources.missing)
 
     def in_place(path: str, node: Any) -> Any:
@@ -229,8 +235,8 @@ def assemble(
         parts = [aligned(leaf.shape, leaf.dtype) for leaf in leaves]
         for i, single in enumerate(expand(path)):
             mine = parts if single == path else [part[i] for part in parts]
-            if single in packed:
-                for part, value in zip(mine, jax.tree.leaves(packed.pop(single)), strict=True):
+            if single in formats:
+                for part, value in zip(mine, jax.tree.leaves(weigh(single)), strict=True):
                     np.copyto(part, value)
                 continue
             t, dtype = sources.of[single], wanted[single]
@@ -245,7 +251,7 @@ def assemble(
     def one(path: str, node: Any) -> Any:
         singles = expand(path)
         if singles[0] in special:
-            weight = packed.pop(path) if path in packed else in_place(path, node)
+            weight = weigh(path) if path in formats else in_place(path, node)
             return jax.tree.map(put, weight, places[path]) if places else jax.tree.map(put, weight)
         return dense(
             node.shape, node.dtype, [sources.of[s] for s in singles], source, places.get(path), path != singles[0]

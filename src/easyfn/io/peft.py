@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .._processes import first
+from .._processes import first, spans
 from .._slots import find_slots
 from .._trainable import is_adapter
 from .._tree import at, expand, is_leaf
@@ -121,7 +121,7 @@ def save_adapter(
     if (other := method_of(model)) is not None:
         kind, method = other
         settings, tensors = method.write(model, config)
-        return _write(directory, {**_common(model), **config, **settings, "peft_type": kind}, tensors)
+        return _write(directory, {**_common(model), **config, **settings, "peft_type": kind}, tensors, not spans(model))
     found = parts(model)
     more = saved(model, {part.module for part in found}, config)
     if not found:
@@ -137,10 +137,10 @@ def save_adapter(
     named = {name: array for part in found for name, array in _tensors(part, found).items()} | more.tensors
     named |= _tied(model, found, more, data)
     named |= _embeddings(model, found, data, save_embedding_layers)
-    return _write(directory, data, {f"{PREFIX}{name}": array for name, array in named.items()})
+    return _write(directory, data, {f"{PREFIX}{name}": array for name, array in named.items()}, not spans(model))
 
 
-def _write(directory: Any, data: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Path:
+def _write(directory: Any, data: Mapping[str, Any], tensors: Mapping[str, np.ndarray], alone: bool) -> Path:
     folder = Path(directory).expanduser()
     shapes = {name: (tuple(array.shape), array.dtype) for name, array in sorted(tensors.items())}
 
@@ -153,7 +153,7 @@ def _write(directory: Any, data: Mapping[str, Any], tensors: Mapping[str, np.nda
         os.replace(temporary, folder / WEIGHTS)
         os.replace(settings, folder / CONFIG)
 
-    first(put, "save_adapter")
+    first(put, "save_adapter", alone)
     return folder
 
 

@@ -130,7 +130,7 @@ def _read_group(store: Any, info: Info, group: Sequence[Run], target: memoryview
         target[run.at : run.at + run.length] = content[run.start - start : run.start - start + run.length]
 
 
-def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapping[str, Any]) -> None:
+def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapping[str, Any], alone: bool) -> None:
     """Writes a model behind a URL. `documents` are its JSON files, the config last.
 
     Into an empty place the files come under their usual names, the config last: without it there is no model. Where one
@@ -141,7 +141,7 @@ def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapp
     store, path = open_store(url)
     store.invalidate_cache()
     there = any(store.exists(f"{path}/{name}") for name in (SINGLE, INDEX))
-    if number := same_number(int.from_bytes(np.random.default_rng().bytes(3), "big") + 1 if there else 0):
+    if number := same_number(int.from_bytes(np.random.default_rng().bytes(3), "big") + 1 if there else 0, alone):
         names = {n: f"model-{number:06x}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i, n in enumerate(shards)}
         weight_map = {entry.name: names[n] for n, entries in shards.items() for entry in entries}
         total = sum(int(np.prod(e.shape)) * e.dtype.itemsize for entries in shards.values() for e in entries)
@@ -167,8 +167,8 @@ def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapp
 
     error: BaseException | None = None
     try:
-        write_files(shards, write)
+        write_files(shards, write, alone)
     except Exception as raised:
         error = raised
-    agree(error, "save")
-    first(finish, "save")
+    agree(error, "save", alone)
+    first(finish, "save", alone)

@@ -20,7 +20,7 @@ import numpy as np
 
 from .._dtype import cast
 from .._frozen import thaw
-from .._processes import agree, first, local, same_number
+from .._processes import agree, first, local, same_number, spans
 from .._slots import find_slots
 from .._task import task
 from .._trainable import is_adapter
@@ -63,6 +63,9 @@ def save(
     disk format that holds them all: `easyfn.io.formats.layout_of(model)` tells which, and so does a record of level INFO
     of the logger `easyfn`.
 
+    A model that lies on several processes is saved by all of them together, into a folder that they share: each writes
+    some of the files, and process 0 puts them in place when all are done.
+
     **Raises** `ValueError` for an abstract model, and for one with LoRA adapters: fold them in with `ef.merge_lora`, or
     write them with `ef.save_adapter`.
 
@@ -94,15 +97,16 @@ def save(
     found = entries(model, dtype)
     shards = _shards(found, limit)
     documents = _documents(model, known, found, shards)
+    alone = not spans(model)
     directory = plain(directory)
     if is_url(directory):
         url = directory.rstrip("/") if step is None else f"{directory.rstrip('/')}/checkpoint-{step}"
-        save_remote(url, shards, documents)
+        save_remote(url, shards, documents, alone)
         _tell(model, url)
         return url
     target = Path(directory).expanduser() if step is None else Path(directory).expanduser() / f"checkpoint-{step}"
     target = target.resolve()
-    beside = target.parent / f".{target.name}.{same_number(secrets.randbits(31)):08x}.tmp"
+    beside = target.parent / f".{target.name}.{same_number(secrets.randbits(31), alone):08x}.tmp"
 
     def make() -> None:
         if target.exists() and not target.is_dir():
@@ -124,17 +128,17 @@ def save(
             write_json(beside / name, data)
         put_in_place(beside, target)
 
-    first(make, "save")
+    first(make, "save", alone)
     try:
         error: BaseException | None = None
         try:
-            write_files(shards, write_one)
+            write_files(shards, write_one, alone)
         except Exception as raised:
             error = raised
-        agree(error, "save")
-        first(finish, "save")
+        agree(error, "save", alone)
+        first(finish, "save", alone)
     finally:
-        if jax.process_index() == 0:
+        if alone or jax.process_index() == 0:
             shutil.rmtree(beside, ignore_errors=True)
     _tell(model, target)
     return target

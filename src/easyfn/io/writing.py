@@ -35,13 +35,16 @@ class Entry(NamedTuple):
 
 
 def write_files(
-    shards: Mapping[str, Sequence[Entry]], write: Callable[[str, Shapes, Iterator[np.ndarray]], None]
+    shards: Mapping[str, Sequence[Entry]],
+    write: Callable[[str, Shapes, Iterator[np.ndarray]], None],
+    alone: bool = False,
 ) -> None:
-    """Writes every file: `write(name, shapes, arrays)` is called by the process that it falls to, in a thread.
+    """Writes every file: `write(name, shapes, arrays)` is called by the process that it falls to, in a thread. `alone`: by
+    this process, which holds the model whole.
 
     An error of one process (a full disk) is raised when the walk is over, so that no other waits for one that left it.
     """
-    me, many = jax.process_index(), jax.process_count()
+    me, many = (0, 1) if alone else (jax.process_index(), jax.process_count())
     files = list(shards.items())
     error: BaseException | None = None
     for start in range(0, len(files), many):
