@@ -21,8 +21,6 @@ def run(args: argparse.Namespace) -> None:
     uvicorn = extra("uvicorn", "serve")
     folder = _files_of(args.checkpoint)
     tokenizer = tokenizer_of(folder)
-    tokenizer.no_truncation()  # what a tokenizer.json may ask for: no prompt is cut, none is filled
-    tokenizer.no_padding()
     template = ef.serve.chat_template(args.chat_template or folder)
     model = ef.load(args.checkpoint, dtype=jnp.dtype(args.dtype) if args.dtype else None, quantize=args.quantize)
     model = _adapted(model, args.adapter)

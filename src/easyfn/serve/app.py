@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from . import asked as reading
 from .asked import Asked
-from .body import read
+from .body import parse, read
 from .errors import ApiError
 from .job import Job, respond, submit
 from .replies import CHAT, COMPLETION, Shape
@@ -74,20 +74,20 @@ def app(
     service = Service(engine, tokenizer, model_name, chat_template)
 
     def allowed(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        if api_key is not None and not hmac.compare_digest(given.encode(), f"Bearer {api_key}".encode()):
+        given = request.headers.get("authorization", "").encode("latin-1")  # the bytes that came
+        if api_key is not None and not hmac.compare_digest(given, f"Bearer {api_key}".encode()):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     def answers(read_body: Callable[[Any, Service], Asked], shape: Shape) -> Callable[[Request], Any]:
-        def prepare(body: Any) -> tuple[Asked, list[Any]]:
-            asked = read_body(body, service)
+        def prepare(data: bytes) -> tuple[Asked, list[Any]]:
+            asked = read_body(parse(data), service)
             engine.start()
             return asked, submit(service, asked)
 
         async def endpoint(request: Request) -> Any:
             allowed(request)
-            body = await read(request, max_body_bytes)
-            return respond(Job(service, *await run_in_threadpool(prepare, body)), shape)
+            data = await read(request, max_body_bytes)
+            return respond(Job(service, *await run_in_threadpool(prepare, data)), shape)
 
         return endpoint
 

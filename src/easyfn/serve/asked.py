@@ -64,6 +64,7 @@ class Asked:
     n: int
     seed: int
     stop: tuple[str, ...]
+    ends: frozenset[int]  # the ids that end an answer
     options: dict[str, Any]
     stream: bool
     include_usage: bool
@@ -159,6 +160,7 @@ def _asked(
         n=n,
         seed=secrets.randbits(32) if seed is None else seed % 2**64,
         stop=stop,
+        ends=frozenset(ends),
         options=options,
         stream=stream,
         include_usage=said.get("include_usage") is True,

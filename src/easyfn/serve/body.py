@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from .._tree import near
 from .errors import ApiError, bad
@@ -45,16 +44,24 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-async def read(request: Request, most: int) -> dict[str, Any]:
-    """The JSON object of a request of at most `most` bytes."""
+async def read(request: Request, most: int) -> bytes:
+    """The body of a request, of at most `most` bytes."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # other types may come from any web page that a browser shows
         raise ApiError(415, f"the body must be JSON, with the header Content-Type: application/json, not {kind!r}")
     data = bytearray()
-    async for part in request.stream():
-        data += part
-        if len(data) > most:
-            raise ApiError(413, f"the body is larger than the {most} bytes that this server reads")
+    try:
+        async for part in request.stream():
+            data += part
+            if len(data) > most:
+                raise ApiError(413, f"the body is larger than the {most} bytes that this server reads")
+    except ClientDisconnect as error:
+        raise ApiError(400, "the client went away") from error
+    return bytes(data)
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """The object that a body holds."""
     try:
         body = json.loads(data, parse_constant=_no_number)
         if b"\\ud" in data.lower():  # half of a pair of surrogates is no text
@@ -77,7 +84,7 @@ def check_names(body: Body, known: Collection[str]) -> None:
             continue
         off, why = REFUSED.get(name, ((), ""))
         if not why:
-            raise bad(name, f"unknown parameter {name}. {near(name, known)}", "unknown_parameter")
+            raise bad(name, f"unknown parameter {name}. {near(name, sorted(known))}", "unknown_parameter")
         if not any(type(value) is type(o) and value == o for o in off):
             raise bad(name, f"{name}={value!r} is not supported: {why}", "unsupported_parameter")
 
@@ -96,23 +103,20 @@ def number(body: Body, name: str, low: float, high: float, default: Any = None) 
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise bad(name, f"{name} must be a number, not {value!r}", "invalid_type")
     if not low <= value <= high:
-        raise bad(name, f"{name}={value} must be {_range(low, high)}")
+        raise bad(name, f"{name}={value} must be between {low:g} and {high:g}")
     return float(value)
 
 
-def count(body: Body, name: str, low: float, high: float = math.inf, default: Any = None) -> Any:
+def count(body: Body, name: str, low: int, high: int | None = None, default: Any = None) -> Any:
     value = body.get(name, default)
     if value is default:
         return value
     if isinstance(value, bool) or not isinstance(value, int):
         raise bad(name, f"{name} must be an integer, not {value!r}", "invalid_type")
-    if not low <= value <= high:
-        raise bad(name, f"{name}={value} must be {_range(low, high)}")
+    if value < low or (high is not None and value > high):
+        wanted = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise bad(name, f"{name}={value} must be {wanted}")
     return value
-
-
-def _range(low: float, high: float) -> str:
-    return f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
 
 
 def texts(body: Body, name: str, most: int, longest: int) -> tuple[str, ...]:

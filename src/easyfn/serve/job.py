@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -54,7 +55,7 @@ class Job:
         self.asked = asked
         self.requests = requests
         self.answers = [
-            Answer(request, service.tokenizer, asked.stop, () if service.encodes else request.prompt)
+            Answer(request, service.tokenizer, asked.stop, asked.ends, () if service.encodes else request.prompt)
             for request in requests
         ]
         loop = asyncio.get_running_loop()
@@ -65,7 +66,7 @@ class Job:
 
     def _teller(self, loop: asyncio.AbstractEventLoop, i: int) -> Callable[[int | None], None]:
         def tell(token: int | None) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(self._news.put_nowait, (i, token))
 
         return tell

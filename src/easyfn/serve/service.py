@@ -22,6 +22,7 @@ class Service:
     def __init__(self, engine: Any, tokenizer: Any, model_name: str, template: ChatTemplate | None) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
+        self._encoder = _encoder(tokenizer)
         self.model_name = model_name
         self.template = template
         self.reserved = RESERVED
@@ -50,9 +51,7 @@ class Service:
         return name, None if name == self.model_name else name
 
     def encode(self, text: str, special: bool) -> list[int]:
-        # The tokenizer beneath one of transformers has no state that two threads could change at once.
-        backend = getattr(self.tokenizer, "backend_tokenizer", self.tokenizer)
-        found = backend.encode(text, add_special_tokens=special)
+        found = self._encoder.encode(text, add_special_tokens=special)
         return list(getattr(found, "ids", found))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -75,6 +74,17 @@ class Service:
 def no_model(name: str, models: Sequence[str]) -> ApiError:
     message = f"the model {name!r} does not exist; there are {', '.join(models)}"
     return ApiError(404, message, param="model", code="model_not_found")
+
+
+def _encoder(tokenizer: Any) -> Any:
+    """What encodes whole prompts, from any thread: the tokenizer beneath one of transformers has no state that a call
+    changes. What it was told of cutting and filling is left out."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if getattr(backend, "truncation", None) is not None or getattr(backend, "padding", None) is not None:
+        backend = type(backend).from_str(backend.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+    return backend
 
 
 def _special(tokenizer: Any) -> dict[str, int]:

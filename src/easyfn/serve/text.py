@@ -13,7 +13,9 @@ _CONTEXT = 4  # tokens of the prompt that the first new one is decoded beside: i
 class Answer:
     """What may be said of one request so far. `reason` is why there is no more: "stop", "length", or what went wrong."""
 
-    def __init__(self, request: Any, tokenizer: Any, stop: Sequence[str], before: Sequence[int]) -> None:
+    def __init__(
+        self, request: Any, tokenizer: Any, stop: Sequence[str], ends: frozenset[int], before: Sequence[int]
+    ) -> None:
         self.request = request
         self.tokens = 0
         self.reason: str | None = None
@@ -21,6 +23,7 @@ class Answer:
         self._text.ids = list(before[-_CONTEXT:])
         self._text.told = len(self._text.ids)
         self._stop = stop
+        self._ends = ends
         self._held = ""  # it may be the beginning of a stop string
 
     def take(self, token: int | None) -> str:
@@ -30,6 +33,8 @@ class Answer:
             text = self._before_stop(self._text.rest())
             return text + self._held
         self.tokens += 1
+        if token in self._ends:  # it is no text
+            return ""
         return self._before_stop(self._text.add(token))
 
     def _before_stop(self, new: str) -> str:
