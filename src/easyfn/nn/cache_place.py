@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .cache import Cache
 from .context import Runtime, divisible
+from .pipeline import StagedCache
 
 
 def on_mesh(cache: Cache, mesh: Any, runtime: Runtime = Runtime()) -> Cache:
@@ -17,15 +18,18 @@ def on_mesh(cache: Cache, mesh: Any, runtime: Runtime = Runtime()) -> Cache:
 
     What a layer keeps has its rows first, in front of them the layers of a stacked run. Where rows, heads and two more axes are
     there, as keys `(batch, kv_heads, slots, dim)` and the states of recurrent layers have them, heads are split too. Axes that
-    do not divide stay whole. XLA carries the split on to what the loop over tokens writes; without it, it may well keep all
-    keys on every device.
+    do not divide stay whole, and the layers of a pipeline lie with their stages. XLA carries the split on to what the loop over
+    tokens writes; without it, it may well keep all keys on every device.
     """
 
-    def placed(leaf: jax.Array, axis: int | None) -> jax.Array:
+    def placed(leaf: jax.Array, axis: int | None, stages: tuple[str, ...] = ()) -> jax.Array:
         if axis is None:
             return leaf
         spec: list[Any] = [None] * leaf.ndim
-        spec[axis] = divisible(mesh, runtime.batch_axes, leaf.shape[axis]) or None
+        if stages and axis:
+            spec[0] = divisible(mesh, stages, leaf.shape[0]) or None
+        rows = tuple(a for a in runtime.batch_axes if a not in stages)
+        spec[axis] = divisible(mesh, rows, leaf.shape[axis]) or None
         if leaf.ndim - axis == 4:
             spec[axis + 1] = divisible(mesh, runtime.head_axes, leaf.shape[axis + 1]) or None
         if not any(spec):
@@ -33,6 +37,10 @@ def on_mesh(cache: Cache, mesh: Any, runtime: Runtime = Runtime()) -> Cache:
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
 
     leaves, tree = jax.tree.flatten(cache.layers)
-    layers = tree.unflatten([placed(x, axis) for x, axis in zip(leaves, cache.batch_axes, strict=True)])
+    staged = lambda node: isinstance(node, StagedCache)
+    stages: list[tuple[str, ...]] = []
+    for node in jax.tree.leaves(cache.layers, is_leaf=staged):
+        stages += [(node.axis,)] * len(jax.tree.leaves(node)) if staged(node) else [()]
+    layers = tree.unflatten([placed(*each) for each in zip(leaves, cache.batch_axes, stages, strict=True)])
     segments, positions = placed(cache.segment_ids, 0), placed(cache.positions, 0)
     return dataclasses.replace(cache, layers=layers, segment_ids=segments, positions=positions)

@@ -19,6 +19,7 @@ import functools
 import math
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +45,13 @@ def schedule(stages: int, microbatches: int, rounds: int = 1) -> np.ndarray:
     return micro // stages * stages * rounds + turn * stages + micro % stages
 
 
+class StagedCache(eqx.Module):
+    """The caches of the rounds of a pipeline, each that of a stacked run: its layers lie where their stage is."""
+
+    rounds: tuple[Any, ...]
+    axis: str = eqx.field(static=True)
+
+
 @run.register(Pipelined)
 def _(pipe: Pipelined, x: jax.Array, context: Context, cache: Any, index: Any) -> tuple[jax.Array, Any, Trace]:
     return _pass(pipe, x, context, cache, index)
@@ -54,7 +62,8 @@ def _pass(pipe: Pipelined, x: jax.Array, context: Context, cache: Any, index: An
     mesh = jax.typeof(jax.tree.leaves(pipe)[0]).sharding.mesh
     size = mesh.shape.get(pipe.axis, 1)
     if size == 1:
-        return fold(pipe.rounds, x, context, cache, index)
+        x, parts, trace = fold(pipe.rounds, x, context, None if cache is None else cache.rounds, index)
+        return x, None if cache is None else StagedCache(parts, pipe.axis), trace
     if size != pipe.stages:
         raise ValueError(
             f"the layers are in {pipe.stages} stages and the mesh has {pipe.axis}={size}: "
@@ -82,7 +91,7 @@ def _staged(pipe: Pipelined, mesh: AbstractMesh, x: jax.Array, context: Context,
     def stage(own: Any, x: jax.Array, shared: Any, cache: Any, number: jax.Array) -> Any:
         x, shared, number = jax.tree.map(lambda leaf: leaf[0], (x, shared, number))
         weights = own[0].blocks if rounds == 1 else jax.tree.map(_together, *[part.blocks for part in own])
-        held = None if cache is None else jax.tree.map(lambda *c: _cut(_together(*c), parts, 2), *cache)
+        held = None if cache is None else jax.tree.map(lambda *c: _cut(_together(*c), parts, 2), *cache.rounds)
 
         def step(carry: Any, time: jax.Array) -> Any:
             handed_on, held = carry
@@ -119,7 +128,9 @@ def _staged(pipe: Pipelined, mesh: AbstractMesh, x: jax.Array, context: Context,
         (_, held), (made, extras) = lax.scan(step, (jnp.zeros_like(x[0]), held), jnp.arange(steps))
         y = made[starts[-1] + stages - 1]  # right on the last stage
         extras = jax.tree.map(lambda leaf: jnp.take(leaf, starts + number, axis=0), extras)
-        cache = None if held is None else tuple(jax.tree.map(lambda c: _whole(c, 2)[n], held) for n in range(rounds))
+        if held is not None:
+            kept, tree = jax.tree.flatten(jax.tree.map(lambda c: _whole(c, 2), held))
+            cache = StagedCache(tuple(tree.unflatten(c) for c in zip(*kept, strict=True)), pipe.axis)
         return y[None], jax.tree.map(lambda leaf: leaf[None], extras), cache
 
     # All that goes in and comes out has the stages in front, so that sums over stages are XLA's to make.
@@ -219,4 +230,4 @@ def _per_layer(values: tuple[jax.Array, ...], rows: int) -> tuple[jax.Array, ...
 @layer_cache.register(Pipelined)
 def _(pipe: Pipelined, batch_size: int, max_length: int, dtype: Any) -> Any:
     each = tuple(layer_cache(part, batch_size, max_length, dtype) for part in pipe.rounds)
-    return each if jax.tree.leaves(each) else None
+    return StagedCache(each, pipe.axis) if jax.tree.leaves(each) else None
