@@ -55,6 +55,7 @@ WAYS = {
     "plain read": plain,
     "ef.load": easyfn,
     "ef.load stack=True": lambda folder: easyfn(folder, stack=True),
+    "ef.load mmap=True": lambda folder: easyfn(folder, mmap=True),
     "ef.load dtype=bfloat16": lambda folder: easyfn(folder, dtype="bfloat16"),
     "safetensors.numpy": safetensors_numpy,
     "safetensors.torch, copied": safetensors_torch,

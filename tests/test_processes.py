@@ -4,7 +4,6 @@ What each of them does is in worker.py. Two processes start from a model and end
 a save; four go on from what they left, on another mesh.
 """
 
-import itertools
 import json
 import os
 import socket
@@ -130,6 +129,13 @@ def test_a_save_that_loses_a_process_leaves_the_old_model(runs):
     assert len(list((folder / "model").glob("*.safetensors"))) > 1
 
 
+def test_an_error_of_one_is_everybodys(runs):
+    for number, each in enumerate(runs[1][4]):
+        assert each["full"] == (
+            "no space left" if number == 2 else "save: process 2 of 4 failed; its own error says why"
+        )
+
+
 def test_runs_of_bytes():
     """Every part of a tensor is read by the bytes that it is, and no others."""
     random = np.random.RandomState(0)
@@ -139,9 +145,11 @@ def test_runs_of_bytes():
         for _ in range(30):
             ends = [sorted(random.randint(0, size + 1, 2)) for size in shape]
             index = tuple(slice(int(a), int(b)) for a, b in ends)
-            found = list(part.runs(shape, 2, index))
-            assert b"".join(data[r.start : r.start + r.length] for r in found) == array[index].tobytes()
-            assert [r.at for r in found] == list(np.cumsum([0, *(r.length for r in found)])[:-1])
-            assert all(a.start + a.length < b.start for a, b in itertools.pairwise(found)), "not the longest"
-            for group in part.joined(found, 6):
-                assert all(b.start - a.start - a.length <= 6 for a, b in itertools.pairwise(group))
+            starts, length = found = part.runs(shape, 2, index)
+            assert b"".join(data[start : start + length] for start in starts) == array[index].tobytes()
+            gaps = np.diff(starts) - length
+            assert (gaps > 0).all(), "not the longest"
+            groups = part.joined(found, 6)
+            assert [n for group in groups for n in range(group.start, group.stop)] == list(range(len(starts)))
+            assert all((gaps[group.start : group.stop - 1] <= 6).all() for group in groups)
+            assert all(gaps[group.stop - 1] > 6 for group in groups[:-1])

@@ -108,6 +108,8 @@ def run(folder, processes, number):
         ids = ef.shard_batch({"ids": PROMPT}, mesh)["ids"]
         found["streamed"] = np.stack(list(ef.stream(trained, ids, max_new_tokens=4, do_sample=False)), 1).tolist()
         found["logits"] = ef.forward(trained, ids).logits.shape
+    else:
+        found["full"] = full(folder, trained, number)
     ef.save(trained, folder / "model", max_shard_size="20KB")
     found["alike"] = same(ef.load(folder / "model", mesh=mesh), trained)
     if processes == 2:
@@ -119,6 +121,26 @@ def run(folder, processes, number):
         if number == 1:  # what a process holds whole it saves without the others
             ef.save(back, folder / "alone")
     return found, trained
+
+
+def full(folder, model, number):
+    """The disk of process 2 is full: all of them must say so, and go on."""
+    import easyfn as ef
+    from easyfn.io import save
+
+    write = save.write
+
+    def refuse(path, shapes, arrays, metadata):
+        raise OSError("no space left")
+
+    if number == 2:
+        save.write = refuse
+    try:
+        ef.save(model, folder / "model", max_shard_size="10KB")
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    finally:
+        save.write = write
 
 
 def killed(folder, model, number):

@@ -118,9 +118,12 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: Any, *error: Any) -> None:
         try:
-            self.wait()
+            if kind is None:
+                self.wait()
+            else:  # perhaps on this process alone: what has begun is finished, and nothing is asked of the others
+                self._saver.wait_until_finished()
         finally:
             self._saver.close()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +12,11 @@ import numpy as np
 Index = tuple[slice, ...]
 
 
-class Run(NamedTuple):
-    """Bytes that lie together both in the file, from `start` of the tensor, and in the part, from `at` of it."""
+class Runs(NamedTuple):
+    """Bytes that lie together both in the file and in a part of a tensor, all equally long: run `n` begins at byte
+    `starts[n]` of the tensor and at byte `n * length` of the part."""
 
-    start: int
-    at: int
+    starts: np.ndarray
     length: int
 
 
@@ -34,28 +35,22 @@ def shape_at(index: Index) -> tuple[int, ...]:
     return tuple(max(0, s.stop - s.start) for s in index)
 
 
-def runs(shape: Sequence[int], itemsize: int, index: Index) -> Iterator[Run]:
+def runs(shape: Sequence[int], itemsize: int, index: Index) -> Runs:
     """The bytes of `tensor[index]` in the order of the part: as few runs as there are, the longest that lie together."""
     part = shape_at(index)
     if 0 in part:
-        return
+        return Runs(np.zeros(0, np.int64), 0)
+    strides = [math.prod(shape[n + 1 :]) * itemsize for n in range(len(shape))]
     # The axes after `cut` are whole: a run goes through them, and through what is taken of `cut`.
     cut = max((n for n, size in enumerate(shape) if part[n] != size), default=0)
-    inner = math.prod(shape[cut + 1 :]) * itemsize
-    length = (part[cut] if part else 1) * inner
-    first = index[cut].start * inner if part else 0
-    strides = [math.prod(shape[n + 1 :]) * itemsize for n in range(cut)]
-    for count, place in enumerate(np.ndindex(*part[:cut])):
-        start = sum((s.start + i) * stride for s, i, stride in zip(index, place, strides, strict=False))
-        yield Run(first + start, count * length, length)
+    starts = np.array([index[cut].start * strides[cut] if shape else 0], np.int64)
+    for n in range(cut):
+        starts = (starts[:, None] + np.arange(index[n].start, index[n].stop)[None] * strides[n]).reshape(-1)
+    return Runs(starts, part[cut] * strides[cut] if shape else itemsize)
 
 
-def joined(found: Sequence[Run], gap: int) -> list[list[Run]]:
-    """Runs in groups that are read at once, because no more than `gap` bytes lie between them."""
-    groups: list[list[Run]] = []
-    for run in found:
-        if groups and run.start - (groups[-1][-1].start + groups[-1][-1].length) <= gap:
-            groups[-1].append(run)
-        else:
-            groups.append([run])
-    return groups
+def joined(found: Runs, gap: int) -> list[slice]:
+    """The runs in groups that are read at once, because no more than `gap` bytes lie between them."""
+    ends = np.flatnonzero(np.diff(found.starts) - found.length > gap) + 1
+    bounds = [0, *ends.tolist(), len(found.starts)]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds) if a < b]

@@ -20,7 +20,7 @@ import numpy as np
 from .._processes import agree, first, same_number
 from .checkpoint import INDEX, SINGLE, Files, LoadError
 from .hub import CONFIG, GENERATION
-from .part import Index, Run, joined, runs
+from .part import Index, Runs, joined, runs
 from .safetensors import BadFile, Info, bytes_of, parse_header, write_to
 from .sentence import MODULES, settings_files
 from .writing import Entry, write_files
@@ -115,19 +115,21 @@ def _files(store: Any, path: str, folder: Path) -> Files:
 
     def read_part(info: Info, out: np.ndarray, index: Index) -> None:
         target = bytes_of(out)
-        for group in joined(list(runs(info.shape, info.dtype.itemsize, index)), GAP):
-            _read_group(store, info, group, target)
+        found = runs(info.shape, info.dtype.itemsize, index)
+        for group in joined(found, GAP):
+            _read_group(store, info, found, group, target)
 
     return Files(lambda file: store.exists(where(file)), header, read_part, WORKERS)
 
 
-def _read_group(store: Any, info: Info, group: Sequence[Run], target: memoryview) -> None:
-    start, end = group[0].start, group[-1].start + group[-1].length
+def _read_group(store: Any, info: Info, found: Runs, group: slice, target: memoryview) -> None:
+    starts, length = found.starts[group].tolist(), found.length
+    start, end = starts[0], starts[-1] + length
     content = memoryview(store.cat_file(str(info.file), info.offset + start, info.offset + end))
     if len(content) != end - start:
         raise BadFile(f"{info.file}: asked for {end - start} bytes, got {len(content)}")
-    for run in group:
-        target[run.at : run.at + run.length] = content[run.start - start : run.start - start + run.length]
+    for n, each in enumerate(starts, group.start):
+        target[n * length : (n + 1) * length] = content[each - start : each - start + length]
 
 
 def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapping[str, Any], alone: bool) -> None:

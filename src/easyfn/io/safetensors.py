@@ -159,8 +159,9 @@ def read_part(info: Info, out: np.ndarray, index: Index) -> None:
     """Fills `out`, C-contiguous, with `tensor[index]`: no byte outside of it is read."""
     target = bytes_of(out)
     with open(info.file, "rb", buffering=0) as file:
-        for run in runs(info.shape, info.dtype.itemsize, index):
-            _fill(file, info, target[run.at : run.at + run.length], run.start)
+        starts, length = runs(info.shape, info.dtype.itemsize, index)
+        for n, start in enumerate(starts.tolist()):
+            _fill(file, info, target[n * length : (n + 1) * length], start)
 
 
 def _fill(file: Any, info: Info, target: memoryview, start: int) -> None:
