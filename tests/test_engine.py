@@ -5,15 +5,15 @@ import threading
 import jax
 import numpy as np
 import pytest
-from cases import CASES, VOCAB
 
 import easyfn as ef
+from cases import CASES, VOCAB
 
 LENGTH = 40
 RANDOM = np.random.RandomState(0)
 PROMPTS = [RANDOM.randint(3, VOCAB, n) for n in (3, 17, 9, 22, 1, 8)]
 NEW = [12, 9, 17, 11, 20, 5]
-EOS = [5, 6]
+EOS = [91, 57]
 DRAWN = {"do_sample": True, "temperature": 0.8, "top_k": 30}
 
 
@@ -69,3 +69,115 @@ def test_every_request_is_as_if_alone(name):
     assert stats.running == stats.waiting == 0 and stats.free_pages == stats.num_pages
     if name in ("llama", "llama stacked", "gemma3", "gpt2"):
         assert stats.preemptions > 0
+
+
+def test_few_programs_and_none_after_the_warm_up(llama, greedy):
+    engine = small(llama)
+    engine.warm_up()
+    compiled = engine.stats().compiles
+    names = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: names.append(name))
+    options = [
+        {},
+        {"do_sample": True, "key": jax.random.key(1), "top_k": 0, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.9},
+        {"repetition_penalty": 1.3, "frequency_penalty": 0.2, "no_repeat_ngram_size": 2, "min_new_tokens": 4},
+        {"sequence_bias": {(7,): 3.0, (8, 9): -5.0}, "bad_words_ids": [[11], [12, 13]], "suppress_tokens": [14, 15]},
+    ]
+    requests = [engine.submit(p, max_new_tokens=5, **options[i % 4]) for i, p in enumerate(PROMPTS)]
+    finish(engine, requests)
+    assert requests[4].tokens == greedy[4][:5]
+    assert not [name for name in names if "backend_compile" in name]
+    assert engine.stats().compiles == compiled == 11  # 1 width of steps, 2 of pieces times 1 length, 1 without a past
+
+
+def test_options_are_those_of_generate(llama):
+    """A request of its own options in a mixed batch: what `generate` says of them alone."""
+    prompt = PROMPTS[2]
+    asked = [
+        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "min_new_tokens": 6},
+        {"frequency_penalty": 0.7, "presence_penalty": 0.4, "suppress_tokens": [3, 9], "begin_suppress_tokens": [5]},
+        {"bad_words_ids": [[5], [57, 5]], "sequence_bias": {(7,): 3.0, (57, 7): -9.0}, "forced_eos_token_id": 6},
+        {"exponential_decay_length_penalty": (2, 1.4), "encoder_repetition_penalty": 1.2, "eos_token_id": [5, 6]},
+        {"do_sample": True, "top_k": 200, "top_p": 0.8, "temperature": 1.3, "renormalize_logits": True},
+        {"do_sample": True, "top_k": 7, "min_p": 0.05, "typical_p": 0.9, "epsilon_cutoff": 0.01, "eta_cutoff": 0.01},
+        {"do_sample": True, "top_h": 0.6, "encoder_no_repeat_ngram_size": 2, "remove_invalid_values": True},
+    ]
+    common = {"max_new_tokens": 8, "eos_token_id": EOS, "key": jax.random.key(3)}
+    engine = small(llama, num_pages=40)
+    requests = [engine.submit(prompt, **{**common, **options}) for options in asked]
+    for request, options in zip(requests, asked, strict=True):
+        out = ef.generate(llama, prompt[None], **{**common, **options})
+        np.testing.assert_array_equal(request.result().sequences, out.sequences, err_msg=str(options))
+        np.testing.assert_array_equal(request.result().lengths, out.lengths)
+
+
+def test_a_shared_beginning_is_run_once(llama):
+    engine = small(llama, num_pages=30)
+    prompts = [np.concatenate([PROMPTS[1][:13], tail]) for tail in ([7], [8, 9], [10, 11, 12])]
+    expected = by_generate(llama, prompts)
+    first = engine.submit(prompts[0], max_new_tokens=6, eos_token_id=EOS)
+    finish(engine, [first])
+    assert engine.stats().free_pages == 30  # what is known is not in use
+    rest = [engine.submit(p, max_new_tokens=6, eos_token_id=EOS) for p in prompts[1:]]
+    finish(engine, rest)
+    assert engine.stats().prefix_hits == 2 * 3  # three full pages of 4 tokens each
+    assert [r.tokens for r in (first, *rest)] == [tokens[:6] for tokens in expected]
+    assert not small(CASES["gemma3"].model())._scheduler.prefix_cache  # rings are no pages
+
+
+def test_cancel_and_room(llama, greedy):
+    engine = small(llama, max_waiting=2)
+    requests = [engine.submit(p, max_new_tokens=n, eos_token_id=EOS) for p, n in zip(PROMPTS[:2], NEW, strict=False)]
+    with pytest.raises(ef.EngineFull, match="max_waiting"):
+        engine.submit(PROMPTS[2], max_new_tokens=3)
+    for _ in range(6):
+        engine.step()
+    told = []
+    requests[1].subscribe(told.append)
+    requests[1].cancel()
+    assert requests[1] in engine.step()
+    assert requests[1].finish_reason == "cancelled" and told[-1] is None
+    finish(engine, requests)
+    assert requests[0].tokens == greedy[0][: NEW[0]] and requests[1].tokens == greedy[1][: len(requests[1].tokens)]
+    assert engine.stats().free_pages == 15
+    with pytest.raises(ValueError, match="max_model_length=40"):
+        engine.submit(PROMPTS[0], max_new_tokens=38)
+    with pytest.raises(ValueError, match="num_beams=2"):
+        engine.submit(PROMPTS[0], num_beams=2)
+    with pytest.raises(ValueError, match="attention_mask"):
+        engine.submit(PROMPTS[0], attention_mask=np.ones(3))
+    with pytest.raises(ValueError, match="one prompt"):
+        engine.submit(np.ones((2, 3), int))
+
+
+def test_a_thread_steps_for_everyone(llama, greedy):
+    engine = small(llama)
+    found: dict[int, list[int]] = {}
+
+    def ask(i):
+        found[i] = list(engine.submit(PROMPTS[i], max_new_tokens=NEW[i], eos_token_id=EOS))
+
+    with engine:
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(PROMPTS))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=300)
+        left = engine.submit(PROMPTS[0], max_new_tokens=30, eos_token_id=-1)
+    assert found == {i: greedy[i][:new] for i, new in enumerate(NEW)}
+    assert left.done  # closing cancels
+    assert engine.run(PROMPTS[:1], max_new_tokens=3, eos_token_id=EOS)[0].new_tokens[0].tolist() == greedy[0][:3]
+
+
+def test_a_failing_step_hangs_nobody(llama, greedy, monkeypatch):
+    engine = small(llama)
+    requests = [engine.submit(p, max_new_tokens=5) for p in PROMPTS]
+    engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._device, "prefill", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    assert all(r.finish_reason == "error" for r in requests)
+    with pytest.raises(RuntimeError, match="division by zero"):
+        requests[0].result()
+    assert engine.run(PROMPTS[:1], max_new_tokens=4, eos_token_id=EOS)[0].new_tokens[0].tolist() == greedy[0][:4]

@@ -15,7 +15,13 @@ from .wanted import Wanted
 
 
 class EngineFull(RuntimeError):
-    """As many requests wait already as `max_waiting` allows: come again later."""
+    """As many requests wait already as `max_waiting` allows: come again later.
+
+    ```python
+    import easyfn as ef
+    assert issubclass(ef.EngineFull, RuntimeError)
+    ```
+    """
 
 
 class Request:
@@ -26,6 +32,19 @@ class Request:
     - `finish_reason`: `"stop"` (an id or a string that ends it), `"length"`, `"cancelled"`, `"error"`, or `None`.
     - Iterating yields the new tokens as they come; `result()` waits for all of them. Both step the engine, unless its
       thread does.
+
+    ```python
+    import jax, easyfn as ef
+    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    engine = ef.Engine(model, max_batch_size=1, max_model_length=16, prefill_chunk=8)
+    request = engine.submit([5, 6, 7], max_new_tokens=9)
+    request.subscribe(lambda token: print(token))
+    for n, token in enumerate(request):
+        if n == 1:
+            request.cancel()
+    assert request.finish_reason == "cancelled" and len(request.tokens) < 9
+    ```
     """
 
     def __init__(self, engine: Any, number: int, wanted: Wanted, key: np.ndarray | None, adapter: int) -> None:
