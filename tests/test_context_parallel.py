@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import easyfn as ef
@@ -87,7 +88,59 @@ def test_rows_and_heads_stay_split(kind):
 
 
 def test_heads_that_do_not_divide():
-    with pytest.raises(ValueError, match="6 heads on 2 key heads.*'ring'"):
+    with pytest.raises(ValueError, match=r"6 heads on 2 key heads.*'ring'"):
         checked("all_to_all", [x[:, :6] if x.shape[1] == 8 else x for x in operands(2)], None)
     with pytest.raises(ValueError, match="context_parallel is None, 'ring'"):
         Runtime(context_parallel="rings")
+
+
+@pytest.fixture(scope="module")
+def long():
+    config = ef.models.LlamaConfig(
+        vocab_size=64, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=20,
+    )  # fmt: skip
+    return ef.stack(ef.abstract(config, dtype="float32"))
+
+
+def sent_in_a_step(model, kind):
+    """What a step of training sends where rows, heads and sequence are split, each in two."""
+    from test_collectives import sent
+
+    mesh = ef.make_mesh(fsdp=2, tp=2, sp=2)
+    state = ef.to_state(ef.shard(model, None, mesh), optax.sgd(0.1))
+    ids = jax.ShapeDtypeStruct((4, 32), jnp.int32, sharding=ef.data_sharding(mesh))
+    step = functools.partial(ef.train_step, runtime=Runtime(context_parallel=kind, remat="full"))
+    return sent(jax.jit(step, donate_argnums=0).lower(state, {"input_ids": ids}).compile())
+
+
+def test_the_ring_gathers_neither_keys_nor_activations(long):
+    """Blocks of keys, values and their gradients go round; hidden states stay with their tokens in every layer."""
+    moved = sent_in_a_step(long, "ring")
+    assert ("collective-permute", (2, 1, 16, 20)) in moved  # rows, key heads and tokens of one device
+    wide = [shape for kind, shape in moved if kind == "all-gather" and 32 in shape and len(shape) > 2]
+    assert set(wide) <= {(2, 32, 48)}, wide  # the gradient of the embedding, once: XLA adds up its rows in one place
+    assert len(wide) <= 1
+
+
+def test_all_to_all_trades_each_device_its_share(long):
+    moved = sent_in_a_step(long, "all_to_all")
+    assert {shape for kind, shape in moved if kind == "all-to-all"} == {(2, 1, 1, 1, 16, 20)}
+    assert not [shape for kind, shape in moved if kind == "all-gather" and len(shape) > 3]
+
+
+@pytest.mark.parametrize("kind", ["ring", "all_to_all"])
+def test_dropout_is_the_same_in_both_passes(kind):
+    """A loss that is linear in the values has the gradient that its own output says."""
+    mesh = ef.make_mesh(fsdp=2, tp=1, sp=4)
+    q, k, v = (jax.device_put(x, jax.NamedSharding(mesh, ef.P())) for x in operands(kv=4))
+
+    @jax.jit
+    def total(v, key):
+        options = dict(scale=0.4, dropout_rate=0.5, key=key, runtime=Runtime(context_parallel=kind))
+        return jnp.sum(attend(q, k, v, mask_of(SEGMENTS["packed"]), **options)[0] ** 2) / 2
+
+    key = jax.random.key(3)
+    value, slope = jax.value_and_grad(total)(v, key)
+    np.testing.assert_allclose(jnp.vdot(slope, v), 2 * value, rtol=1e-5)
+    assert total(v, key) == value and total(v, jax.random.key(4)) != value

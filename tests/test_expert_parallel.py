@@ -12,6 +12,7 @@ import pytest
 
 import easyfn as ef
 from easyfn.nn import Experts, Runtime
+from easyfn.testing import Case, laws
 
 ROWS, TOKENS, EMBED, EXPERTS, K = 8, 12, 32, 8, 2
 MESHES = {"ep": {"fsdp": 1, "ep": 8}, "mixed": {"fsdp": 2, "ep": 2, "tp": 2}, "sequence": {"fsdp": 1, "ep": 4, "sp": 2}}
@@ -22,6 +23,11 @@ FORMATS = {
     "lora": lambda m, key: shaken(ef.apply_lora(m, "all-linear", rank=2, key=key)),
     "qlora": lambda m, key: shaken(ef.apply_lora(FORMATS["nf4"](m, key), "all-linear", rank=2, key=key)),
 }
+
+CONFIG = ef.models.MixtralConfig(
+    vocab_size=64, hidden_size=EMBED, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, num_local_experts=EXPERTS, num_experts_per_tok=K,
+)  # fmt: skip
 
 
 def shaken(model):
@@ -93,11 +99,7 @@ def test_few_tokens_and_rows_that_do_not_divide(layer, shape):
 def program(mesh, train: bool):
     from test_collectives import sent
 
-    config = ef.models.MixtralConfig(
-        vocab_size=64, hidden_size=EMBED, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=EXPERTS, num_experts_per_tok=K,
-    )  # fmt: skip
-    model = ef.shard(ef.abstract(config, dtype="float32"), None, mesh)
+    model = ef.shard(ef.abstract(CONFIG, dtype="float32"), None, mesh)
     ids = jax.ShapeDtypeStruct((ROWS, TOKENS), jnp.int32, sharding=ef.data_sharding(mesh))
     if train:
         state = ef.to_state(model, optax.adamw(1e-3))
@@ -125,3 +127,8 @@ def test_where_only_rows_are_split_each_device_multiplies_its_own():
     weights = {(EXPERTS, 96, EMBED), (EXPERTS, EMBED, 48), (EXPERTS, EMBED)}
     rows = [shape for _, shape in moved if shape[:1] in ((ROWS,), (ROWS * TOKENS,), (ROWS * TOKENS * K,))]
     assert not [shape for shape in rows if shape[-1] in (EMBED, EXPERTS) and shape not in weights], rows
+
+
+def test_a_model_of_them_keeps_the_law():
+    make = lambda key: ef.stack(ef.init(CONFIG, key=key))
+    laws.shard_changes_nothing(Case(make=make, mesh={"fsdp": 2, "ep": 2, "sp": 2}, quantization=("nf4",)))

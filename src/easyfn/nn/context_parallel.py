@@ -167,7 +167,9 @@ def _all_to_all(how: How, operands: Operands, facts: Facts) -> jax.Array:
         softcap=how.softcap,
         sinks=sinks,
         dropout_rate=how.dropout_rate,
-        key=None if facts.key is None else jax.random.fold_in(facts.key, lax.axis_index(jax.sharding.get_abstract_mesh().manual_axes)),
+        key=None
+        if facts.key is None
+        else jax.random.fold_in(facts.key, lax.axis_index(jax.sharding.get_abstract_mesh().manual_axes)),
         runtime=Runtime(attention_chunk=how.chunk, context_parallel=None),
     )
     parts = out.reshape(out.shape[0], kv // how.size, 1, -1, *out.shape[2:])
@@ -240,7 +242,7 @@ def _forward(how: How, operands: Operands, facts: Facts) -> tuple[jax.Array, Any
 
 def _backward(how: How, saved: Any, g: jax.Array) -> tuple[Operands, None]:
     operands, facts, top, total, out = saved
-    q, k, v, bias, sinks = operands
+    q, k, v, _, sinks = operands
     slices = _slices(how, operands, facts.mask)
     g, out = (_cut(_grouped(x, k.shape[1]), 3, slices.q.shape[4]).astype(jnp.float32) for x in (g, out))
     # What all scores of a query share in their gradients: the derivative of the softmax's denominator.

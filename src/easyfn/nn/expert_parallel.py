@@ -1,11 +1,13 @@
 """Expert parallelism: experts that are split between devices, and tokens that travel to theirs and back. None is dropped.
 
-Where only the batch is split, each device sorts and multiplies its own tokens; XLA on its own would gather all of them, on
-every device, to sort them. Where experts are split too, each device sorts its tokens by expert and trades them in rounds of buffers of a fixed size (`jax.lax.all_to_all`; JAX's
-ragged exchange does not run on CPU). A buffer has room for `ROOM` times the even share of each device. If routing is
-even one round is enough; rounds that nobody needs are skipped, and if all tokens want one device all rounds are run.
-So the result is that of one device, memory is about `ROOM` times that of the tokens' own rows whatever the router says,
-and only the worst routing costs as much traffic as gathering all tokens would.
+Where only the batch is split, each device sorts and multiplies its own tokens; XLA on its own would gather all of them on
+every device to sort them.
+
+Where experts are split too, each device sorts its tokens by expert and trades them in rounds of buffers of a fixed size
+(`jax.lax.all_to_all`; JAX's ragged exchange does not run on CPU). A buffer has room for `ROOM` times the even share of
+each device. If routing is even one round is enough; rounds that nobody needs are skipped, and if all tokens want one
+device all rounds are run. So the result is that of one device, memory is about `ROOM` times that of the tokens' own rows
+whatever the router says, and only the worst routing costs as much traffic as gathering all tokens would.
 """
 
 from __future__ import annotations
@@ -170,4 +172,3 @@ def _trade(layer: Any, x: jax.Array, wanted: jax.Array, split: Split, manual: tu
     like = jax.eval_shape(send, layer, x, jnp.zeros((), jnp.int32))
     y, _ = lax.scan(round_, jnp.zeros(like.shape, like.dtype), jnp.arange(rounds, dtype=jnp.int32))
     return y
-

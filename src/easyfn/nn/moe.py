@@ -53,9 +53,7 @@ class Experts(eqx.Module):
         gate, up = jnp.split(ragged_dot(self.gate_up_proj, x, sizes), 2, axis=-1)
         return ragged_dot(self.down_proj, activation(self.act)(gate) * up, sizes)
 
-    def __call__(
-        self, x: jax.Array, chosen: jax.Array, weights: jax.Array, runtime: Runtime = Runtime()
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, chosen: jax.Array, weights: jax.Array, runtime: Runtime = Runtime()) -> jax.Array:
         """The chosen experts' answers added up. `x`: `(..., embed)`; `chosen`, `weights`: `(..., k)`.
 
         On a mesh that splits the experts, tokens travel to theirs, as `runtime.expert_parallel` says.

@@ -72,8 +72,23 @@ PRESETS: dict[str, ShardingRules] = {
 def default_rules(model: Any) -> ShardingRules:
     """The rules that `shard` uses when none are given: `embed` over `fsdp`, the wide axes over `tp`, `experts` over `ep`.
 
-    Register a type to give a family rules of its own.
+    A family has rules of its own where its config's type is registered, for models of every task; or a model's type.
+
+    ```python
+    import dataclasses, easyfn as ef
+
+    @dataclasses.dataclass(frozen=True)
+    class MyConfig:
+        hidden_size: int = 64
+
+    @ef.default_rules.register(MyConfig)
+    def _(config):
+        return ef.ShardingRules({"embed": "fsdp"}, indivisible="replicate")
+    ```
     """
+    config = getattr(model, "config", None)
+    if config is not None and default_rules.knows(type(config)):
+        return default_rules(config)
     return PRESETS["all"]
 
 
