@@ -265,7 +265,10 @@ def entries(model: Any, dtype: Any = None) -> list[Entry]:
 
 
 def _read(pieces: _Pieces, name: str, dtype: np.dtype[Any], mine: bool = True) -> np.ndarray | None:
-    return pieces.all()[name].astype(dtype, copy=False) if mine else pieces.bring()
+    if not mine:
+        pieces.bring()
+        return None
+    return pieces.all()[name].astype(dtype, copy=False)
 
 
 class Layer(NamedTuple):
