@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import Mesh
 
 from .._flops import count
@@ -19,26 +20,29 @@ from .step import Job, Step, prompt, token, training
 # time in float32, and moved so between devices. An accelerator does none of it. (Sums over devices cannot do without:
 # their promotion stays, and is undone in the counting.)
 _PROMOTIONS = "change-op-data-type,float-normalization-bf16,float-normalization-f16,simplify-fp-conversions"
-_OPTIONS = {"xla_disable_hlo_passes": _PROMOTIONS, "xla_backend_optimization_level": 0}
 
 Facts = dict[str, Any]  # JSON
 
 
-def facts(job: Job, devices: Sequence[Any], mesh: Mapping[str, int]) -> Facts:
-    """The facts of a job on the first of these devices."""
-    return facts_on(job, mesh_of(mesh, devices))
+def facts(job: Job, devices: Sequence[Any], mesh: Mapping[str, int], widen: bool = True) -> Facts:
+    """The facts of a job on the first of these devices.
+
+    `widen=False` forbids XLA:CPU to widen 16-bit arrays. There are programs for which it then has no code, and ends the
+    process: for a process apart only.
+    """
+    return facts_on(job, mesh_of(mesh, devices), widen)
 
 
 def mesh_of(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
     return make_mesh(**{"fsdp": 1, **sizes}, devices=devices[: math.prod(sizes.values())])
 
 
-def facts_on(job: Job, mesh: Mesh) -> Facts:
+def facts_on(job: Job, mesh: Mesh, widen: bool = True) -> Facts:
     """What the compiled programs of a job say: exact bytes by kind, temporaries, operations and collectives."""
     if job.generate is None:
         step = training(job, mesh)
         state = step.arguments[0]
-        found, _ = _program(step, mesh)
+        found, _ = _program(step, mesh, widen)
         found |= {
             "weights": local_bytes((state.params, state.frozen)),
             "trainable": local_bytes(state.params),
@@ -50,14 +54,14 @@ def facts_on(job: Job, mesh: Mesh) -> Facts:
         if job.remat is None:
             return found | {"model_flops": found["flops"]}
         plain = training(job._replace(remat=None), mesh)
-        return found | {"model_flops": count(jax.make_jaxpr(plain.function)(*plain.arguments).jaxpr)}
+        return found | {"model_flops": _flops(jax.make_jaxpr(plain.function)(*plain.arguments))}
     first = prompt(job, mesh)
-    before, compiled = _program(first, mesh)
+    before, compiled = _program(first, mesh, widen)
     model = first.arguments[0]
     shapes = jax.eval_shape(first.function, *first.arguments)[1]
     placed = compiled.output_shardings[1]
     cache = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, placed)
-    found, _ = _program(token(model, cache, job.batch, mesh), mesh)
+    found, _ = _program(token(model, cache, job.batch, mesh), mesh, widen)
     return found | {
         "weights": local_bytes(model),
         "trainable": 0,
@@ -70,19 +74,27 @@ def facts_on(job: Job, mesh: Mesh) -> Facts:
     }
 
 
-def _program(step: Step, mesh: Mesh) -> tuple[Facts, Any]:
+def _program(step: Step, mesh: Mesh, widen: bool) -> tuple[Facts, Any]:
     traced = jax.jit(step.function, donate_argnums=step.donated).trace(*step.arguments)
     cpu = mesh.devices.flat[0].platform == "cpu"
-    compiled = traced.lower().compile(compiler_options=_OPTIONS if cpu else None)
+    options: dict[str, Any] = {"xla_backend_optimization_level": 0} if cpu else {}
+    if cpu and not widen:
+        options["xla_disable_hlo_passes"] = _PROMOTIONS
+    compiled = traced.lower().compile(compiler_options=options)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     found: Facts = {
         "temporaries": memory.temp_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "flops": count(traced.jaxpr.jaxpr),
+        "flops": _flops(traced.jaxpr),
         "xla_flops": (cost or {}).get("flops", 0.0),
         "collectives": [list(c) for c in read_collectives(compiled.as_text(), mesh.shape)],
     }
     return found, compiled
+
+
+def _flops(traced: Any) -> int:
+    """The operations of a program, without those whose results nothing reads: XLA does not run them."""
+    return count(dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))[0])
 
 
 def local_bytes(tree: Any, dtype: Any = None) -> int:

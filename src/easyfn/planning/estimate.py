@@ -23,7 +23,7 @@ def total(facts: Mapping[str, Any]) -> int:
     return kept + max(temporaries(facts), facts["gradients"])
 
 
-def fits(size: float, hardware: Hardware) -> bool:
+def fits(size: int | float, hardware: Hardware) -> bool:
     return size <= HEADROOM * hardware.memory
 
 
@@ -46,7 +46,7 @@ def prompt_times(facts: Mapping[str, Any], hardware: Hardware, devices: int) -> 
     return _times(found, hardware, devices, facts["weights"] + facts["cache"] + 2 * found["temporaries"])
 
 
-def _times(facts: Mapping[str, Any], hardware: Hardware, devices: int, touched: float) -> Roofline:
+def _times(facts: Mapping[str, Any], hardware: Hardware, devices: int, touched: int | float) -> Roofline:
     moved = collectives(facts)
     gathered = sum(c.bytes for c in moved if c.kind == "all-gather" and set(c.axes) <= set(HIDDEN))
     flops = facts["flops"]

@@ -23,12 +23,12 @@ class Hardware:
     """
 
     name: str
-    flops: float
-    memory: float
-    bandwidth: float
-    links: float
+    flops: int | float
+    memory: int | float
+    bandwidth: int | float
+    links: int | float
     domain: int
-    network: float
+    network: int | float
 
 
 _TB = 1e12

@@ -37,7 +37,7 @@ class Roofline(NamedTuple):
 
 
 def roofline(
-    hardware: Hardware, *, flops: float, touched: float, collectives: Iterable[Collective], devices: int
+    hardware: Hardware, *, flops: int | float, touched: int | float, collectives: Iterable[Collective], devices: int
 ) -> Roofline:
     """The times of a step of `flops` operations over all `devices`, and `touched` bytes on each."""
     hidden = exposed = 0.0

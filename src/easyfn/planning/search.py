@@ -63,13 +63,15 @@ def shapes(count: int, axes: Sequence[str]) -> Iterator[dict[str, int]]:
             yield {axes[0]: size, **rest}
 
 
-def search(job: Job, devices: Sequence[Any], count: int, hardware: Mapping[str, Any]) -> dict[str, Any]:
+def search(
+    job: Job, devices: Sequence[Any], count: int, hardware: Mapping[str, Any], widen: bool = True
+) -> dict[str, Any]:
     """The facts of the best mesh by its compiled program, and the sketches of all: `{"mesh", "facts", "tried"}`."""
     wanted = Hardware(**hardware)
     tried = candidates(job, devices, count, wanted)
     best: tuple[Any, dict[str, int], Facts] | None = None
     for c in tried[:CONFIRMED]:
-        compiled = facts(job, devices, c.mesh)
+        compiled = facts(job, devices, c.mesh, widen)
         rank = _rank(Candidate(c.mesh, total(compiled), times(compiled, wanted, count).step), wanted)
         if best is None or rank < best[0]:
             best = (rank, c.mesh, compiled)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from .._trainable import trainable
 from .collectives import Collective
 from .compile import Facts, local_bytes
-from .step import Job, prompt, token, training
+from .step import Job, model_of, prompt, token, training
 from .walk import Region, Spec, Value
 
 
@@ -23,6 +24,8 @@ class Traced(NamedTuple):
 
 
 def trace(job: Job) -> Traced:
+    """What a sketch walks. Of a quantized model its dense twin: how a format multiplies is a matter of its own."""
+    job = job._replace(quantize=None)
     if job.generate is None:
         step = training(job, None)
         return Traced(jax.make_jaxpr(step.function)(*step.arguments))
@@ -34,6 +37,14 @@ def trace(job: Job) -> Traced:
 
 def sketch(job: Job, mesh: Mesh, traced: Traced) -> Facts:
     """What `facts` finds out by compiling, estimated: the bytes of arguments exactly, the rest as `walk` says."""
+    if job.quantize is not None:
+        model = model_of(job, mesh)
+        trained = [
+            x for x, learns in zip(jax.tree.leaves(model), jax.tree.leaves(trainable(model)), strict=True) if learns
+        ]
+        said = sketch(job._replace(quantize=None), mesh, traced)
+        learns = job.generate is None
+        return {**said, "weights": local_bytes(model), "gradients": local_bytes(trained) if learns else 0}
     if job.generate is None:
         step = training(job, mesh)
         state, batch = step.arguments

@@ -1,7 +1,7 @@
 """Where plans are made: here, if JAX has enough devices, or else in a process that has as many as it takes.
 
-The number of CPU devices is fixed once JAX has started, so a plan for 512 of them is asked of a process of its own. Questions
-and answers are JSON.
+The number of CPU devices is fixed once JAX has started, so a plan for 512 of them is asked of a process of its own.
+Questions and answers are JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ..sharding import ShardingError
 from .step import Job
@@ -24,11 +25,28 @@ from .step import Job
 ANSWERS = {"facts": "compile", "search": "search", "advise": "advice"}  # question -> the module that has its function
 
 
+class Died(RuntimeError):
+    """The process apart did not live to answer."""
+
+
 def ask(question: str, job: Job, devices: int, **more: Any) -> Any:
-    """The answer to a question about a job on so many devices: a function `question(job, devices, **more)` of ours."""
-    if _announced() >= devices and len(found := jax.devices("cpu")) >= devices:
+    """The answer to a question about a job on so many devices: a function `question(job, devices, **more)` of ours.
+
+    Programs of 16 bits are compiled apart in any case, see `compile.facts`; where that fails, as XLA:CPU has them.
+    """
+    narrow = question != "advise" and any(
+        d is not None and jnp.dtype(d).itemsize < 4 for d in (job.dtype, job.compute_dtype)
+    )
+    told = isinstance(job.optimizer, str)
+    if not (narrow and told) and _announced() >= devices and len(found := jax.devices("cpu")) >= devices:
         return _function(question)(job, found, **more)
-    return _apart({"question": question, "job": job._asdict(), "more": more}, devices)
+    request = {"question": question, "job": job._asdict(), "more": more}
+    if not narrow:
+        return _apart(request, devices)
+    try:
+        return _apart({**request, "more": {**more, "widen": False}}, devices)
+    except Died:
+        return _apart(request, devices)
 
 
 def _function(question: str) -> Callable[..., Any]:
@@ -63,7 +81,7 @@ def _apart(request: dict[str, Any], devices: int) -> Any:
     done = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True, env=environment)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        raise RuntimeError(f"plan: the process that plans for {devices} devices failed:\n{done.stderr[-2000:]}")
+        raise Died(f"plan: the process that plans for {devices} devices failed:\n{done.stderr[-2000:]}")
     answer = json.loads(lines[-1])
     if "error" not in answer:
         return answer["answer"]
