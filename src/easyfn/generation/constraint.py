@@ -81,6 +81,7 @@ class Constraint(eqx.Module):
         newest = jax.lax.dynamic_slice_in_dim(ids, state.length - 1, 1, axis=1)[:, 0]
         after = self.after[own, at, self.classes[own, jnp.maximum(newest, 0)]].astype(jnp.int32)
         at = jnp.where((state.new > 0) & (newest >= 0), jnp.maximum(after, 0), at)
+        bound = table >= 0
 
         open = self.after[own, at] >= 0
         if self.classes.shape[0] == 1:
@@ -88,11 +89,10 @@ class Constraint(eqx.Module):
         else:
             allowed = jnp.take_along_axis(open, self.classes[own], axis=1)
         allowed = jnp.pad(allowed, ((0, 0), (0, logits.shape[1] - allowed.shape[1])))  # logits of no token
-        allowed = allowed | (table < 0)[:, None]
-        kept = jnp.where(allowed, logits, -jnp.inf)
+        kept = jnp.where(allowed | ~bound[:, None], logits, -jnp.inf)
         stuck = ~jnp.any(kept > -jnp.inf, axis=1)  # something else forbade all that is allowed
         level = jnp.where(at == 0, _OVER, 0.0)[:, None]
-        kept = jnp.where(allowed & (stuck | (at == 0))[:, None], level, kept)
+        kept = jnp.where(allowed & (bound & (stuck | (at == 0)))[:, None], level, kept)
         return kept, state._replace(memory=Place(table, at))
 
     def start(self) -> int:
@@ -155,10 +155,13 @@ def choice(texts: Sequence[str], tokenizer: Any, *, eos_token_id: int | Sequence
 
     ```python
     import easyfn as ef
-    from tokenizers import Tokenizer, models
-    tokenizer = Tokenizer(models.WordLevel({"</s>": 0, "yes": 1, "no": 2, "perhaps": 3}))
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(["</s>", *letters])}, []))
+    tokenizer.decoder = decoders.ByteLevel()
     constraint = ef.choice(["yes", "no"], tokenizer, eos_token_id=0)
-    assert constraint.allowed(constraint.start()).tolist() == [False, True, True, False]
+    first = constraint.allowed(constraint.start()).nonzero()[0]
+    assert {tokenizer.id_to_token(int(i)) for i in first} == {"y", "n"}
     ```
     """
     if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):

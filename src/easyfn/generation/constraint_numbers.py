@@ -9,10 +9,10 @@ _POSITIVE = "[1-9][0-9]*"
 
 
 def integers(
-    minimum: float | None = None,
-    maximum: float | None = None,
-    exclusiveMinimum: float | None = None,
-    exclusiveMaximum: float | None = None,
+    minimum: int | float | None = None,
+    maximum: int | float | None = None,
+    exclusiveMinimum: int | float | None = None,
+    exclusiveMaximum: int | float | None = None,
 ) -> str | None:
     """The whole numbers within bounds, `None` if there are none. The names are JSON schema's."""
     least = [math.ceil(minimum)] if minimum is not None else []
@@ -23,10 +23,10 @@ def integers(
 
 
 def numbers(
-    minimum: float | None = None,
-    maximum: float | None = None,
-    exclusiveMinimum: float | None = None,
-    exclusiveMaximum: float | None = None,
+    minimum: int | float | None = None,
+    maximum: int | float | None = None,
+    exclusiveMinimum: int | float | None = None,
+    exclusiveMaximum: int | float | None = None,
 ) -> str | None:
     """The decimal numbers within bounds that are whole, `None` if there are none; with an exponent where there is no
     bound."""
@@ -47,7 +47,7 @@ def numbers(
     return f"(?:{'|'.join(some)})" if some else None
 
 
-def _tighter(closed: float | None, open_: float | None, sign: int) -> tuple[int | None, bool]:
+def _tighter(closed: int | float | None, open_: int | float | None, sign: int) -> tuple[int | None, bool]:
     if closed is None and open_ is None:
         return None, False
     if closed is None or (open_ is not None and sign * open_ >= sign * closed):

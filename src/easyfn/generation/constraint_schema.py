@@ -14,14 +14,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from .constraint_kinds import TYPES, apart, kinds_of, types_of
 from .constraint_numbers import integers, numbers
 from .constraint_strings import CHARACTER, FORMATS, inside
 
 # Said about a schema, not about what it allows.
-_NOTES = frozenset(
-    "$schema $id $anchor $comment $defs definitions title description default example examples deprecated readOnly "
-    "writeOnly discriminator contentEncoding contentMediaType contentSchema".split()
-)
+_NOTES = {
+    *("$schema", "$id", "$anchor", "$comment", "$defs", "definitions", "title", "description", "default", "example"),
+    *("examples", "deprecated", "readOnly", "writeOnly", "discriminator"),
+    *("contentEncoding", "contentMediaType", "contentSchema"),
+}
 # What is honoured, by the type it is about; it says nothing about values of other types.
 _HONOURED = {
     "object": {"properties", "required", "additionalProperties"},
@@ -32,20 +34,13 @@ _HONOURED = {
 # What is not, by the type it is about.
 _REFUSED = {
     "object": {
-        "patternProperties",
-        "propertyNames",
-        "minProperties",
-        "maxProperties",
-        "dependentRequired",
-        "dependentSchemas",
-        "dependencies",
-        "unevaluatedProperties",
+        *("patternProperties", "propertyNames", "minProperties", "maxProperties", "unevaluatedProperties"),
+        *("dependentRequired", "dependentSchemas", "dependencies"),
     },
     "array": {"uniqueItems", "contains", "minContains", "maxContains", "additionalItems", "unevaluatedItems"},
     "string": set(),
     "number": {"multipleOf"},
 }
-_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 
 
 def pattern_of(schema: Any, *, whitespace: str = "[ ]?", max_depth: int = 3) -> str:
@@ -99,8 +94,8 @@ class _Writer:
             kinds = [kind for kind, names in _HONOURED.items() if (names | _REFUSED[kind]) & set(said)]
         kinds = [kinds] if isinstance(kinds, str) else kinds
         for kind in kinds:
-            if kind not in _TYPES:
-                raise ValueError(f"json_schema: {place}/type is {kind!r}, which is none of {', '.join(_TYPES)}")
+            if kind not in TYPES:
+                raise ValueError(f"json_schema: {place}/type is {kind!r}, which is none of {', '.join(TYPES)}")
         known = {"type"}.union(*_HONOURED.values(), *_REFUSED.values())
         own = [_of_numbers(kind) for kind in kinds]
         wrong = [n for n in said if n not in known or any(n in _REFUSED.get(kind, ()) for kind in own)]
@@ -157,7 +152,7 @@ class _Writer:
                 f"json_schema: {place}/{others[0]} beside {name} is not supported; write it into the branches of {name}"
             )
         for n, one in enumerate(said[name]):
-            if "type" in said and not _types(self.resolved(one, place)) <= _types(said):
+            if "type" in said and not types_of(self.resolved(one, place)) <= types_of(said):
                 raise ValueError(
                     f"json_schema: {place}/type beside {name} is supported if each branch has a type; {n} has not"
                 )
@@ -167,7 +162,7 @@ class _Writer:
         branches = [self.resolved(one, place) for one in said["oneOf"]]
         for n, one in enumerate(branches):
             for m, other in enumerate(branches[:n]):
-                if not _apart(one, other):
+                if not apart(one, other):
                     raise ValueError(
                         f"json_schema: {place}/oneOf: what branch {n} allows branch {m} may allow too; anyOf says that this "
                         "does not matter, and a required property with a const of its own in each branch that it never happens"
@@ -188,9 +183,9 @@ class _Writer:
             raise ValueError(
                 f"json_schema: {place}/{[*others, 'const'][0]} beside enum is not supported; leave out what it forbids"
             )
-        kinds = said.get("type", _TYPES)
+        kinds = said.get("type", TYPES)
         kinds = [kinds] if isinstance(kinds, str) else kinds
-        return _either(self.constant(value) for value in values if _kinds_of(value) & set(kinds))
+        return _either(self.constant(value) for value in values if kinds_of(value) & set(kinds))
 
     const = enum
 
@@ -233,7 +228,8 @@ class _Writer:
         lengths = [name for name in ("minLength", "maxLength") if name in said]
         if len(given + lengths[:1]) > 1:
             raise ValueError(
-                f"json_schema: {place}: {' and '.join([*given, *lengths])} together are not supported; say all of it in the pattern"
+                f"json_schema: {place}: {' and '.join([*given, *lengths])} together are not supported; a "
+                "pattern can say all of it"
             )
         if "pattern" in said:
             return f'"{inside(said["pattern"], place)}"'
@@ -360,46 +356,3 @@ def _count(said: Mapping[str, Any], what: str, place: str) -> str | None:
 
 def _of_numbers(kind: str) -> str:
     return "number" if kind == "integer" else kind
-
-
-def _kinds_of(value: Any) -> set[str]:
-    """The types that a value is of."""
-    if value is None:
-        return {"null"}
-    if isinstance(value, bool):
-        return {"boolean"}
-    if isinstance(value, (int, float)):
-        return {"number", "integer"} if value == int(value) else {"number"}
-    return {"string"} if isinstance(value, str) else {"object"} if isinstance(value, Mapping) else {"array"}
-
-
-def _apart(one: Any, other: Any) -> bool:
-    """Whether two schemas certainly allow no value together."""
-    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
-        return one is False or other is False
-    if not _types(one) & _types(other):
-        return True
-    values = [
-        schema["enum"] if "enum" in schema else [schema["const"]] if "const" in schema else None
-        for schema in (one, other)
-    ]
-    if values[0] is not None and values[1] is not None:
-        return not any(a == b for a in values[0] for b in values[1])
-    both = set(one.get("required", ())) & set(other.get("required", ()))
-    if _types(one) | _types(other) != {"object"}:
-        return False
-    return any(
-        _apart(one.get("properties", {}).get(name, True), other.get("properties", {}).get(name, True)) for name in both
-    )
-
-
-def _types(schema: Any) -> set[str]:
-    """The types that a schema may allow; all of them if it does not say."""
-    if not isinstance(schema, Mapping):
-        return set(_TYPES)
-    values = schema["enum"] if "enum" in schema else [schema["const"]] if "const" in schema else None
-    if values is not None:
-        return set().union(*map(_kinds_of, values))
-    kinds = schema.get("type", _TYPES)
-    kinds = {kinds} if isinstance(kinds, str) else set(kinds)
-    return kinds | ({"integer"} if "number" in kinds else set())

@@ -97,7 +97,8 @@ def _escaped(pattern: str, at: int, place: str) -> tuple[str, int]:
     if letter in _CLASSES:
         return _CLASSES[letter], at + 2
     if letter.lower() in _CLASSES and letter:
-        return rf"[^\{letter.lower()}{_UNSAFE}]", at + 2
+        number = r"\p{N}" if letter == "W" else ""  # a letter of a word for Python, and for Rust not
+        return rf"[^\{letter.lower()}{number}{_UNSAFE}]", at + 2
     if letter in _CONTROL:
         return _written(_CONTROL[letter]), at + 2
     if code := re.match(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2}))", pattern[at:]):

@@ -192,5 +192,5 @@ def _reached(after: np.ndarray, start: int) -> np.ndarray:
 
 
 def _round(count: int) -> int:
-    """Sizes are powers of two: few of them, so few programs."""
-    return 1 << (count - 1).bit_length()
+    """Sizes are powers of two, and none is small: few of them, so few programs."""
+    return max(128, 1 << (count - 1).bit_length())
