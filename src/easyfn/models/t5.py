@@ -300,7 +300,7 @@ class T5Stack(eqx.Module):
         keys = context.slots
         if cached and not context.fresh:
             assert context.cached_segment_ids is not None
-            keys = jnp.arange(context.cached_segment_ids.shape[1])
+            keys = jnp.arange(context.cached_segment_ids.shape[1]).reshape((1,) * (keys.ndim - 1) + (-1,))
         c = self.config
         which = buckets(
             keys[..., None, :] - context.slots[..., :, None],
