@@ -87,7 +87,7 @@ def test_few_programs_and_none_after_the_warm_up(llama, greedy):
     finish(engine, requests)
     assert requests[4].tokens == greedy[4][:5]
     assert not [name for name in names if "backend_compile" in name]
-    assert engine.stats().compiles == compiled == 11  # 1 width of steps, 2 of pieces times 1 length, 1 without a past
+    assert engine.stats().compiles == compiled == 3  # a step; a piece of 8 with a past, and without
 
 
 def test_options_are_those_of_generate(llama):
@@ -181,3 +181,34 @@ def test_a_failing_step_hangs_nobody(llama, greedy, monkeypatch):
     with pytest.raises(RuntimeError, match="division by zero"):
         requests[0].result()
     assert engine.run(PROMPTS[:1], max_new_tokens=4, eos_token_id=EOS)[0].new_tokens[0].tolist() == greedy[0][:4]
+
+
+def test_a_model_on_a_mesh(llama, greedy):
+    mesh = ef.make_mesh(fsdp=1, tp=2, devices=jax.devices()[:2])
+    engine = small(ef.shard(llama, mesh=mesh))
+    requests = [engine.submit(p, max_new_tokens=n, eos_token_id=EOS) for p, n in zip(PROMPTS[:3], NEW, strict=False)]
+    finish(engine, requests)
+    assert [r.tokens for r in requests] == [tokens[:n] for tokens, n in zip(greedy, NEW, strict=False)]
+
+
+class Failing:
+    """A constraint that breaks after some tokens."""
+
+    def start(self):
+        return 0
+
+    def allowed(self, state):
+        return np.arange(VOCAB) < (50 if state < 3 else 1 // 0)
+
+    def advance(self, state, token):
+        assert token < 50
+        return state + 1
+
+
+def test_a_failing_constraint_ends_its_own_request(llama, greedy):
+    engine = small(llama)
+    broken = engine.submit(PROMPTS[0], max_new_tokens=9, eos_token_id=EOS, constraint=Failing())
+    whole = engine.submit(PROMPTS[1], max_new_tokens=9, eos_token_id=EOS)
+    finish(engine, [broken, whole])
+    assert broken.finish_reason == "error" and len(broken.tokens) == 3 and max(broken.tokens) < 50
+    assert whole.tokens == greedy[1][:9]

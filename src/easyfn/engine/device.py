@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from .._dtype import dtype_of
 from .._paged import free_memory, init_paged_cache, page_bytes
 from .._slots import find_slots
+from .._task import mesh_of
 from .._weight import routed
-from ..generation.model import encodes
+from ..generation.model import decoder_prompt, encodes
 from ..nn.cache import CrossKV, layer_cache
 from ..nn.context import Runtime
 from .programs import Board, Facts, Given, Programs, begin
@@ -99,7 +101,21 @@ class Device:
         ids = jnp.full((self.rows, self.columns), -1, jnp.int32)
         memories = jax.eval_shape(lambda: begin(self.processors, ids[:1], self.model.config.vocab_size))
         memories = jax.tree.map(lambda x: jnp.zeros((self.rows, *x.shape[1:]), x.dtype), memories)
-        return Board(self._with_sources(cache.layers), ids, memories), cache.batch_axes
+        board = Board(self._with_sources(cache.layers), ids, memories)
+        return self._place(board, cache.batch_axes), cache.batch_axes
+
+    def _place(self, board: Board, axes: tuple[int | None, ...]) -> Board:
+        """On the mesh that the model lies on: pages by their heads over `tp`, where they divide, the rest everywhere."""
+        mesh = mesh_of(self.model)
+        if mesh is None:
+            return board
+        split = mesh.shape.get("tp", 1)
+        heads = lambda x, a: a is None and x.shape[-3] % split == 0
+        spec = lambda x, a: P(*[None] * (x.ndim - 3), "tp") if split > 1 and heads(x, a) else P()
+        leaves, tree = jax.tree.flatten(board.layers)
+        placed = [jax.device_put(x, NamedSharding(mesh, spec(x, a))) for x, a in zip(leaves, axes, strict=True)]
+        rest = jax.device_put((board.ids, board.memories), NamedSharding(mesh, P()))
+        return Board(jax.tree.unflatten(tree, placed), *rest)
 
     def _with_sources(self, layers: Any) -> Any:
         """Caches with room for what an encoder says of the longest source."""
@@ -193,6 +209,8 @@ class Device:
 
     def warm_up(self) -> None:
         """Compiles every program, and runs none."""
+        if self.encodes:
+            decoder_prompt(self.model, np.zeros((1, 1), np.int32), None, 0, {})
         for width in self.widths:
             self.programs.decode(self.board, self.programs.given(self.rows, width))
         history, memory = self._history(()), (np.bool_(True), self._memory(None))
@@ -227,7 +245,7 @@ def fill(given: Given, place: int, row: Row, count: int) -> None:
 
 def add_bias(given: Given, rows: Sequence[tuple[int, Row]]) -> Given:
     """With what the rules of the rows add to the logits of their next tokens: nothing is sent where none applies."""
-    found = {place: row.request._wanted.controls.row(row.request._all) for place, row in rows}
+    found = {place: row.request._bias() for place, row in rows}
     found = {place: bias for place, bias in found.items() if bias is not None}
     if not found:
         return given

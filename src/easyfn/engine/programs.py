@@ -128,7 +128,9 @@ class Programs:
     def _ready(self, name: Any, program: Any, *arguments: Any) -> Any:
         """The compiled program, bound to its arguments: whoever only wants it compiled does not call it."""
         if name not in self.compiled:
-            lowered = jax.jit(program, donate_argnums=1).lower(self.leaves, *arguments)
+            board = jax.tree.map(lambda x: x.sharding, arguments[0])  # it comes back to where it was
+            jitted = jax.jit(program, donate_argnums=1, out_shardings=(board, None))
+            lowered = jitted.lower(self.leaves, *arguments)
             self.compiled[name] = lowered.compile()
         return functools.partial(self.compiled[name], self.leaves, *arguments)
 

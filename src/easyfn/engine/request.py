@@ -52,13 +52,15 @@ class Request:
         self.prompt = wanted.prompt
         self.tokens: list[int] = []
         self.finish_reason: str | None = None
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
         self.cancelled = False
         self._engine = engine
+        self._all = list(wanted.prompt)  # and the new tokens
         self._wanted = wanted
         self._key = key
         self._adapter = adapter
         self._stop = _walk(wanted.stop, wanted.prompt)  # the state of the automaton of stop strings
+        self._failure: Exception | None = None  # of its constraint
         self._memory: Any = None  # of the engine's processors, while the request waits for its second turn
         self._news = threading.Condition()
         self._callbacks: list[Callable[[int | None], Any]] = []
@@ -78,7 +80,8 @@ class Request:
     def subscribe(self, callback: Callable[[int | None], Any]) -> None:
         """`callback(token)` for every new token, those that came before first, and `callback(None)` at the end.
 
-        It is called from the thread that steps the engine, and must neither block nor raise; an asyncio program gives
+        It is called from the thread that steps the engine, and must not block; one that raises is called no
+        more. An asyncio program gives
         `lambda token: loop.call_soon_threadsafe(queue.put_nowait, token)`.
         """
         with self._news:
@@ -114,12 +117,18 @@ class Request:
 
     # --- the engine's side
 
-    @property
-    def _all(self) -> list[int]:
-        return [*self.prompt, *self.tokens]
+    def _bias(self) -> np.ndarray | None:
+        """What its rules add to its next logits. A constraint that fails ends its own request, no other."""
+        try:
+            return self._wanted.controls.row(self._all)
+        except Exception as error:
+            self._failure = error
+            return None
 
     def _take(self, token: int) -> None:
         """One more token, and perhaps the last."""
+        if self._failure is not None:
+            return self._end("error", self._failure)
         w = self._wanted
         reason = "stop" if token in w.eos else None
         if w.stop is not None:
@@ -128,15 +137,18 @@ class Request:
             reason = "stop" if after < 0 else reason
         if reason is None and len(self.prompt) + len(self.tokens) + 1 >= w.max_length:
             reason = "length"
-        if reason is None:
-            w.controls.advance(token)
         with self._news:
             self.tokens.append(token)
+            self._all.append(token)
             self._tell(token)
         if reason is not None:
-            self._end(reason)
+            return self._end(reason)
+        try:
+            w.controls.advance(token)
+        except Exception as error:
+            self._end("error", error)
 
-    def _end(self, reason: str, error: BaseException | None = None) -> None:
+    def _end(self, reason: str, error: Exception | None = None) -> None:
         with self._news:
             self.error = error
             self.finish_reason = reason
@@ -145,8 +157,11 @@ class Request:
             self._news.notify_all()
 
     def _tell(self, token: int | None) -> None:
-        for callback in self._callbacks:
-            callback(token)
+        for callback in tuple(self._callbacks):
+            try:
+                callback(token)
+            except Exception:  # whoever listened is gone: its trouble is not that of the other requests
+                self._callbacks.remove(callback)
         self._news.notify_all()
 
 

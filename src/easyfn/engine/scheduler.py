@@ -19,8 +19,8 @@ class Row:
     pages: list[int]
     length: int
     target: int  # the tokens that must be run before the first new one
-    seed: bytes
-    named: int = 0  # pages whose content was made known
+    name: bytes  # of its last named page
+    named: int  # pages whose content is known
     started: bool = False
 
 
@@ -50,10 +50,10 @@ class Scheduler:
         while self.waiting and None in self.rows:
             request = self.waiting[0]
             known = request._all
-            seed = b"adapter %d" % request._adapter
-            shared: list[int] = []
+            names, shared = [b"adapter %d" % request._adapter], []
             if self.prefix_cache:  # at least one token is run, for its logits
-                shared = self.pages.known(digests(known[:-1], self.page_size, seed))
+                names += digests(known[:-1], self.page_size, names[0])
+                shared = self.pages.known(names[1:])
             spare = any(self.rows)  # a slot more, lest a row that runs must give way for the first new token
             more = self.pages_of(len(known) + spare) - len(shared)
             if more + self.pages.idle(shared) > self.pages.free:
@@ -63,8 +63,15 @@ class Scheduler:
             self.waiting.pop(0)
             self.prefix_hits += len(shared)
             place = self.rows.index(None)
-            row = Row(request, place, shared + own, len(shared) * self.page_size, len(known), seed, named=len(shared))
-            self.rows[place] = row
+            self.rows[place] = Row(
+                request,
+                place,
+                shared + own,
+                length=len(shared) * self.page_size,
+                target=len(known),
+                name=names[len(shared)],
+                named=len(shared),
+            )
 
     def grow(self, row: Row) -> Iterator[Row]:
         """A page for the next slot of a row. Yields the rows that give way for it, perhaps this one."""
@@ -92,10 +99,10 @@ class Scheduler:
         full = row.length // self.page_size
         if not self.prefix_cache or full <= row.named:
             return
-        names = digests(row.request._all[: full * self.page_size], self.page_size, row.seed)
-        for i in range(row.named, full):
-            self.pages.name(row.pages[i], names[i])
-        row.named = full
+        new = row.request._all[row.named * self.page_size : full * self.page_size]
+        for name in digests(new, self.page_size, row.name):
+            self.pages.name(row.pages[row.named], name)
+            row.name, row.named = name, row.named + 1
 
     def clear(self) -> None:
         """Nobody runs, nobody waits, and nothing is known of any page."""

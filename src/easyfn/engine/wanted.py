@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..generation import checks
+from ..generation.constraint import constrained
 from ..generation.model import decoder_prompt, encodes
 from ..generation.options import resolve, with_defaults
 from .controls import Controls
@@ -88,6 +89,8 @@ def read(
     if c.exponential_decay_length_penalty is not None and len(c.eos) > EOS:
         raise ValueError(f"submit: exponential_decay_length_penalty is for at most {EOS} eos_token_id")
     checks.vocabulary(model, c)
+    if constraint is not None:
+        constrained([constraint], c.eos, 1)
     start = c.decoder_start_token_id if c.decoder_start_token_id is not None else c.bos_token_id
     prompt = ids
     if second:
