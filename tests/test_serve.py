@@ -250,6 +250,15 @@ def test_templates_are_transformers_own(tmp_path):
     with pytest.raises(ValueError, match="no Jinja"):
         ef.serve.ChatTemplate("{% if %}")
     assert ef.serve.chat_template(TINY) is None
+    (tmp_path / "own.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
+    own = ef.serve.chat_template(TINY, file=tmp_path / "own.jinja")
+    assert own([{"role": "user", "content": "a"}]) == "<s>a"
+    named = [{"name": "default", "template": "D{{ eos_token }}"}, {"name": "tool_use", "template": "T"}]
+    said = {"chat_template": named, "eos_token": {"content": "</s>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    (tmp_path / "chat_template.jinja").unlink()
+    assert ef.serve.chat_template(tmp_path)([]) == "D</s>"
+    assert ef.serve.chat_template(tmp_path)([], tools=tools) == "T"
 
 
 def test_tools_and_calls_reach_the_template(client, tokenizer):
@@ -506,7 +515,7 @@ def test_a_tokenizer_that_cuts_cuts_no_prompt(engine, tokenizer):
 def test_the_command(tmp_path):
     """`python -m easyfn serve`, which finishes what runs when it is told to end."""
     command = [sys.executable, "-m", "easyfn", "serve", str(TINY), "--port", "0", "--dtype", "float32"]
-    command += ["--max-batch-size", "2", "--max-model-length", "128", "--model-name", "served"]
+    command += ["--max-batch-size", "2", "--max-model-length", "128", "--model-name", "served", "--no-warm-up"]
     env = {**os.environ, "EASYFN_API_KEY": "key", "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=env)

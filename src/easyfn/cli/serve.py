@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
     uvicorn = extra("uvicorn", "serve")
     folder = _files_of(args.checkpoint)
     tokenizer = tokenizer_of(folder)
-    template = ef.serve.chat_template(args.chat_template or folder)
+    template = ef.serve.chat_template(folder, file=args.chat_template)
     model = ef.load(args.checkpoint, dtype=jnp.dtype(args.dtype) if args.dtype else None, quantize=args.quantize)
     model = _adapted(model, args.adapter)
     engine = ef.Engine(
@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> None:
             ws="none",
         )
     )
-    socket = server.config.bind_socket()
+    socket = server.config.bind_socket()  # before the work: the port may be taken
+    if not args.no_warm_up:
+        engine.warm_up()
     host = f"[{args.host}]" if ":" in args.host else args.host
     print(f"{name} is served at http://{host}:{socket.getsockname()[1]}/v1", flush=True)
     with contextlib.suppress(KeyboardInterrupt):  # raised after what ran was finished
@@ -110,5 +112,6 @@ def add(commands: Any) -> None:
     p.add_argument("--num-pages", type=int, help="pages of the cache")
     p.add_argument("--memory-fraction", type=float, help="of the free memory for the cache, instead of --num-pages")
     p.add_argument("--prefill-chunk", type=int, default=128, help="prompt tokens of a step")
+    p.add_argument("--no-warm-up", action="store_true", help="compile at the first requests, not before they may come")
     p.add_argument("--shutdown-timeout", type=int, default=30, metavar="SECONDS", help="to finish what runs")
     p.set_defaults(run=run)

@@ -63,15 +63,18 @@ class ChatTemplate:
             raise ValueError(f"the chat template refuses these messages: {error}") from error
 
 
-def chat_template(path: Any) -> ChatTemplate | None:
-    """The template of a checkpoint: of the files `chat_template.jinja` or `tokenizer_config.json` in a folder, or of a
-    `.gguf` file; `None` if it has none. A file that ends in `.jinja` is the template itself, without special tokens.
+def chat_template(path: Any, *, file: Any = None) -> ChatTemplate | None:
+    """The template of a checkpoint, with its special tokens; `None` if it has none.
+
+    - `path`: a folder with `chat_template.jinja` or `tokenizer_config.json`, or a `.gguf` file.
+    - `file`: a template in a file of its own, instead of the checkpoint's.
     """
-    path = Path(path)
-    if path.suffix == ".gguf":
-        return _of_gguf(path)
-    if path.is_file():
-        return ChatTemplate(path.read_text("utf-8"))
+    source, tokens = (_of_gguf if Path(path).suffix == ".gguf" else _of_folder)(Path(path))
+    source = source if file is None else Path(file).read_text("utf-8")
+    return None if source is None else ChatTemplate(source, **tokens)
+
+
+def _of_folder(path: Path) -> tuple[Any, dict[str, str]]:
     file = path / "tokenizer_config.json"
     said = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     source = said.get("chat_template")
@@ -79,7 +82,7 @@ def chat_template(path: Any) -> ChatTemplate | None:
         source = {one["name"]: one["template"] for one in source}
     if (path / "chat_template.jinja").is_file():
         source = (path / "chat_template.jinja").read_text("utf-8")
-    return None if source is None else ChatTemplate(source, **special_tokens(said))
+    return source, special_tokens(said)
 
 
 def special_tokens(said: Mapping[str, Any]) -> dict[str, str]:
@@ -89,15 +92,13 @@ def special_tokens(said: Mapping[str, Any]) -> dict[str, str]:
     return {name: v for name, v in tokens.items() if isinstance(v, str)}
 
 
-def _of_gguf(path: Path) -> ChatTemplate | None:
+def _of_gguf(path: Path) -> tuple[Any, dict[str, str]]:
     from ..io.gguf import read_gguf
 
     said = read_gguf(path).metadata
-    source, tokens = said.get("tokenizer.chat_template"), said.get("tokenizer.ggml.tokens", ())
-    if source is None:
-        return None
-    which = {name: said.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
-    return ChatTemplate(source, **{f"{name}_token": tokens[int(i)] for name, i in which.items() if i is not None})
+    tokens = said.get("tokenizer.ggml.tokens", ())
+    which = {f"{name}_token": said.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    return said.get("tokenizer.chat_template"), {name: tokens[int(i)] for name, i in which.items() if i is not None}
 
 
 def _environment() -> jinja2.Environment:
