@@ -110,6 +110,7 @@ class Engine:
         self.model = model
         self.max_model_length = longest(model, max_model_length)
         self.page_size = page_size
+        self.page_size = page_size
         self.prefill_chunk = prefill_chunk
         self.max_waiting = max_waiting
         self.config = config

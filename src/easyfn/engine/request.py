@@ -80,9 +80,8 @@ class Request:
     def subscribe(self, callback: Callable[[int | None], Any]) -> None:
         """`callback(token)` for every new token, those that came before first, and `callback(None)` at the end.
 
-        It is called from the thread that steps the engine, and must not block; one that raises is called no
-        more. An asyncio program gives
-        `lambda token: loop.call_soon_threadsafe(queue.put_nowait, token)`.
+        It is called from the thread that steps the engine, and must not block; one that raises is called no more. An
+        asyncio program gives `lambda token: loop.call_soon_threadsafe(queue.put_nowait, token)`.
         """
         with self._news:
             for token in self.tokens:
@@ -102,7 +101,7 @@ class Request:
 
     def result(self) -> Generation:
         """What [`easyfn.generate`][] returns for this prompt alone, `sequences` `(1, columns)`. A cancelled request has the
-        tokens that it got. Raises `RuntimeError` if the engine failed."""
+        tokens that it got. Raises `RuntimeError` if a step of the engine failed, or the request's own constraint."""
         self._engine._until(self, lambda: self.done)
         self._raise()
         tokens = np.asarray([[*self.prompt, *self.tokens]], np.int32)
@@ -112,7 +111,7 @@ class Request:
     def _raise(self) -> None:
         if self.error is not None:
             raise RuntimeError(
-                f"the engine failed at a step with request {self.id} in it: {self.error}"
+                f"request {self.id} failed with its engine's step or its constraint: {self.error}"
             ) from self.error
 
     # --- the engine's side
