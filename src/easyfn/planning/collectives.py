@@ -17,13 +17,13 @@ class Collective(NamedTuple):
 
     `bytes` is what one device holds of the whole that is moved, over all turns of all loops: the gathered array of an
     `all-gather`, the summed one of an `all-reduce`, the array before a `reduce-scatter`, what enters an `all-to-all`
-    or a `collective-permute`. `group` is how many devices take part, `spans` how they lie: the ids of one group.
+    or a `collective-permute`. `number` is how many there are, `group` the ids of the devices of one of them.
     """
 
     kind: str
     axes: tuple[str, ...]
     bytes: int
-    count: int
+    number: int
     group: tuple[int, ...]
 
 
@@ -64,10 +64,10 @@ def read_collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     for name, turns in _turns(computations, entry).items():
         for one in _of_computation(computations, name, mesh):
             found.setdefault((one.kind, one.axes), []).append(
-                one._replace(bytes=one.bytes * turns, count=one.count * turns)
+                one._replace(bytes=one.bytes * turns, number=one.number * turns)
             )
     merged = [
-        Collective(kind, axes, sum(c.bytes for c in some), sum(c.count for c in some), some[0].group)
+        Collective(kind, axes, sum(c.bytes for c in some), sum(c.number for c in some), some[0].group)
         for (kind, axes), some in found.items()
     ]
     return sorted(merged, key=lambda c: -c.bytes)

@@ -117,7 +117,7 @@ class Plan:
         verdict = "fits" if self.fits else "does not fit"
         memory.append(("total", f"{size_of(self.total)}, {share:.0%} of {size_of(self.capacity)}: {verdict}"))
         moved = [
-            (f"{c.kind} over {'+'.join(c.axes)}", f"{size_of(c.bytes)} in {c.count}")
+            (f"{c.kind} over {'+'.join(c.axes)}", f"{size_of(c.bytes)} in {c.number}")
             for c in self.collectives
             if c.bytes
         ]

@@ -12,8 +12,9 @@ from jax.sharding import Mesh, NamedSharding
 from .._trainable import trainable
 from .collectives import Collective
 from .compile import Facts, local_bytes
+from .splits import Spec, Value
 from .step import Job, model_of, prompt, token, training
-from .walk import Region, Spec, Value
+from .walk import Region
 
 
 class Traced(NamedTuple):

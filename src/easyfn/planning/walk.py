@@ -18,66 +18,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from .._flops import inner_jaxprs
-
-Spec = tuple[tuple[str, ...], ...]  # for every dimension the axes of the mesh that split it
-
-_ALIAS = {"reshape", "squeeze", "expand_dims", "sharding_constraint", "optimization_barrier", "stop_gradient", "copy"}
-_ALIAS |= {"copy_p", "mesh_cast", "name"}
-_HEAVY = {
-    "dot_general", "ragged_dot_general", "conv_general_dilated", "gather", "scatter", "scatter-add", "sort", "top_k",
-    "cumsum", "cummax", "cumlogsumexp", "concatenate", "dynamic_update_slice", "scan", "while", "cond", "custom_call",
-    "shard_map", "random_bits", "reduce_window",
-}  # fmt: skip
-_DEAR = {"exp", "log", "tanh", "logistic", "div", "rsqrt", "erf", "pow", "sin", "cos", "log1p", "sqrt"}
-
-
-class Value:
-    """One array of the program."""
-
-    __slots__ = ("full", "input", "itemsize", "made", "mode", "ops", "shape", "spec")
-
-    def __init__(self, aval: Any, spec: Spec, mode: str, ops: Sequence[Value] = (), made: str = "") -> None:
-        self.shape = tuple(getattr(aval, "shape", ()))
-        kind = getattr(aval, "dtype", jnp.float32)
-        key = jax.dtypes.issubdtype(kind, jax.dtypes.prng_key)
-        self.itemsize = 8 if key else jnp.dtype(kind).itemsize
-        self.spec = _once(spec) if len(spec) == len(self.shape) else ((),) * len(self.shape)
-        self.mode = mode  # input, alias, fused, real
-        self.ops = [op for op in ops if op is not None]
-        self.made = made
-        self.full = False  # held whole (see `_Region.product`)
-
-    def sources(self) -> list[Value]:
-        """The arrays in memory that reading this one reads."""
-        if self.mode in ("input", "real"):
-            return [self]
-        found: dict[int, Value] = {}
-        stack, seen = [self], {id(self)}
-        while stack:
-            for op in stack.pop().ops:
-                if id(op) in seen:
-                    continue
-                seen.add(id(op))
-                if op.mode in ("input", "real"):
-                    found[id(op)] = op
-                else:
-                    stack.append(op)
-        return list(found.values())
-
-
-def _once(spec: Spec) -> Spec:
-    """No axis splits two dimensions: the first has it."""
-    taken: set[str] = set()
-    new = []
-    for axes in spec:
-        new.append(tuple(a for a in axes if a not in taken))
-        taken |= set(axes)
-    return tuple(new)
+from .splits import ALIAS, HEAVY, Spec, Value, both, is_weight, kept, once, spec_after
 
 
 class Region:
@@ -144,7 +88,7 @@ class Region:
             return [self.product(e, given)]
         if name == "gather":
             return [self.looked_up(e, given)]
-        spec = [_spec(e, v.aval, ins) for v in e.outvars]
+        spec = [spec_after(e, v.aval, ins) for v in e.outvars]
         if name in ("scatter-add", "scatter"):
             spec = [self.weights.get(tuple(e.outvars[0].aval.shape), spec[0])]
             rows = {a for axes in given[-1].spec[:-1] for a in axes}
@@ -152,8 +96,12 @@ class Region:
             self.move("reduce-scatter", [a for axes in spec[0] for a in axes if a in rows], self.bytes(whole))
             return self.make(e, given, spec, "real", self.bytes(whole))
         alike = name == "transpose" and len(e.outvars[0].aval.shape) <= 2
-        alike |= name == "broadcast_in_dim" and given != [] and _count(e.outvars[0].aval) == _count(e.invars[0].aval)
-        mode = "alias" if (name in _ALIAS or alike) and given else "real" if name in _HEAVY else "fused"
+        alike |= (
+            name == "broadcast_in_dim"
+            and given != []
+            and math.prod(e.outvars[0].aval.shape) == math.prod(given[0].shape)
+        )
+        mode = "alias" if (name in ALIAS or alike) and given else "real" if name in HEAVY else "fused"
         if name.startswith(("reduce_", "arg")):
             mode = "real"
         return self.make(e, given, spec, mode)
@@ -161,8 +109,8 @@ class Region:
     def make(
         self, e: Any, ins: list[Value], specs: Sequence[Spec], mode: str, extra: float = 0.0
     ) -> list[Value | None]:
-        if e.primitive.name in _HEAVY:
-            ins = [_kept(v) for v in ins]
+        if e.primitive.name in HEAVY:
+            ins = [kept(v) for v in ins]
         outs = [Value(v.aval, s, mode, ins, e.primitive.name) for v, s in zip(e.outvars, specs, strict=True)]
         self.nodes.append((ins, outs, extra))
         return list(outs)
@@ -181,11 +129,11 @@ class Region:
         specs = [list(left.spec), list(right.spec)]
         paired = [dict(zip((*lc, *lb), (*rc, *rb), strict=True)), dict(zip((*rc, *rb), (*lc, *lb), strict=True))]
         where = [{a: d for d, axes in enumerate(s) for a in axes} for s in specs]
-        weight = 0 if left.full or (math.prod(left.shape) < math.prod(right.shape) and _is_weight(left)) else 1
+        weight = 0 if left.full or (math.prod(left.shape) < math.prod(right.shape) and is_weight(left)) else 1
         gathered: list[str] = []
         for axis in set(where[0]) & set(where[1]):
             if paired[0].get(where[0][axis]) != where[1][axis]:
-                side = weight if _is_weight(ins[weight]) else 1 - weight if _is_weight(ins[1 - weight]) else weight
+                side = weight if is_weight(ins[weight]) else 1 - weight if is_weight(ins[1 - weight]) else weight
                 specs[side][where[side][axis]] = tuple(a for a in specs[side][where[side][axis]] if a != axis)
                 gathered.append(axis)
                 weight = side
@@ -196,7 +144,7 @@ class Region:
             [d for d in range(len(right.shape)) if d not in (*rc, *rb)],
         )
         batch = [tuple(dict.fromkeys((*specs[0][a], *specs[1][b]))) for a, b in zip(lb, rb, strict=True)]
-        spec: Spec = _once(tuple([*batch, *(specs[0][d] for d in free[0]), *(specs[1][d] for d in free[1])]))
+        spec: Spec = once(tuple([*batch, *(specs[0][d] for d in free[0]), *(specs[1][d] for d in free[1])]))
         if len(spec) != len(out.shape):
             spec = ((),) * len(out.shape)
         summed = {a for d in lc for a in specs[0][d]} | {a for d in rc for a in specs[1][d]}
@@ -206,7 +154,7 @@ class Region:
         self.flops += 2.0 * math.prod(out.shape) * contracted / parts
         made = Value(out, spec, "real")
         size = self.bytes(made)
-        home = None if _is_weight(left) or _is_weight(right) else self.weights.get(tuple(out.shape))
+        home = None if is_weight(left) or is_weight(right) else self.weights.get(tuple(out.shape))
         if home is not None and summed:  # the gradient of a weight: each device keeps its part of the sum
             scattered = [a for axes in home for a in axes if a in summed]
             self.move("reduce-scatter", scattered, size)
@@ -251,13 +199,13 @@ class Region:
                 spec.append(ids.spec[next(rest)])
         rows = {a for d in range(len(out.shape)) if d not in numbers.offset_dims for a in spec[d]}
         split = {a for axes in table.spec for a in axes}
-        final = _once(
+        final = once(
             tuple(
                 axes if d not in numbers.offset_dims else tuple(a for a in axes if a not in rows)
                 for d, axes in enumerate(spec)
             )
         )
-        if gathered := [a for a in split & rows if _is_weight(table)]:
+        if gathered := [a for a in split & rows if is_weight(table)]:
             self.gather(table, gathered, tuple(tuple(a for a in axes if a not in gathered) for axes in table.spec))
         made = Value(out, final, "real")
         if partial := [a for d in numbers.collapsed_slice_dims for a in table.spec[d] if a not in rows]:
@@ -273,7 +221,7 @@ class Region:
         arguments = []
         for var, value, spec in zip(jaxpr.invars, ins, specs, strict=True):
             inner = Value(var.aval, spec or (), "input")
-            inner.made = "weight" if value is not None and _is_weight(value) else ""
+            inner.made = "weight" if value is not None and is_weight(value) else ""
             arguments.append(inner)
         return region, region.run(jaxpr, arguments)
 
@@ -284,7 +232,7 @@ class Region:
         specs = [None if v is None else v.spec if n < end else v.spec[1:] for n, v in enumerate(ins)]
         region, outs = self.body(jaxpr, ins, specs)
         carried = [o.spec if o is not None else None for o in outs[: p["num_carry"]]]
-        merged = [_both(a, b) for a, b in zip(specs[start:end], carried, strict=True)]
+        merged = [both(a, b) for a, b in zip(specs[start:end], carried, strict=True)]
         if merged != specs[start:end]:
             specs[start:end] = merged
             region, outs = self.body(jaxpr, ins, specs)
@@ -301,7 +249,7 @@ class Region:
         specs: list[Spec | None] = [None if v is None else v.spec for v in rest]
         region, outs = self.body(p["body_jaxpr"].jaxpr, rest, specs)
         count = p["body_nconsts"]
-        merged = [_both(a, None if o is None else o.spec) for a, o in zip(specs[count:], outs, strict=True)]
+        merged = [both(a, None if o is None else o.spec) for a, o in zip(specs[count:], outs, strict=True)]
         return self.repeat(e, ins, region, outs, [s or () for s in merged], turns, len(outs))
 
     def repeat(self, e, ins, region, outs, specs, turns, carry) -> list[Value | None]:
@@ -344,7 +292,7 @@ class Region:
         for value in outs:
             for source in [] if value is None else value.sources():
                 ends[id(source)] = len(self.nodes)
-        final = {id(v) for v in outs if v is not None and v.mode == "real" and v.made not in _HEAVY}
+        final = {id(v) for v in outs if v is not None and v.mode == "real" and v.made not in HEAVY}
         for t, (read, made, _) in enumerate(self.nodes):
             if all(v.mode in ("alias", "fused") for v in made):
                 continue
@@ -360,7 +308,7 @@ class Region:
         live = most = 0.0
         dying: dict[int, list[Value]] = {}
         for t, (_, made, extra) in enumerate(self.nodes):
-            shared = [self.bytes(v) for v in dying.get(t, ()) if made and made[0].made not in _HEAVY]
+            shared = [self.bytes(v) for v in dying.get(t, ()) if made and made[0].made not in HEAVY]
             for v in made:
                 if v.mode != "real" or v.full or id(v) in final:
                     continue
@@ -374,85 +322,3 @@ class Region:
             most = max(most, live + extra)
             live -= leave.get(t, 0.0) + sum(self.bytes(v) for v in dying.pop(t, []))
         return most
-
-
-def _both(a: Spec | None, b: Spec | None) -> Spec | None:
-    if a is None or b is None or len(a) != len(b):
-        return a if b is None else b
-    return _once(tuple(x or y for x, y in zip(a, b, strict=True)))
-
-
-def _kept(value: Value) -> Value:
-    """A fused value that a product or a loop reads is written to memory, unless it only widens what is there."""
-    if value.mode == "fused":
-        plain = value.made in ("convert_element_type", "broadcast_in_dim", "iota")
-        if not plain or any(op.mode == "fused" for op in value.ops):
-            value.mode = "real"
-    elif value.mode == "alias" and value.ops:
-        _kept(value.ops[0])
-    return value
-
-
-def _is_weight(value: Value) -> bool:
-    return value.made == "weight" or (
-        value.mode in ("alias", "fused") and bool(value.ops) and all(_is_weight(op) for op in value.ops)
-    )
-
-
-def _count(aval: Any) -> int:
-    return math.prod(aval.shape)
-
-
-def _spec(e: Any, out: Any, ins: Sequence[Value | None]) -> Spec:
-    """How the result of an operation without a rule of its own is split."""
-    name, p = e.primitive.name, e.params
-    shape = tuple(getattr(out, "shape", ()))
-    first = next((v for v in ins if v is not None and v.shape), None)
-    if first is None:
-        return ((),) * len(shape)
-    if name == "transpose":
-        return tuple(first.spec[i] for i in p["permutation"])
-    if name == "broadcast_in_dim":
-        spec: list[tuple[str, ...]] = [()] * len(shape)
-        for i, d in enumerate(p["broadcast_dimensions"]):
-            spec[d] = first.spec[i] if first.shape[i] == shape[d] else ()
-        return tuple(spec)
-    if name == "squeeze":
-        return tuple(axes for i, axes in enumerate(first.spec) if i not in p["dimensions"])
-    if name.startswith(("reduce_", "arg")) and "axes" in p:
-        return tuple(axes for i, axes in enumerate(first.spec) if i not in p["axes"])
-    if name == "reshape":
-        return _reshaped(first.shape, first.spec, shape)
-    if name == "sharding_constraint":
-        said = getattr(p["sharding"], "spec", ())
-        wanted = [
-            () if s is None else (s,) if isinstance(s, str) else tuple(s) if isinstance(s, tuple) else () for s in said
-        ]
-        return tuple((wanted[i] if i < len(wanted) and wanted[i] else first.spec[i]) for i in range(len(shape)))
-    found: list[tuple[str, ...]] = [()] * len(shape)
-    for value in ins:
-        if value is not None and len(value.shape) == len(shape):
-            for i, axes in enumerate(value.spec):
-                if axes and not found[i] and value.shape[i] == shape[i]:
-                    found[i] = axes
-    return tuple(found)
-
-
-def _reshaped(shape: tuple[int, ...], spec: Spec, new: tuple[int, ...]) -> Spec:
-    """Dimensions that are merged bring their axes along; of one that is cut the outermost part keeps them."""
-    result: list[tuple[str, ...]] = [()] * len(new)
-    i = j = 0
-    while i < len(shape) and j < len(new):
-        a, b, k, m = shape[i], new[j], i + 1, j + 1
-        while a != b:
-            if a < b and k < len(shape):
-                a, k = a * shape[k], k + 1
-            elif m < len(new):
-                b, m = b * new[m], m + 1
-            else:
-                return tuple(result)
-        axes = tuple(x for d in range(i, k) for x in spec[d])
-        target = next((d for d in range(j, m) if new[d] > 1), j)
-        result[target] = axes
-        i, j = k, m
-    return tuple(result)
