@@ -458,10 +458,19 @@ def test_another_schema_compiles_nothing(model, tokenizer, schema, caplog):
         assert rows == np.asarray(out.sequences)[0, out.prompt_length :].tolist()
         return texts_of(out, tokenizer)[0]
 
-    assert json.loads(call(schema)).keys() >= {"name", "age"}
-    with jax.log_compiles(), caplog.at_level(logging.WARNING):
-        text = call(other)
-    assert not [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling")]
+    def programs(constraint):
+        """The text, and the programs that were compiled for it (not the copies of results of other widths)."""
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING):
+            text = call(constraint)
+        return text, {
+            n for r in caplog.records for n in re.findall(r"^Compiling jit\((run|start|_step)\)", r.getMessage())
+        }
+
+    text, compiled = programs(schema)
+    assert json.loads(text).keys() >= {"name", "age"} and compiled == {"run", "start", "_step"}
+    text, compiled = programs(other)
+    assert not compiled
     assert json.loads(text).keys() == {"title", "n"}
     small = [ef.choice(["a", "b"], tokenizer, eos_token_id=1), ef.regex("[0-9]{1,20}é", tokenizer, eos_token_id=1)]
     assert len({constraint.after.shape for constraint in small}) == 1
@@ -522,6 +531,24 @@ def test_drafts_are_exact():
         np.testing.assert_array_equal(plain.sequences, drafted.sequences)
     text = tokenizer.decode([int(t) for t in plain.new_tokens[0] if int(t) > 1])
     assert regex.fullmatch("(?:ab|no|[0-9]{2}){3,8}", text, partial=True) and text
+
+
+def test_an_engine_under_constraints_is_generate_under_them():
+    """Greedy and sampled requests side by side, one of them free; the engine keeps the states on the host."""
+    model, tokenizer = small()
+    patterns = ["(?:ab|no|[0-9]{2}){3,8}", None, "(?:[a-d]+:){2}", r"\{[a-z]{1,9}\}"]
+    rows = [p and ef.regex(p, tokenizer, eos_token_id=1) for p in patterns]
+    ids = np.random.RandomState(2).randint(3, 60, (4, 6))
+    keys = jax.random.split(jax.random.key(0), 4)
+    options = {"eos_token_id": 1, "pad_token_id": 0, "max_new_tokens": 12, "do_sample": True, "top_k": 40}
+    together = ef.generate(model, ids, key=keys, processors=(rows,), **options)
+    engine = ef.Engine(model, max_batch_size=2, max_model_length=24, page_size=4, num_pages=16, prefill_chunk=8)
+    asked = [engine.submit(row, key=keys[n : n + 1], constraint=rows[n], **options) for n, row in enumerate(ids)]
+    for n, request in enumerate(asked):
+        assert request.result().new_tokens[0].tolist() == together.new_tokens[n, : len(request.tokens)].tolist()
+        assert int(together.lengths[n]) - together.prompt_length == len(request.tokens)
+    with pytest.raises(ValueError, match=r"eos_token_id=\[1\].*\[2\]"):
+        engine.submit(ids[0], constraint=rows[0], eos_token_id=2)
 
 
 def test_the_constraint_wins_over_what_forbids_all_it_allows():

@@ -54,7 +54,8 @@ def generate(
       Other names that the model takes (`decoder_input_ids`, ...) go to the model.
     - `processors`: functions `(state, ids, logits) -> (logits, state)`, see [`easyfn.State`][]; they run after the
       penalties and before temperature and the like, inside the compiled loop. Define them once: a new function is a
-      new program.
+      new program. An [`easyfn.Constraint`][] is one: text that matches a JSON schema or an expression; a list of them
+      within the list gives each row its own.
     - `cache`: what the model remembers of the first columns of `ids`, from [`easyfn.prefill`][], [`easyfn.fork`][] or a
       generation with `return_cache=True`, which keeps the cache in the result; or an empty one of a dtype of its own.
       `ids` are the whole prompt all the same.
