@@ -1,5 +1,6 @@
 """The engine: every request as `ef.generate` makes it alone, whatever else runs, waits, joins and leaves."""
 
+import dataclasses
 import threading
 
 import jax
@@ -185,7 +186,9 @@ def test_a_failing_step_hangs_nobody(llama, greedy, monkeypatch):
 
 def test_a_model_on_a_mesh(llama, greedy):
     mesh = ef.make_mesh(fsdp=1, tp=2, devices=jax.devices()[:2])
-    engine = small(ef.shard(llama, mesh=mesh))
+    rules = dataclasses.replace(ef.default_rules(llama), indivisible="replicate")
+    engine = small(ef.shard(llama, rules, mesh))
+    assert engine._device.board.layers[0].k.sharding.spec[1] == "tp"
     requests = [engine.submit(p, max_new_tokens=n, eos_token_id=EOS) for p, n in zip(PROMPTS[:3], NEW, strict=False)]
     finish(engine, requests)
     assert [r.tokens for r in requests] == [tokens[:n] for tokens, n in zip(greedy, NEW, strict=False)]

@@ -64,8 +64,8 @@ class Device:
         self.pieces = _doubled(min(16, piece), piece)
         self.sources = _doubled(min(16, length), length)
         whole, longest = self._most(length), self._most(length + piece)
-        self.widths = _doubled(min(whole, self._most(64)), whole)
-        self.piece_widths = _doubled(min(longest, self._most(256)), longest, 4)
+        self.widths = _doubled(min(whole, self._most(128)), whole)
+        self.piece_widths = _doubled(min(longest, self._most(1024)), longest, 4)
         facts = Facts(
             vocab_size=model.config.vocab_size,
             page_size=page_size,
