@@ -81,7 +81,8 @@ class Region:
             return self.branches(e, ins)
         if name == "shard_map":
             return self.mapped(e, ins)
-        if (inner := next(inner_jaxprs(e), None)) is not None:
+        calls = not name.startswith(("scatter", "reduce", "select_and"))  # which have a jaxpr for one entry
+        if calls and (inner := next(inner_jaxprs(e), None)) is not None:
             return self.run(inner, ins[len(ins) - len(inner.invars) :], used)
         given = [v for v in ins if v is not None]
         if name in ("dot_general", "ragged_dot_general", "conv_general_dilated"):
