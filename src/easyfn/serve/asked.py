@@ -196,7 +196,7 @@ def sampling(body: Body, service: Service) -> dict[str, Any]:
 
 
 def _bias(bias: Mapping[str, Any], vocab_size: int) -> dict[tuple[int, ...], float]:
-    found = {}
+    found: dict[tuple[int, ...], float] = {}
     for token in bias:
         if not token.isdecimal():
             raise bad("logit_bias", f"logit_bias holds {token!r}, which is no token id")
