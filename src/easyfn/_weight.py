@@ -125,15 +125,16 @@ def dot(w: Weight, x: jax.Array, *, dtype: Any = None) -> jax.Array:
     return back(y.astype(out))
 
 
-def flat(x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+def flat(x: jax.Array, like: jax.Array | None = None) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
     """`x` `(..., in)` as rows `(rows, in)`, and the function that gives `(rows, out)` the leading dimensions of `x`.
 
     Rows come in the order of `x`, or, where a mesh splits the sequence of `(batch, seq, in)` over `sp`, part after part:
-    only so each device's rows are its own, and nothing is gathered to flatten.
+    only so each device's rows are its own, and nothing is gathered to flatten. `like` is the array whose order to take.
     """
     shape, parts = x.shape, 1
-    if x.ndim == 3 and isinstance(x, jax.core.Tracer):
-        mesh = jax.typeof(x).sharding.mesh
+    like = x if like is None else like
+    if x.ndim == 3 and isinstance(like, jax.core.Tracer):
+        mesh = jax.typeof(like).sharding.mesh
         parts = mesh.shape["sp"] if "sp" in mesh.auto_axes and shape[1] % mesh.shape["sp"] == 0 else 1
     if parts == 1:
         return x.reshape(-1, shape[-1]), lambda y: y.reshape(*shape[:-1], y.shape[-1])

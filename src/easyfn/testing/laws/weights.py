@@ -156,7 +156,11 @@ def shard_changes_nothing(case: Case) -> None:
     answers, slopes = answers_and_gradient(split, inputs)
     wanted, wanted_slopes = answers_and_gradient(case.model, inputs)
     same(case, answers, wanted, "eight devices against one", tolerance=1e-4)
-    same(case, slopes, wanted_slopes, "gradients on eight devices", tolerance=1e-4)
+    assert set(slopes) == set(wanted_slopes), "other arrays train on eight devices than on one"
+    largest = max(np.abs(g).max(initial=0) for g in wanted_slopes.values())
+    for path, want in wanted_slopes.items():  # a gradient may be zero by nature, and then is rounding
+        off, limit = np.abs(slopes[path] - want).max(initial=0), 1e-4 * max(np.abs(want).max(initial=0), 1e-2 * largest)
+        assert off <= limit, f"the gradient of {path} is off by {off:.3g} on eight devices"
     if "input_ids" in inputs and ef.can_generate(case.model):
         got, want = (ef.generate(m, inputs["input_ids"], max_new_tokens=HALF).sequences for m in (split, case.model))
         assert np.array_equal(got, want), "eight devices generate other tokens than one"
