@@ -30,7 +30,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 DEAR = re.compile(
     "adapters|assisted|beams|bert|calibrate|compressed_tensors|docs|docstrings|generate"
     "|generation_options|gguf|gptq_awq|laws|laws_can_fail|lora|lora_inits|lora_saved|loss|mamba2|models"
-    "|moe|peft|peft_methods|quant|quant_accuracy|quant_float|quant_integer|sharding|stop|t5|third_party"
+    "|moe|peft|peft_methods|quant|quant_accuracy|quant_float|quant_integer|sharding|stop|structured|t5|third_party"
     "|tiny|train"
 )
 

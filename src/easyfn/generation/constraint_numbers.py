@@ -35,7 +35,7 @@ def numbers(
         return rf"-?(?:0|{_POSITIVE}){_FRACTION}?(?:[eE][+-]?[0-9]{{1,2}})?"
     low, open_low = _tighter(minimum, exclusiveMinimum, 1)
     high, open_high = _tighter(maximum, exclusiveMaximum, -1)
-    found = []
+    found: list[str | None] = []
     if high is None or high > 0 or (high == 0 and not open_high and (low is None or low <= 0)):
         found.append(_magnitude(*((low, open_low) if low is not None and low >= 0 else (0, False)), high, open_high))
     if low is None or low < 0:
@@ -59,7 +59,7 @@ def _magnitude(low: int, open_low: bool, high: int | None, open_high: bool) -> s
     """Decimals from `low` >= 0 to `high`, both whole, with or without the bounds themselves."""
     if high is not None and (high < low or (high == low and (open_low or open_high))):
         return None
-    found = []
+    found: list[str | None] = []
     inner = None if high is None else high - 1
     if high != low:
         # With the whole part of the lower bound, then those above it.
