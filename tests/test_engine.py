@@ -191,7 +191,7 @@ def test_a_model_on_a_mesh(llama, greedy):
     assert engine._device.board.layers[0].k.sharding.spec[1] == "tp"
     requests = [engine.submit(p, max_new_tokens=n, eos_token_id=EOS) for p, n in zip(PROMPTS[:3], NEW, strict=False)]
     finish(engine, requests)
-    assert [r.tokens for r in requests] == [tokens[:n] for tokens, n in zip(greedy, NEW, strict=False)]
+    assert [r.tokens for r in requests] == [tokens[:n] for tokens, n in zip(greedy[:3], NEW, strict=False)]
 
 
 class Failing:
