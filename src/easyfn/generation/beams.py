@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..nn.cache import reorder
+from ..nn.exchange import exchange
 from .chain import join
 from .loop import is_one_of, keep, observe, records
 from .plan import Data, Plan
@@ -146,7 +146,7 @@ def advance(carry: Carry, logits: jax.Array, keys: Any, data: Data, plan: Plan) 
         is_ended=is_ended,
         open=carry.open & jnp.any(possible[:, None] > worst, axis=1),
         halted=jnp.all(hit),
-        cache=reorder(carry.cache, source),
+        cache=exchange(carry.cache, source, plan.prompt_length),
         memories=jax.tree.map(lambda x: jnp.take(x, source, axis=0), memories),
         stop=None if stop is None else _pick(stop, onward),
         prompt=carry.prompt,
