@@ -115,10 +115,11 @@ def _staged(pipe: Pipelined, mesh: AbstractMesh, x: jax.Array, context: Context,
                 blocks = jax.tree.map(lambda w: _drawn(w, micro), weights)
                 return scan(Stacked(blocks, 0, depth), h, here, before, first)
 
+            job: Any = work
             if rounds > 1:  # kept for the backward pass, a round's weights would be there once for every step
-                work = jax.checkpoint(work, policy=_KEPT[here.runtime.remat])
+                job = jax.checkpoint(work, policy=_KEPT[here.runtime.remat])
                 here = here.replace(runtime=dataclasses.replace(here.runtime, remat=None))
-            h, after, extras = work(weights, h, here)
+            h, after, extras = job(weights, h, here)
             if held is not None:
                 after = jax.tree.map(functools.partial(jnp.where, busy), after, before)
                 held = jax.tree.map(lambda c, new: _with_piece(c, new, turn, micro), held, after)
