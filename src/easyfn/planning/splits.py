@@ -22,7 +22,7 @@ HEAVY = {
 class Value:
     """One array of the program."""
 
-    __slots__ = ("full", "input", "itemsize", "made", "mode", "ops", "shape", "spec")
+    __slots__ = ("full", "itemsize", "made", "mode", "ops", "shape", "spec")
 
     def __init__(self, aval: Any, spec: Spec, mode: str, ops: Sequence[Value] = (), made: str = "") -> None:
         self.shape = tuple(getattr(aval, "shape", ()))
@@ -33,7 +33,7 @@ class Value:
         self.mode = mode  # input, alias, fused, real
         self.ops = [op for op in ops if op is not None]
         self.made = made
-        self.full = False  # held whole (see `_Region.product`)
+        self.full = False  # held whole, see `Region.product`
 
     def sources(self) -> list[Value]:
         """The arrays in memory that reading this one reads."""
