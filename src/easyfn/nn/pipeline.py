@@ -183,7 +183,7 @@ def _piece(leaf: jax.Array, turn: jax.Array, micro: jax.Array) -> jax.Array:
 
 
 def _with_piece(leaf: jax.Array, new: jax.Array, turn: jax.Array, micro: jax.Array) -> jax.Array:
-    start = (turn, 0, 0, micro, *[0] * (leaf.ndim - 4))
+    start: tuple[Any, ...] = (turn, 0, 0, micro, *[0] * (leaf.ndim - 4))
     return lax.dynamic_update_slice(leaf, new[None, :, :, None], start)
 
 
