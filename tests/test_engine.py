@@ -215,3 +215,25 @@ def test_a_failing_constraint_ends_its_own_request(llama, greedy):
     finish(engine, [broken, whole])
     assert broken.finish_reason == "error" and len(broken.tokens) == 3 and max(broken.tokens) < 50
     assert whole.tokens == greedy[1][:9]
+
+
+class Often:
+    """A processor that remembers: what was best before is less so now."""
+
+    def init(self, ids, vocab_size):
+        return jax.numpy.zeros((ids.shape[0], vocab_size))
+
+    def __call__(self, state, ids, logits):
+        logits = logits - state.memory
+        return logits, state._replace(memory=state.memory + 2.0 * jax.nn.softmax(logits))
+
+
+def test_processors_remember_across_turns(llama):
+    often = Often()
+    expected = by_generate(llama, PROMPTS[1:5], processors=[often])
+    engine = small(llama, processors=[often])
+    asked = list(zip(PROMPTS[1:5], NEW[1:5], strict=True))
+    requests = [engine.submit(p, max_new_tokens=n, eos_token_id=EOS) for p, n in asked]
+    finish(engine, requests)
+    assert [r.tokens for r in requests] == [tokens[:n] for tokens, (_, n) in zip(expected, asked, strict=True)]
+    assert engine.stats().preemptions > 0

@@ -33,8 +33,8 @@ class Controls:
         self.biases = _sequences(c.sequence_bias or ())
         words = [w for w in c.bad_words_ids or () if w not in {(e,) for e in c.eos}]
         self.biases += _sequences([(w, -np.inf) for w in words])
-        self.ngrams = [(c.no_repeat_ngram_size, None), (c.encoder_no_repeat_ngram_size, list(source))]
-        self.ngrams = [(size, text) for size, text in self.ngrams if size]
+        ngrams = ((c.no_repeat_ngram_size, None), (c.encoder_no_repeat_ngram_size, list(source)))
+        self.ngrams = [(size, text) for size, text in ngrams if size]
         self.eos = list(c.eos)
         self.least = (len(prompt) + c.min_new_tokens if c.min_new_tokens else c.min_length or 0) if c.eos else 0
         self.forced = {}
@@ -62,7 +62,8 @@ class Controls:
                 changes.append((sequence[-1], bias))
         for size, text in self.ngrams:
             banned = _repeats(ids, ids if text is None else text, size)
-            changes.append((banned, -np.inf)) if len(banned) else None
+            if len(banned):
+                changes.append((banned, -np.inf))
         if len(ids) < self.least:
             changes.append((self.eos, -np.inf))
         forced = self.forced.get(len(ids))

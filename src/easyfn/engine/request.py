@@ -167,7 +167,9 @@ class Request:
 def _walk(table: np.ndarray | None, ids: Sequence[int]) -> int:
     """The state of the automaton after a prompt: a stop string in it stops nothing, but its end may begin another."""
     state = 0
-    for token in ids if table is not None else ():
+    if table is None:
+        return state
+    for token in ids:
         after = int(table[state, token])
         state = after if after >= 0 else -after - 1
     return state

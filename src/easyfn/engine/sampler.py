@@ -51,7 +51,7 @@ FEW = 128  # `top_k` up to here needs no sorted vocabulary
 
 def numbers_of(c: GenerationConfig) -> np.ndarray:
     """float32 `(len(NUMBERS),)`: what a complete config says."""
-    said = {name: getattr(c, name, None) for name in NUMBERS}
+    said: dict[str, Any] = {name: getattr(c, name, None) for name in NUMBERS}
     if c.exponential_decay_length_penalty is not None and c.eos:
         said["decay_start"], said["decay_factor"] = c.exponential_decay_length_penalty
     if not c.do_sample:
@@ -121,8 +121,8 @@ def next_tokens(
         x = some(x, on["typical_p"], each(_plain(lambda n: Typical(n["typical_p"]))))
         x = some(x, on["epsilon_cutoff"], each(_plain(lambda n: EpsilonCutoff(n["epsilon_cutoff"]))))
         x = some(x, on["eta_cutoff"], each(_plain(lambda n: EtaCutoff(n["eta_cutoff"]))))
-        drawn = jax.vmap(lambda key, step, row: draw(key[None], step, row[None])[0])
-        drawn = drawn(asked.keys, length - prompt_length, renormalized(x))
+        one = jax.vmap(lambda key, step, row: draw(key[None], step, row[None])[0])
+        drawn = one(asked.keys, length - prompt_length, renormalized(x))
         return jnp.where(on["do_sample"], drawn, best(logits))
 
     def best(logits: jax.Array) -> jax.Array:
