@@ -237,6 +237,15 @@ HloModule m, is_scheduled=true
   ROOT %t = (s32[], f32[4]{0}) tuple(%x, %x)
 }
 
+%idle (q: f32[8,4]) -> f32[8,4] {
+  ROOT %q = f32[8,4]{1,0} parameter(0)
+}
+
+%busy (r: f32[8,4]) -> f32[8,4] {
+  %r = f32[8,4]{1,0} parameter(0)
+  ROOT %moved = f32[8,4]{1,0} collective-permute(%r), source_target_pairs={{0,1},{1,0},{2,3},{3,2},{4,5},{5,4},{6,7},{7,6}}
+}
+
 ENTRY %main (a: f32[8,4]) -> f32[2,4] {
   %a = f32[8,4]{1,0} parameter(0)
   %i = s32[] constant(0)
@@ -244,6 +253,7 @@ ENTRY %main (a: f32[8,4]) -> f32[2,4] {
   %sum = f32[8,4]{1,0} all-reduce(%a), replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
   %part = f32[2,4]{1,0} fusion(%sum, %i), kind=kLoop, calls=%fused
   %both = (f32[8,4]{1,0}, f32[6]{0}) all-reduce(%a, %a), replica_groups=mesh['a'=4,'b'=2] {'b'}, to_apply=%add_promoted
+  %either = f32[8,4]{1,0} conditional(%i, %a, %a), branch_computations={%idle, %busy}
   %p = f32[8,4]{1,0} collective-permute(%a), source_target_pairs={{0,2},{2,4},{4,6},{6,0}}
   %all = f32[8,4]{1,0} all-to-all(%a), replica_groups={}, dimensions={0}
   ROOT %out = f32[2,4]{1,0} copy(%part)
@@ -252,14 +262,15 @@ ENTRY %main (a: f32[8,4]) -> f32[2,4] {
 
 
 def test_collectives_of_a_text():
-    """Every form of groups, loops, sums that are cut, and sums that XLA:CPU widened."""
+    """Every form of groups, loops, branches, sums that are cut, and sums that XLA:CPU widened."""
     found = {(c.kind, c.axes): c for c in read_collectives(TEXT, {"fsdp": 4, "ep": 1, "tp": 2})}
     assert found["all-gather", ("fsdp",)][2:] == (16 * 2 * 5, 5, (0, 2, 4, 6))
     assert found["reduce-scatter", ("fsdp",)][2:4] == (8 * 4 * 4, 1)
     assert found["all-reduce", ("tp",)][2:4] == ((32 + 6) * 2, 1)
     assert found["collective-permute", ("fsdp",)].bytes == 128
     assert found["all-to-all", ("fsdp", "tp")].group == tuple(range(8))
-    assert len(found) == 5
+    assert found["collective-permute", ("tp",)].bytes == 128
+    assert len(found) == 6
 
 
 # ---- Times

@@ -50,8 +50,9 @@ def attend(
     from .context_parallel import Operands, attend_across, sequence_split
 
     if not weights and isinstance(k, jax.Array) and (axes := sequence_split(q, k, runtime)):
-        operands, more = Operands(q, k, v, bias, sinks), dict(scale=scale, softcap=softcap, dropout_rate=dropout_rate)
-        return attend_across(operands, mask, key, axes, runtime, **more), None
+        operands = Operands(q, k, v, bias, sinks)
+        out = attend_across(operands, mask, key, axes, runtime, scale=scale, softcap=softcap, dropout_rate=dropout_rate)
+        return out, None
     batch, heads, length, _ = q.shape
     chunk = runtime.attention_chunk
     size = batch * heads * length * k.shape[2]

@@ -24,21 +24,22 @@ from .context import Mask, Runtime
 
 
 class Operands(NamedTuple):
-    """What attention is differentiated by. `bias` `(1 or batch, heads, queries, all keys)` and `sinks` may be `None`."""
+    """What attention is differentiated by: arrays, or of each how it is split. `bias` `(1 or batch, heads, queries, all
+    keys)` and `sinks` may be `None`."""
 
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    bias: jax.Array | None
-    sinks: jax.Array | None
+    q: Any
+    k: Any
+    v: Any
+    bias: Any
+    sinks: Any
 
 
 class Facts(NamedTuple):
     """What it is not differentiated by. `place` is this device's number along the sequence, shape `(1,)`."""
 
     mask: Mask | None
-    key: jax.Array | None
-    place: jax.Array
+    key: Any
+    place: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,7 +286,7 @@ def _backward(how: How, saved: Any, g: jax.Array) -> tuple[Operands, None]:
         weight = jnp.exp(_per_head(sinks, top.shape) - top) / total
         d_sinks = -jnp.sum(weight * shared, axis=(0, 1, 4, 5)).reshape(sinks.shape)
     found = zip((d_q, d_k, d_v, d_bias, d_sinks), operands, strict=True)
-    return Operands(*(None if x is None else d.astype(x.dtype) for d, x in found)), None  # type: ignore[union-attr]
+    return Operands(*(None if d is None else d.astype(x.dtype) for d, x in found)), None
 
 
 _ring.defvjp(_forward, _backward)
@@ -330,7 +331,7 @@ def _cut(x: jax.Array, axis: int, rows: int, mode: Any = "constant") -> jax.Arra
     return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, rows, *x.shape[axis + 1 :]), axis, 0)
 
 
-def _whole(x: jax.Array, length: int) -> jax.Array:
+def _whole(x: Any, length: int) -> jax.Array:
     """Slices `(slices, batch, kv_heads, group, rows, ...)` back to `(batch, heads, length, ...)`."""
     x = jnp.moveaxis(x, 0, 3)
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2], -1, *x.shape[5:])[:, :, :length]
@@ -349,7 +350,7 @@ def _columns(bias: jax.Array | None, owner: jax.Array, block: Block) -> jax.Arra
 def _scores(how: How, part: Slice, block: Block, bias: jax.Array | None) -> jax.Array:
     """`(batch, kv_heads, group, queries, keys)`, as one device makes them."""
     mask = None
-    if part.slots is not None:
+    if part.slots is not None and part.segments is not None and block.slots is not None and block.segments is not None:
         mask = Mask(part.slots, part.segments, block.slots, block.segments, how.causal, how.window)
     return scores_of(part.q, block.k, mask, bias, how.scale, how.softcap)
 

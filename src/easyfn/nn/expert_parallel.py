@@ -4,7 +4,7 @@ Where only the batch is split, each device sorts and multiplies its own tokens; 
 every device to sort them.
 
 Where experts are split too, each device sorts its tokens by expert and trades them in rounds of buffers of a fixed size
-(`jax.lax.all_to_all`; JAX's ragged exchange does not run on CPU). A buffer has room for `ROOM` times the even share of
+(`jax.lax.all_to_all`, which every backend has). A buffer has room for `ROOM` times the even share of
 each device. If routing is even one round is enough; rounds that nobody needs are skipped, and if all tokens want one
 device all rounds are run. So the result is that of one device, memory is about `ROOM` times that of the tokens' own rows
 whatever the router says, and only the worst routing costs as much traffic as gathering all tokens would.

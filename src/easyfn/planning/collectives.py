@@ -101,7 +101,8 @@ def _turns(computations: Mapping[str, list[_Instruction]], entry: str) -> dict[s
                 for callee in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", i.rest):
                     visit(callee, times)
             elif i.op == "conditional":
-                for branch in re.findall(r"%([\w.\-]+)", "".join(re.findall(r"(?:branch|true|false)\S*=\S+", i.rest))):
+                branches = re.findall(r"(?:branch|true|false)\w*=(?:\{[^}]*\}|\S+)", i.rest)
+                for branch in re.findall(r"%([\w.\-]+)", " ".join(branches)):
                     visit(branch, times)
 
     visit(entry, 1)
