@@ -282,7 +282,7 @@ def test_quantize_and_apply_lora_commute(model, key, stacked):
     assert same(ef.remove_lora(later), ef.quantize(model, "nf4"))
     with pytest.raises(ValueError, match="quantized already"):
         ef.quantize(later, "nf4")
-    with pytest.raises(ValueError, match="Call ef.fake_quantize before you add adapters"):
+    with pytest.raises(ValueError, match=r"Call ef\.fake_quantize before you add adapters"):
         ef.fake_quantize(ef.apply_lora(model, "q_proj", key=key), "int4")
 
 
