@@ -237,3 +237,32 @@ def test_processors_remember_across_turns(llama):
     finish(engine, requests)
     assert [r.tokens for r in requests] == [tokens[:n] for tokens, (_, n) in zip(expected, asked, strict=True)]
     assert engine.stats().preemptions > 0
+
+
+def test_adapters_and_stop_strings_are_the_requests_own(llama):
+    """Rows of several adapters and of none, one of them the same beginning as another: no page is shared between them."""
+    from tokenizers import Tokenizer, models
+
+    base, adapter = ef.split_lora(ef.apply_lora(llama, "q_proj|v_proj|up_proj", rank=2, key=jax.random.key(4)))
+    loud = lambda factor: jax.tree.map(lambda x: x + factor * jax.random.normal(jax.random.key(5), x.shape), adapter)
+    model = ef.with_adapters(base, {"en": loud(0.2), "fr": loud(-0.3)})
+    words = Tokenizer(models.WordLevel({f"<{n}>": n for n in range(VOCAB)}, unk_token="<0>"))
+    names = ["en", None, "fr", "en"]
+    prompt, common = PROMPTS[1], {"max_new_tokens": 9, "eos_token_id": EOS}
+    alone = [ef.generate(model, prompt[None], adapter_ids=[name], **common).sequences[0].tolist() for name in names]
+    assert alone[0] != alone[1] != alone[2] != alone[0]
+
+    engine = small(model, num_pages=40, tokenizer=words)
+    requests = [engine.submit(prompt, adapter=name, **common) for name in names]
+    said = alone[1][len(prompt) :]
+    stopped = engine.submit(prompt, stop_strings=[f"{said[2]}>", "never"], **common)
+    finish(engine, [*requests, stopped])
+    assert [[*prompt, *request.tokens] for request in requests] == alone
+    whole = ef.generate(
+        model, prompt[None], adapter_ids=[None], tokenizer=words, stop_strings=[f"{said[2]}>"], **common
+    )
+    assert [*prompt, *stopped.tokens] == whole.sequences[0].tolist() and stopped.finish_reason == "stop"
+    assert len(stopped.tokens) < len(said)
+    assert engine.stats().prefix_hits > 0
+    with pytest.raises(KeyError, match="no adapter .de."):
+        engine.submit(prompt, adapter="de", **common)

@@ -105,6 +105,8 @@ def token_texts(tokenizer: Any) -> dict[int, bytes]:
     kinds = _kinds(decoder)
     byte_of = _byte_level() if "ByteLevel" in kinds and "ByteFallback" not in kinds else None
     prefix = _tokens(tokenizer, "abcdef")
+    shown = _text(tokenizer, decoder, prefix)
+    before = "abcdef" if "abcdef" in shown else shown  # of a vocabulary that cannot spell it
 
     def text(token: str) -> bytes:
         if byte_of is not None and all(letter in byte_of for letter in token):
@@ -116,7 +118,7 @@ def token_texts(tokenizer: Any) -> dict[int, bytes]:
                 pass
         # Decoded after other text: a first token may lose its space.
         whole = _text(tokenizer, decoder, [*prefix, token])
-        return whole[whole.index("abcdef") + len("abcdef") :].encode()
+        return whole[whole.index(before) + len(before) :].encode()
 
     vocab = tokenizer.get_vocab()
     texts = {i: text(token) for token, i in vocab.items()}
