@@ -142,8 +142,8 @@ def _why_not(found: DiskFormat, model: Any, special: list[tuple[str, Any]]) -> s
             return f"has no {format_of(weight) or type(weight).__name__} ({path})"
         if (reason := found.refuses(weight)) is not None:
             return f"{reason} ({path})"
-    try:  # what is wrong with all of them together
-        if found.settings is not None:
+    try:  # what is wrong with all of them together; a layer alone has no config to write them into
+        if found.settings is not None and hasattr(model, "config"):
             found.settings(model)
     except ValueError as error:
         return f"refuses: {error}".replace("save: ", "")
