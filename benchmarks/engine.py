@@ -88,9 +88,9 @@ def serve(side: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--page-size", type=int, default=32)
-    parser.add_argument("--chunk", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--page-size", type=int, default=64)
+    parser.add_argument("--chunk", type=int, default=256)
     parser.add_argument("--serve")
     args = parser.parse_args()
     if args.serve:
