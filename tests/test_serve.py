@@ -530,7 +530,7 @@ def test_the_command(tmp_path):
             process.send_signal(signal.SIGTERM)
             _, reasons, _ = streamed(pieces)
         assert reasons == {0: "length"}
-        process.wait(30)
+        process.wait(120)
         port = int(line.split(":")[-1].split("/")[0])
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))

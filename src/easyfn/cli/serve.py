@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
     socket = server.config.bind_socket()  # before the work: the port may be taken
     if not args.no_warm_up:
         engine.warm_up()
+    socket.listen(server.config.backlog)  # whoever reads the next line may connect at once
     host = f"[{args.host}]" if ":" in args.host else args.host
     print(f"{name} is served at http://{host}:{socket.getsockname()[1]}/v1", flush=True)
     with contextlib.suppress(KeyboardInterrupt):  # raised after what ran was finished
