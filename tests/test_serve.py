@@ -78,6 +78,7 @@ class Running:
     def __init__(self, app):
         config = uvicorn.Config(app, port=0, log_level="error", ws="none")
         self.socket = config.bind_socket()
+        self.socket.listen(config.backlog)  # the first client may come before the thread does
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
@@ -88,7 +89,7 @@ class Running:
 
     def __exit__(self, *_):
         self.server.should_exit = True
-        self.thread.join(30)
+        self.thread.join(120)
         assert not self.thread.is_alive()
         self.socket.close()
 
@@ -126,11 +127,15 @@ def alone(model, ids, tokenizer, new=12, **options):
 
 def settled(engine):
     """The stats once nothing runs."""
-    until = time.monotonic() + 30
-    while (stats := engine.stats()).running or stats.waiting:
-        assert time.monotonic() < until, stats
-        time.sleep(0.01)
-    return stats
+    wait_for(lambda: not (engine.stats().running or engine.stats().waiting), engine)
+    return engine.stats()
+
+
+def wait_for(condition, engine):
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until, engine.stats()
+        time.sleep(0.005)
 
 
 def streamed(stream):
@@ -397,13 +402,11 @@ def test_overload_is_429_and_loses_nothing(client, server, engine, base, tokeniz
     next(slow)  # all rows are taken
     with ThreadPoolExecutor(1) as pool:
         accepted = pool.submit(client.completions.create, **asked)
-        while engine.stats().waiting < 14:
-            time.sleep(0.005)
+        wait_for(lambda: engine.stats().waiting >= 14, engine)
         with pytest.raises(openai.RateLimitError) as full:
             client.completions.create(**asked)
         assert int(full.value.response.headers["retry-after"]) > 0 and full.value.code == "overloaded"
-        while engine.stats().waiting > 14:  # of those that were refused, none stays
-            time.sleep(0.005)
+        wait_for(lambda: engine.stats().waiting <= 14, engine)  # of those that were refused, none stays
         slow.close()
         said = accepted.result()
     assert [c.text for c in said.choices] == [alone(base, ids, tokenizer) for ids in prompts]
