@@ -31,7 +31,7 @@ DEAR = re.compile(
     "adapters|assisted|beams|bert|calibrate|compressed_tensors|docs|docstrings|generate"
     "|generation_options|gguf|gptq_awq|laws|laws_can_fail|lora|lora_inits|lora_saved|loss|mamba2|models"
     "|moe|peft|peft_methods|quant|quant_accuracy|quant_float|quant_integer|sharding|stop|structured|t5|third_party"
-    "|tiny|train"
+    "|tiny|train|engine|serve|paged|pipeline|plan|context_parallel|expert_parallel|cache_int8|latent|checkpoints|remote"
 )
 
 
