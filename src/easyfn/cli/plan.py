@@ -6,16 +6,7 @@ import argparse
 import json
 from typing import Any
 
-
-def sizes_of(text: str) -> dict[str, int]:
-    """`fsdp=16,tp=4` as a dict."""
-    sizes = {}
-    for part in text.split(","):
-        name, _, size = part.partition("=")
-        if not size.strip().lstrip("-").isdigit():
-            raise ValueError(f"--mesh is sizes by axis, such as fsdp=16,tp=4, not {text!r}")
-        sizes[name.strip()] = int(size)
-    return sizes
+from .together import sizes_of
 
 
 def run(args: argparse.Namespace) -> None:

@@ -49,6 +49,17 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def sizes_of(text: str) -> dict[str, int]:
+    """`fsdp=16,tp=4` as a dict."""
+    sizes = {}
+    for part in text.split(","):
+        name, _, size = part.partition("=")
+        if not size.strip().lstrip("-").isdigit():
+            raise ValueError(f"--mesh is sizes by axis, such as fsdp=16,tp=4, not {text!r}")
+        sizes[name.strip()] = int(size)
+    return sizes
+
+
 def mesh_of(args: argparse.Namespace) -> Any:
     """The mesh of `--mesh`; of several processes all their devices, on `fsdp`; else none."""
     import jax
@@ -58,8 +69,7 @@ def mesh_of(args: argparse.Namespace) -> Any:
     if args.mesh is None:
         return ef.make_mesh() if jax.process_count() > 1 else None
     try:
-        sizes = {name: int(size) for name, size in (part.split("=") for part in args.mesh.split(","))}
-        return ef.make_mesh(**{"fsdp": 1, **sizes})
+        return ef.make_mesh(**{"fsdp": 1, **sizes_of(args.mesh)})
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"--mesh {args.mesh}: write sizes of dp, fsdp, ep, tp, sp, as in fsdp=4,tp=2 ({error})"

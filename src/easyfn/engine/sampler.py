@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..generation.config import GenerationConfig
+from ..generation.options import SAMPLING
 from ..generation.processors import (
     OFF,
     EncoderRepetitionPenalty,
@@ -44,7 +45,6 @@ NUMBERS: dict[str, float] = {
     "renormalize_logits": 0.0,
 }
 INDEX = {name: i for i, name in enumerate(NUMBERS)}
-SAMPLING = ("temperature", "top_h", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 EOS = 8  # ids that `exponential_decay_length_penalty` can raise
 FEW = 128  # `top_k` up to here needs no sorted vocabulary
 

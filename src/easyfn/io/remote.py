@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._processes import agree, first, same_number
+from .._processes import same_number
 from .checkpoint import INDEX, SINGLE, Files, LoadError
 from .hub import CONFIG, GENERATION
 from .part import Index, Runs, joined, runs
 from .safetensors import BadFile, Info, bytes_of, parse_header, write_to
 from .sentence import MODULES, settings_files
-from .writing import Entry, write_files
+from .writing import Entry, index_of, write_all
 
 GAP = 1 << 18  # bytes that are fetched for nothing, rather than to ask once more
 WORKERS = 16
@@ -145,11 +145,8 @@ def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapp
     there = any(store.exists(f"{path}/{name}") for name in (SINGLE, INDEX))
     if number := same_number(int.from_bytes(np.random.default_rng().bytes(3), "big") + 1 if there else 0, alone):
         names = {n: f"model-{number:06x}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i, n in enumerate(shards)}
-        weight_map = {entry.name: names[n] for n, entries in shards.items() for entry in entries}
-        total = sum(int(np.prod(e.shape)) * e.dtype.itemsize for entries in shards.values() for e in entries)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        documents = {**{n: d for n, d in documents.items() if n != INDEX}, INDEX: index}
         shards = {names[n]: entries for n, entries in shards.items()}
+        documents = {**{n: d for n, d in documents.items() if n != INDEX}, INDEX: index_of(shards)}
 
     def write(name: str, shapes: Any, arrays: Iterator[np.ndarray]) -> None:
         store.makedirs(path, exist_ok=True)
@@ -167,10 +164,4 @@ def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapp
             if old_index or (re.fullmatch(r"model(-[\w-]+)?\.safetensors", name) and name not in shards):
                 store.rm_file(f"{path}/{name}")
 
-    error: BaseException | None = None
-    try:
-        write_files(shards, write, alone)
-    except Exception as raised:
-        error = raised
-    agree(error, "save", alone)
-    first(finish, "save", alone)
+    write_all(shards, write, finish, alone)

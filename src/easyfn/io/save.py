@@ -20,7 +20,7 @@ import numpy as np
 
 from .._dtype import cast
 from .._frozen import thaw
-from .._processes import agree, first, local, same_number, spans
+from .._processes import first, local, same_number, spans
 from .._slots import find_slots
 from .._task import task
 from .._trainable import is_adapter
@@ -37,7 +37,7 @@ from .place import put_in_place, write_json
 from .remote import is_url, plain, save_remote
 from .safetensors import write
 from .sentence import sentence_files
-from .writing import Entry, Shapes, write_files
+from .writing import Entry, Shapes, index_of, nbytes, write_all
 
 
 def save(
@@ -130,13 +130,7 @@ def save(
 
     first(make, "save", alone)
     try:
-        error: BaseException | None = None
-        try:
-            write_files(shards, write_one, alone)
-        except Exception as raised:
-            error = raised
-        agree(error, "save", alone)
-        first(finish, "save", alone)
+        write_all(shards, write_one, finish, alone)
     finally:
         if alone or jax.process_index() == 0:
             shutil.rmtree(beside, ignore_errors=True)
@@ -150,11 +144,7 @@ def _documents(
     """The JSON files of a model, the config last."""
     documents: dict[str, Any] = {}
     if len(shards) > 1:
-        weight_map = {e.name: name for name, shard in shards.items() for e in shard}
-        documents[INDEX] = {
-            "metadata": {"total_size": sum(_nbytes(e) for e in found)},
-            "weight_map": dict(sorted(weight_map.items())),
-        }
+        documents[INDEX] = index_of(shards)
     if generation := thaw(getattr(model.config, "generation", {})):
         documents[GENERATION] = generation
     return {**documents, **sentence_files(model), CONFIG: config_json(model, known, found)}
@@ -370,20 +360,16 @@ def _bytes(size: int | str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
 
 
-def _nbytes(entry: Entry) -> int:
-    return math.prod(entry.shape) * entry.dtype.itemsize
-
-
 def _shards(found: Sequence[Entry], limit: int) -> dict[str, list[Entry]]:
     """Files of at most `limit` bytes, in the order of the model; a tensor is never cut."""
     groups: list[list[Entry]] = [[]]
     size = 0
     for entry in found:
-        if groups[-1] and size + _nbytes(entry) > limit:
+        if groups[-1] and size + nbytes(entry) > limit:
             groups.append([])
             size = 0
         groups[-1].append(entry)
-        size += _nbytes(entry)
+        size += nbytes(entry)
     if len(groups) == 1:
         return {SINGLE: groups[0]}
     return {f"model-{n + 1:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups)}

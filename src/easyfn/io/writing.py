@@ -9,6 +9,7 @@ As many files as there are processes are written at a time, each by a thread bes
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from .._processes import agree, first
 from .safetensors import order
 
 Shapes = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
@@ -32,6 +34,33 @@ class Entry(NamedTuple):
     dtype: np.dtype[Any]
     read: Callable[..., Any]
     array: Any = None
+
+
+def nbytes(entry: Entry) -> int:
+    return math.prod(entry.shape) * entry.dtype.itemsize
+
+
+def index_of(shards: Mapping[str, Sequence[Entry]]) -> dict[str, Any]:
+    """The index of a model in several files: which tensor is in which."""
+    weight_map = {entry.name: name for name, entries in shards.items() for entry in entries}
+    total = sum(nbytes(entry) for entries in shards.values() for entry in entries)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+
+
+def write_all(
+    shards: Mapping[str, Sequence[Entry]],
+    write: Callable[[str, Shapes, Iterator[np.ndarray]], None],
+    finish: Callable[[], None],
+    alone: bool,
+) -> None:
+    """Every file, and then `finish()`, once, if no process failed: an error of one is raised on all of them."""
+    error: BaseException | None = None
+    try:
+        write_files(shards, write, alone)
+    except Exception as raised:
+        error = raised
+    agree(error, "save", alone)
+    first(finish, "save", alone)
 
 
 def write_files(

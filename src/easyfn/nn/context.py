@@ -47,9 +47,14 @@ class Runtime:
             raise ValueError(f"Runtime.context_parallel is None, 'ring' or 'all_to_all', not {self.context_parallel!r}")
 
 
+def held_axes(mesh: Any, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """The axes of `wanted` over which the mesh splits anything."""
+    return tuple(a for a in wanted if a in mesh.auto_axes and mesh.shape[a] > 1)
+
+
 def divisible(mesh: Any, wanted: tuple[str, ...], size: int) -> tuple[str, ...]:
     """The axes of `wanted` that the mesh has, as far as `size` divides by them: the last are left out first."""
-    axes = tuple(a for a in wanted if a in mesh.auto_axes and mesh.shape[a] > 1)
+    axes = held_axes(mesh, wanted)
     while size % math.prod(mesh.shape[a] for a in axes):
         axes = axes[:-1]
     return axes

@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from .attention import MASKED, attend, scores_of
-from .context import Mask, Runtime
+from .context import Mask, Runtime, held_axes
 
 
 class Operands(NamedTuple):
@@ -62,7 +62,7 @@ def sequence_split(q: jax.Array, k: jax.Array, runtime: Runtime) -> tuple[str, .
     if runtime.context_parallel is None or not isinstance(q, jax.core.Tracer) or q.shape[2] == 1:
         return ()
     mesh = jax.typeof(q).sharding.mesh
-    axes = tuple(a for a in runtime.sequence_axes if a in mesh.auto_axes and mesh.shape[a] > 1)
+    axes = held_axes(mesh, runtime.sequence_axes)
     size = math.prod(mesh.shape[a] for a in axes)
     return () if q.shape[2] % size or k.shape[2] % size else axes
 
@@ -119,9 +119,8 @@ def _trade(how: How, mesh: Any, operands: Operands, facts: Facts, runtime: Runti
             f"Runtime(context_parallel='all_to_all') gives each of {how.size} devices a share of the heads, and {heads} heads "
             f"on {kv} key heads do not divide into such shares. Use context_parallel='ring'."
         )
-    over = lambda names: tuple(a for a in names if a in mesh.auto_axes and mesh.shape[a] > 1)
     devices = lambda axes: math.prod(mesh.shape[a] for a in axes)
-    rows, tensor = over(runtime.batch_axes), over(runtime.head_axes)
+    rows, tensor = held_axes(mesh, runtime.batch_axes), held_axes(mesh, runtime.head_axes)
     if operands.q.shape[0] % devices(rows):
         rows = ()
     shares = devices(tensor)
