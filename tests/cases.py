@@ -101,10 +101,10 @@ def _model(name: str, dtype: Any) -> Any:
 
 def port(hf: Any, task: str = "causal-lm", dtype: Any = None) -> Any:
     """The easyfn model with the numbers of a Hugging Face module, without files."""
-    from easyfn._tree import replace
-    from easyfn.io.config import read
-    from easyfn.io.names import tensors
-    from easyfn.models.family import abstract_config, family_of
+    from easyfn.config.config import read
+    from easyfn.core.tree import replace
+    from easyfn.names.rules import tensors
+    from easyfn.registry.family import abstract_config, family_of
 
     known = family_of(hf.config.model_type)
     config = read(known.config, {**hf.config.to_dict(), "architectures": [type(hf).__name__]}, known.ignore)

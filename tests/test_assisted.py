@@ -151,7 +151,7 @@ def test_rows_of_a_cache_advance_at_their_own_speeds():
         ids = np.random.RandomState(5).randint(3, VOCAB, (2, 9))
         _, cache = ef.prefill(model, jnp.asarray(ids[:, :5]), max_length=12)
         if name == "mistral":
-            from easyfn.nn.cache import widen
+            from easyfn.nn.cache.cache import widen
 
             cache = widen(ef.init_cache(model, 2, 12), 2)
             cache = ef.forward(model, ids[:, :5], cache=cache, fresh=True).cache

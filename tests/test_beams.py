@@ -11,7 +11,7 @@ import easyfn as ef
 from cases import CASES, VOCAB
 from easyfn.generation.beams import run_beams
 from easyfn.generation.plan import prepare
-from easyfn.nn.exchange import exchange
+from easyfn.nn.parallel.exchange import exchange
 
 NEW = 7
 FAMILIES = [name for name, case in CASES.items() if case.generates and not case.variant]

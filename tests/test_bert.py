@@ -159,8 +159,8 @@ def test_positions_beyond_the_table():
 
 
 def test_config():
-    from easyfn.io.config import read, write
-    from easyfn.models.family import family_of
+    from easyfn.config.config import read, write
+    from easyfn.registry.family import family_of
 
     known = family_of("bert")
     hub = {  # bert-base-uncased's config.json

@@ -10,7 +10,7 @@ import pytest
 
 import easyfn as ef
 from cases import CASES, VOCAB
-from easyfn.nn.cache_int8 import encode
+from easyfn.nn.cache.int8 import encode
 
 ROOT = Path(__file__).parent.parent
 run = jax.jit(ef.forward, static_argnames="fresh")

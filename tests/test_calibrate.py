@@ -61,7 +61,7 @@ def test_statistics_of_experts_are_those_of_their_rows():
     w, x = jax.random.normal(jax.random.key(0), (3, 8, 16)), jax.random.normal(jax.random.key(1), (600, 16))
     sizes = jnp.array([250, 0, 350])
 
-    from easyfn._observe import Observed, second_moment
+    from easyfn.inspect.observe import Observed, second_moment
 
     for statistic, combine in ((second_moment, jnp.add), (largest, jnp.maximum)):
         one = jax.eval_shape(statistic, x[:1], jnp.ones(1))

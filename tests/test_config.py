@@ -8,8 +8,8 @@ import pytest
 
 import easyfn as ef
 from cases import CASES
+from easyfn.config import config as configs
 from easyfn.generation.options import resolve
-from easyfn.io import config as configs
 
 LLAMA = {
     "model_type": "llama",

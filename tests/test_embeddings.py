@@ -7,7 +7,7 @@ import pytest
 
 import easyfn as ef
 from cases import CASES
-from easyfn.models.family import build
+from easyfn.registry.family import build
 
 
 def config(tied):

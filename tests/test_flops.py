@@ -10,7 +10,7 @@ import pytest
 
 import easyfn as ef
 from cases import CASES, names
-from easyfn._flops import count
+from easyfn.inspect.flops import count
 
 LLAMA = ef.models.LlamaConfig(
     vocab_size=1000,

@@ -12,7 +12,7 @@ import pytest
 
 import easyfn as ef
 from cases import CASES, SMALL, VOCAB, reference, tokens
-from easyfn.io.gguf import KINDS, write_gguf
+from easyfn.io.gguf.read import KINDS, write_gguf
 
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
@@ -251,8 +251,8 @@ def test_families_that_transformers_does_not_read(tmp_path, name):
 
 def dataclass_with(model, **changes):
     """The model with another config in all its parts."""
-    from easyfn._tree import leaves, replace
-    from easyfn.models.family import abstract_config
+    from easyfn.core.tree import leaves, replace
+    from easyfn.registry.family import abstract_config
 
     config = dataclasses.replace(model.config, **changes)
     return replace(abstract_config(config, ef.task(model), None), leaves(model))
@@ -289,7 +289,7 @@ def test_experts_stay_packed(tmp_path):
 
 def rewrite(file, path, changes, metadata=None):
     """A file again, with other tensors in places, or other metadata."""
-    from easyfn.io.gguf import Written
+    from easyfn.io.gguf.read import Written
     from easyfn.io.safetensors import read
 
     plan, arrays = {}, []

@@ -10,7 +10,7 @@ import pytest
 
 import easyfn as ef
 from cases import reference, tokens
-from easyfn._frozen import Frozen
+from easyfn.core.frozen import Frozen
 from easyfn.nn import Block, Decoder, GatedMLP, LatentAttention, RMSNorm
 
 SIZES: dict[str, Any] = dict(

@@ -14,7 +14,7 @@ import pytest
 
 import easyfn as ef
 import thirdparty as tp
-from easyfn.io.names import transposed
+from easyfn.names.rules import transposed
 from easyfn.testing import Case, laws
 
 # Laws that a broken model must keep, unless it says otherwise. The first are cheap; the second are about one forward pass.

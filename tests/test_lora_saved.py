@@ -10,7 +10,7 @@ import pytest
 
 import easyfn as ef
 from cases import CASES, tokens
-from easyfn._tree import replace
+from easyfn.core.tree import replace
 
 
 class Wrapped(eqx.Module):

@@ -16,8 +16,8 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 import easyfn as ef
 from cases import CASES, names
-from easyfn._cross_entropy import cross_entropy, vocabulary_loss
-from easyfn._loss import load_balancing_loss
+from easyfn.tasks.cross_entropy import cross_entropy, vocabulary_loss
+from easyfn.tasks.loss import load_balancing_loss
 
 CONFIG = ef.models.LlamaConfig(
     vocab_size=99,

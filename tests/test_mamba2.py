@@ -12,9 +12,9 @@ import torch
 from transformers import Mamba2Config as HFConfig, Mamba2ForCausalLM
 
 import easyfn as ef
-from easyfn.io.config import read, write
-from easyfn.io.names import tensors
-from easyfn.models.family import build, family_of
+from easyfn.config.config import read, write
+from easyfn.names.rules import tensors
+from easyfn.registry.family import build, family_of
 
 SETTINGS = dict(
     vocab_size=61,

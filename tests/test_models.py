@@ -13,9 +13,9 @@ import pytest
 
 import easyfn as ef
 from cases import CASES, VOCAB, Case, names, port, positions, tokens
-from easyfn.io.config import read, write
-from easyfn.io.names import tensors
-from easyfn.models.family import abstract_config, family_of
+from easyfn.config.config import read, write
+from easyfn.names.rules import tensors
+from easyfn.registry.family import abstract_config, family_of
 
 DECODERS = [n for n, c in CASES.items() if c.causal and not c.encoder_decoder]
 LANGUAGE = [n for n in DECODERS if CASES[n].task == "causal-lm"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from easyfn._grouped import block_rows
+from easyfn.core.grouped import block_rows
 
 
 def plain(w, x, sizes):

@@ -18,7 +18,7 @@ import pytest
 
 import easyfn as ef
 import worker
-from easyfn.io import part
+from easyfn.names import part
 
 LIMIT = 300  # seconds; far more than it takes
 

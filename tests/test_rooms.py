@@ -11,13 +11,49 @@ SOURCE = Path(__file__).parent.parent / "src" / "easyfn"
 FILES = sorted(p.relative_to(SOURCE).as_posix() for p in SOURCE.rglob("*.py"))
 LIMIT = 400
 
-NEVER = {  # room -> what its files never import, at any level
-    "nn": ("models", "quant", "lora", "sharding", "io", "testing", "cli"),
-    "models": ("quant", "lora", "sharding", "testing", "cli"),
-    "quant": ("models", "lora", "sharding", "testing", "cli"),
-    "lora": ("models", "quant", "sharding", "testing", "cli"),
-    "sharding": ("models", "quant", "lora", "testing", "cli"),
-    "planning": ("models", "testing", "cli"),  # it puts the verbs of all other rooms together
+# Room -> the rooms that its files may import, at any level, besides their own.
+GROUND = {"core"}
+LAYERS = GROUND | {"nn"}
+MAY = {
+    "core": set(),
+    "nn": GROUND,
+    "inputs": LAYERS,
+    "names": GROUND,
+    "config": GROUND,
+    "registry": GROUND | {"config", "names"},
+    "forward": LAYERS | {"inputs", "registry"},
+    "tasks": LAYERS | {"inputs", "forward", "registry"},
+    "models": LAYERS | {"inputs", "names", "config", "registry", "forward", "tasks"},
+    "quant": LAYERS | {"names"},  # weights as files hold them
+    "lora": LAYERS,
+    "sharding": LAYERS,
+}
+NEVER = {  # room -> what its files never import
+    "io": {"models", "testing", "cli"},
+    "generation": {"models", "io", "testing", "cli"},
+    "train": {"models", "io", "testing", "cli"},
+    "inspect": {"models", "io", "testing", "cli"},
+    "planning": {"models", "testing", "cli"},  # it puts the verbs of all other rooms together
+    "engine": {"models", "testing", "cli"},
+    "serve": {"models", "testing", "cli"},
+}
+# Being moved: each line is a debt, and a line that is no longer true fails.
+DEBTS: set[tuple[str, str]] = {
+    ("forward/seq2seq.py", "generation"),
+    ("forward/seq2seq.py", "tasks"),
+    ("lora/eva.py", "inspect"),
+    ("lora/prompt.py", "forward"),
+    ("lora/prompt.py", "tasks"),
+    ("quant/awq.py", "io"),
+    ("quant/bitsandbytes.py", "io"),
+    ("quant/calibrate.py", "forward"),
+    ("quant/calibrate.py", "inspect"),
+    ("quant/calibrate.py", "tasks"),
+    ("quant/compressed_tensors.py", "io"),
+    ("quant/fp8_files.py", "io"),
+    ("quant/ggml.py", "io"),
+    ("quant/gptq.py", "io"),
+    ("quant/mxfp4_files.py", "io"),
 }
 
 
@@ -40,16 +76,89 @@ def room(module: str) -> str:
     return module.split(".")[0]
 
 
-@pytest.mark.parametrize("path", FILES)
-def test_imports_point_one_way(path):
-    own = path.split("/")[0].removesuffix(".py")
-    rooms = {room(module) for module in imports(path)}
-    assert not rooms & set(NEVER.get(own, ())), f"{path} imports {sorted(rooms & set(NEVER[own]))}"
-    if own in ("_verb", "_tree", "_frozen", "_weight"):
-        assert not rooms & {*NEVER, "io", "testing", "cli"}, f"{path} is the ground of the house: it imports {rooms}"
-    if own in ("testing", "cli"):
-        private = {m for m in imports(path) if m.startswith("_") and m != "__future__"}
-        assert not private, f"{path} uses public names only, not {private}"
+ROOMS = {path.split("/")[0] for path in FILES if "/" in path}
+
+
+def test_imports_point_one_way():
+    """Lazy imports inside functions count too."""
+    found = set()
+    for path in FILES:
+        own = path.split("/")[0]
+        if own not in ROOMS:
+            continue
+        others = {room(module) for module in targets(path)} & ROOMS - {own}
+        wrong = others - MAY[own] if own in MAY else others & NEVER.get(own, set())
+        found |= {(path, other) for other in wrong}
+        if own in ("testing", "cli"):
+            private = {m for m in targets(path) if room(m) in ROOMS - {own}}
+            found |= {(path, m) for m in private}
+    assert found == DEBTS, f"new: {sorted(found - DEBTS)}; no longer true: {sorted(DEBTS - found)}"
+
+
+def test_no_circles_between_files():
+    names = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in FILES}
+    graph = {
+        name: {full for module in targets(path) for full in (module,) if full in names and full != name}
+        for name, path in names.items()
+    }
+    circles = [sorted(group) for group in components(graph) if len(group) > 1]
+    assert circles == CIRCLES, circles
+
+
+CIRCLES: list[list[str]] = [
+    ["nn.cache.cache", "nn.cache.int8"],
+    ["nn.attention.attention", "nn.parallel.context"],
+    ["io.gguf.save", "io.hub", "io.load", "io.place", "io.remote", "io.save"],
+    ["cli", "cli.demo", "cli.serve"],
+]
+
+
+def targets(path: str) -> set[str]:
+    """The files that a file imports, also where it imports a module by name from its package."""
+    package = ["easyfn", *path.split("/")[:-1]]
+    found = set()
+    for node in ast.walk(ast.parse((SOURCE / path).read_text())):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = package[: len(package) - node.level + 1] if node.level else []
+        module = ".".join([*base, *([node.module] if node.module else [])]).removeprefix("easyfn.")
+        for name in node.names:
+            inner = SOURCE / f"{module}.{name.name}".replace(".", "/")
+            found.add(f"{module}.{name.name}" if inner.is_dir() or inner.with_suffix(".py").is_file() else module)
+    return found
+
+
+def components(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components (Tarjan)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in sorted(graph[name]):
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            group = []
+            while not group or group[-1] != name:
+                group.append(stack.pop())
+            found.append(group)
+
+    for name in sorted(graph):
+        if name not in index:
+            visit(name)
+    return found
+
+
+def test_the_root_is_readable():
+    files = sorted(p.name for p in SOURCE.iterdir() if p.is_file())
+    assert files == ["__init__.py", "__main__.py", "py.typed"]
 
 
 @pytest.mark.parametrize("path", FILES)

@@ -6,8 +6,8 @@ import pytest
 
 import easyfn as ef
 from cases import SMALL
-from easyfn.io.config import read, rope_parameters
-from easyfn.models.family import abstract_config, family_of
+from easyfn.config.config import read, rope_parameters
+from easyfn.registry.family import abstract_config, family_of
 
 HALF = 8
 SHORT, LONG = [1.0 + 0.1 * i for i in range(HALF)], [2.0 + 0.5 * i for i in range(HALF)]

@@ -15,7 +15,7 @@ import pytest
 
 import cases
 import easyfn as ef
-from easyfn.models.family import build
+from easyfn.registry.family import build
 from easyfn.testing import laws
 from test_laws import case
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from easyfn._stack import segments
+from easyfn.core.stack import segments
 
 
 @pytest.mark.parametrize(

@@ -4,50 +4,30 @@ from typing import Any as _Any
 
 from jax import P as P
 
-from . import _encoders as _encoders, models as models, nn as nn, planning as planning
-from ._card import model_card as model_card
-from ._cross_entropy import LossConfig as LossConfig, loss_from_logits as loss_from_logits
-from ._dtype import cast as cast, dtype_of as dtype_of, float32 as float32, half as half
-from ._embeddings import (
-    decoder as decoder,
-    encoder as encoder,
-    output_embeddings as output_embeddings,
-    resize_embeddings as resize_embeddings,
-    with_decoder as with_decoder,
-    with_input_embeddings as with_input_embeddings,
-    with_output_embeddings as with_output_embeddings,
+from . import models as models, nn as nn, planning as planning
+from .config.config import UnknownConfigKey as UnknownConfigKey
+from .core.dtype import cast as cast, dtype_of as dtype_of, float32 as float32, half as half
+from .core.frozen import Frozen as Frozen
+from .core.params import (
+    combine as combine,
+    params as params,
+    shapes as shapes,
+    split as split,
+    with_params as with_params,
 )
-from ._flops import flops as flops, flops_per_token as flops_per_token, sample_inputs as sample_inputs
-from ._forward import forward as forward, init_cache as init_cache, pure as pure
-from ._frozen import Frozen as Frozen
-from ._loss import compute_loss as compute_loss
-from ._observe import observe as observe, second_moment as second_moment
-from ._paged import init_paged_cache as init_paged_cache
-from ._params import combine as combine, params as params, shapes as shapes, split as split, with_params as with_params
-from ._pipeline import pipeline as pipeline, unpipeline as unpipeline
-from ._seq2seq import encode as encode
-from ._show import describe as describe, num_bytes as num_bytes, num_params as num_params, show as show
-from ._slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
-from ._stack import stack as stack, unstack as unstack
-from ._state import (
-    Checkpoints as Checkpoints,
-    load_data_state as load_data_state,
-    load_state as load_state,
-    save_state as save_state,
-    saved_steps as saved_steps,
-)
-from ._task import mesh_of as mesh_of, model_type as model_type, supports as supports, task as task
-from ._train import TrainState as TrainState, to_state as to_state, train_step as train_step
-from ._trainable import is_adapter as is_adapter, trainable as trainable
-from ._tree import Pipelined as Pipelined, Stacked as Stacked
-from ._verb import (
+from .core.placement import mesh_of as mesh_of
+from .core.slots import find_slots as find_slots, map_slots as map_slots, select_slots as select_slots
+from .core.stack import stack as stack, unstack as unstack
+from .core.trainable import is_adapter as is_adapter, trainable as trainable
+from .core.tree import Pipelined as Pipelined, Stacked as Stacked
+from .core.verb import (
     NodeVerb as NodeVerb,
     NotSupported as NotSupported,
     Verb as Verb,
     node_verb as node_verb,
     verb as verb,
 )
-from ._weight import (
+from .core.weight import (
     Slot as Slot,
     Weight as Weight,
     affine as affine,
@@ -65,6 +45,9 @@ from ._weight import (
 )
 from .engine.engine import Engine as Engine, EngineStats as EngineStats
 from .engine.request import EngineFull as EngineFull, Request as Request
+from .forward.forward import forward as forward, init_cache as init_cache, pure as pure
+from .forward.paged import init_paged_cache as init_paged_cache
+from .forward.seq2seq import encode as encode
 from .generation.config import GenerationConfig as GenerationConfig
 from .generation.constraint import (
     Constraint as Constraint,
@@ -82,18 +65,22 @@ from .generation.model import (
 from .generation.result import Generation as Generation
 from .generation.state import State as State
 from .generation.stream import stream as stream, stream_text as stream_text
+from .inspect.card import model_card as model_card
+from .inspect.facts import model_type as model_type, supports as supports
+from .inspect.flops import flops as flops, flops_per_token as flops_per_token, sample_inputs as sample_inputs
+from .inspect.observe import observe as observe, second_moment as second_moment
+from .inspect.show import describe as describe, num_bytes as num_bytes, num_params as num_params, show as show
 from .io.adapters import load_adapters as load_adapters, save_adapters as save_adapters
 from .io.checkpoint import LoadError as LoadError
-from .io.config import UnknownConfigKey as UnknownConfigKey
-from .io.gguf import read_gguf as read_gguf
-from .io.gguf_save import save_gguf as save_gguf
-from .io.gguf_tokenizer import gguf_tokenizer as gguf_tokenizer, tokenizer_metadata as tokenizer_metadata
+from .io.gguf.read import read_gguf as read_gguf
+from .io.gguf.save import save_gguf as save_gguf
+from .io.gguf.tokenizer import gguf_tokenizer as gguf_tokenizer, tokenizer_metadata as tokenizer_metadata
 from .io.hub import push_to_hub as push_to_hub
 from .io.load import abstract as abstract, from_state_dict as from_state_dict, load as load, read_config as read_config
-from .io.peft import save_adapter as save_adapter
-from .io.peft_load import load_adapter as load_adapter, read_adapter_config as read_adapter_config
+from .io.peft.load import load_adapter as load_adapter, read_adapter_config as read_adapter_config
+from .io.peft.save import save_adapter as save_adapter
 from .io.save import save as save, to_state_dict as to_state_dict
-from .io.torch import from_torch as from_torch, to_torch as to_torch, torch_class as torch_class
+from .io.torch.modules import from_torch as from_torch, to_torch as to_torch, torch_class as torch_class
 from .lora import (
     IA3 as IA3,
     Adapters as Adapters,
@@ -128,8 +115,6 @@ from .lora import (
     use_adapter as use_adapter,
     with_adapters as with_adapters,
 )
-from .models.family import families as families, family as family
-from .models.init import init as init
 from .nn import (
     Context as Context,
     Output as Output,
@@ -147,6 +132,8 @@ from .quant import (
     is_quantized as is_quantized,
     quantize as quantize,
 )
+from .registry.family import families as families, family as family
+from .registry.init import init as init
 from .sharding import (
     ShardingError as ShardingError,
     ShardingRules as ShardingRules,
@@ -163,6 +150,28 @@ from .sharding import (
     shard_batch as shard_batch,
     shard_fns as shard_fns,
 )
+from .sharding.pipeline import pipeline as pipeline, unpipeline as unpipeline
+from .tasks import encoders as _encoders  # noqa: F401  (registers)
+from .tasks.cross_entropy import LossConfig as LossConfig, loss_from_logits as loss_from_logits
+from .tasks.embeddings import (
+    decoder as decoder,
+    encoder as encoder,
+    output_embeddings as output_embeddings,
+    resize_embeddings as resize_embeddings,
+    with_decoder as with_decoder,
+    with_input_embeddings as with_input_embeddings,
+    with_output_embeddings as with_output_embeddings,
+)
+from .tasks.loss import compute_loss as compute_loss
+from .tasks.task import task as task
+from .train.state import (
+    Checkpoints as Checkpoints,
+    load_data_state as load_data_state,
+    load_state as load_state,
+    save_state as save_state,
+    saved_steps as saved_steps,
+)
+from .train.step import TrainState as TrainState, to_state as to_state, train_step as train_step
 
 
 def __getattr__(name: str) -> _Any:

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from .._dtype import dtype_of
-from .._paged import free_memory, init_paged_cache, page_bytes
-from .._slots import find_slots
-from .._task import mesh_of
-from .._weight import routed
+from ..core.dtype import dtype_of
+from ..core.placement import mesh_of
+from ..core.slots import find_slots
+from ..core.weight import routed
+from ..forward.paged import free_memory, init_paged_cache, page_bytes
 from ..generation.model import decoder_prompt, encodes
-from ..nn.cache import CrossKV, layer_cache
+from ..nn.cache.cache import CrossKV, layer_cache
 from ..nn.context import Runtime
 from .programs import Board, Facts, Given, Programs, begin
 from .request import Request

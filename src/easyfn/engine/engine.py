@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._paged import longest
-from .._rows import number
+from ..core.rows import number
+from ..forward.paged import longest
 from ..generation import checks
 from ..generation.model import can_generate
 from ..generation.result import Generation

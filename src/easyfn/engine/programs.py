@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._forward import accepted, forward
-from .._rows import by_row
+from ..core.rows import by_row
+from ..forward.forward import accepted, forward
 from ..generation.prompt import mask_name
 from ..generation.state import initial
-from ..nn.cache import Cache
+from ..nn.cache.cache import Cache
 from ..nn.context import Runtime
 from ..nn.heads import head_logits
 from .sampler import EOS, NUMBERS, Asked, next_tokens

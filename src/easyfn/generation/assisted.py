@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._forward import init_cache
-from ..nn.cache import Cache, widen
+from ..forward.forward import init_cache
+from ..nn.cache.cache import Cache, widen
 from .chain import join
 from .loop import is_one_of, start as start_plain
 from .model import prefill, run_tokens

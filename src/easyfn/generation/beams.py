@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..nn.exchange import exchange
+from ..nn.parallel.exchange import exchange
 from .chain import join
 from .loop import is_one_of, keep, observe, records
 from .plan import Data, Plan

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._forward import rectangular
-from ..nn.cache import KV, Cache, CrossKV, Ring, layer_cache
+from ..forward.forward import rectangular
+from ..nn.cache.cache import KV, Cache, CrossKV, Ring, layer_cache
 from ..nn.heads import max_positions
 from .config import GenerationConfig
 

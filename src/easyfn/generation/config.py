@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._frozen import Frozen, freeze
+from ..core.frozen import Frozen, freeze
 
 
 @dataclasses.dataclass(frozen=True)

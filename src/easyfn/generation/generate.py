@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._processes import unbound
-from .._rows import by_row
+from ..core.multihost import unbound
+from ..core.rows import by_row
 from ..nn.context import Runtime
 from .assisted import run_assisted
 from .beams import run_beams

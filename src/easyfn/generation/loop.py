@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..nn.cache import reorder
+from ..nn.cache.cache import reorder
 from .chain import join
 from .model import decode_step, run_tokens
 from .plan import Data, Plan

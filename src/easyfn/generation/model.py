@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-from .._forward import accepted, forward, init_cache
-from .._task import task
-from .._verb import verb
+from ..core.verb import verb
+from ..forward.forward import accepted, forward, init_cache
 from ..nn.output import Output
+from ..tasks.task import task
 
 
 @verb

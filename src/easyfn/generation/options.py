@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .._tree import near
+from ..core.tree import near
 from .config import FIELDS, GenerationConfig
 
 # What transformers assumes of a field that nobody set (`GenerationConfig._get_default_generation_params`).

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._forward import accepted, check_ids
-from ..nn.cache import Cache
+from ..forward.forward import accepted, check_ids
+from ..nn.cache.cache import Cache
 from ..nn.context import Runtime
 from . import checks
 from .chain import part, processors_of

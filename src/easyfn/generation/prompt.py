@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .._forward import init_cache
-from ..nn.cache import Cache, reorder, widen
+from ..forward.forward import init_cache
+from ..nn.cache.cache import Cache, reorder, widen
 from ..nn.output import Output
 from .chain import join
 from .model import decoder_prompt, encodes, prefill, run_prompt, run_tokens

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._processes import on_host, unbound
-from .._rows import by_row
+from ..core.multihost import on_host, unbound
+from ..core.rows import by_row
 from ..nn.context import Runtime
 from .loop import Carry, start, step
 from .plan import Data, Plan, prepare

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..lora import adapter_names, join_lora, split_adapters, split_lora, with_adapters
-from .peft import CONFIG, save_adapter
-from .peft_load import load_adapter
+from .peft.load import load_adapter
+from .peft.save import CONFIG, save_adapter
 
 
 def load_adapters(model: Any, paths: Any, **options: Any) -> Any:

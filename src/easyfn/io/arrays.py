@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..names.part import Index, bounds, shape_at, whole
+from ..names.rules import Tensors
 from .checkpoint import Source
-from .names import Tensors
-from .part import Index, bounds, shape_at, whole
 from .safetensors import aligned
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .part import Index
+from ..names.part import Index
 from .safetensors import BadFile, Info, mapped, read_header, read_part
 
 SINGLE = "model.safetensors"

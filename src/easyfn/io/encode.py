@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..names.rules import Tensors
 from .checkpoint import Source
-from .names import Tensors
 from .safetensors import aligned
 
 Read = Callable[[int, int], np.ndarray]  # (first row, row after the last) -> those rows of our array

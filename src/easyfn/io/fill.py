@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._params import abstract_of
-from .._tree import expand, is_leaf, join, leaves, nodes, rebuild, replace
-from ..models.family import Family, abstract_config
+from ..core.params import abstract_of
+from ..core.tree import expand, is_leaf, join, leaves, nodes, rebuild, replace
+from ..names.part import whole
+from ..names.rules import Tensors, tensors
+from ..registry.family import Family, abstract_config
 from .arrays import dense, put, read_part
 from .checkpoint import LoadError, Source
 from .encode import encode_into, reader
 from .formats import Packed
-from .names import Tensors, tensors
-from .part import whole
 from .safetensors import BadFile, aligned
 
 Encoders = Mapping[str, Callable[[Any], Any]]

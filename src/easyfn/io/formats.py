@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._slots import find_slots
-from .._tree import expand, is_leaf, near
-from .._weight import format_of, shape_of
-from .names import Tensors, tensors_for
+from ..core.slots import find_slots
+from ..core.tree import expand, is_leaf, near
+from ..core.weight import format_of, shape_of
+from ..names.rules import Tensors, tensors_for
 from .safetensors import Info
 
 
@@ -171,7 +171,7 @@ def layout_of(model: Any) -> str | None:
 
 def file_names(model: Any) -> dict[str, Tensors]:
     """For every slot of every single layer of a model, by its path, the tensors that its dense weight has in a file."""
-    from ..models.family import family_of
+    from ..registry.family import family_of
 
     rules = family_of(model).names(model)
     out: dict[str, Tensors] = {}

@@ -16,18 +16,18 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from .._frozen import Frozen
-from ..models.family import Family, abstract_config, family_of, task_of
-from ..models.init import fill
-from . import config as configs
+from ..config import config as configs
+from ..core.frozen import Frozen
+from ..names.part import Index
+from ..registry.family import Family, abstract_config, family_of, task_of
+from ..registry.init import fill
 from .arrays import put
 from .checkpoint import LOCAL, LoadError, Source, open_checkpoint
 from .fill import assemble, match
 from .formats import disk_format
-from .gguf import read_gguf
-from .gguf_models import config_data, open_gguf
+from .gguf.models import config_data, open_gguf
+from .gguf.read import read_gguf
 from .hub import CONFIG, GENERATION, is_gguf, locate
-from .part import Index
 from .remote import is_url, opened, plain
 from .safetensors import Info
 from .sentence import sentence_settings
@@ -291,9 +291,7 @@ def _build(
         shardings = functools.partial(named_shardings, rules=rules, mesh=mesh)
     stacker: Callable[[Any], Any] | None = None
     if stack:
-        from .. import _stack
-
-        stacker = _stack.stack
+        from ..core.stack import stack as stacker
     total = sum(math.prod(i.shape) * np.dtype(i.dtype).itemsize for i in source.tensors.values())
     with _bar(total, progress) as bar:
         model = assemble(
@@ -310,7 +308,7 @@ def _build(
 
 
 def _abstract_paths(model: Any) -> set[str]:
-    from .._tree import leaves
+    from ..core.tree import leaves
 
     return {path for path, leaf in leaves(model).items() if isinstance(leaf, jax.ShapeDtypeStruct)}
 

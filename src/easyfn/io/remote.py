@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._processes import same_number
+from ..core.multihost import same_number
+from ..names.part import Index, Runs, joined, runs
 from .checkpoint import INDEX, SINGLE, Files, LoadError
 from .hub import CONFIG, GENERATION
-from .part import Index, Runs, joined, runs
 from .safetensors import BadFile, Info, bytes_of, parse_header, write_to
 from .sentence import MODULES, settings_files
 from .writing import Entry, index_of, write_all

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from .part import Index, runs
+from ..names.part import Index, runs
 
 MAX_HEADER = 100_000_000
 ALIGNMENT = 64  # XLA on CPU takes a buffer without a copy if it starts at a multiple of this

@@ -18,21 +18,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._dtype import cast
-from .._frozen import thaw
-from .._processes import first, local, same_number, spans
-from .._slots import find_slots
-from .._task import task
-from .._trainable import is_adapter
-from .._tree import expand, is_abstract, is_leaf, nodes
-from .._weight import format_of, shape_of
-from ..models.family import Family, build, family_of
-from . import config as configs
+from ..config import config as configs
+from ..core.dtype import cast
+from ..core.frozen import thaw
+from ..core.multihost import first, local, same_number, spans
+from ..core.slots import find_slots
+from ..core.trainable import is_adapter
+from ..core.tree import expand, is_abstract, is_leaf, nodes
+from ..core.weight import format_of, shape_of
+from ..names.rules import Rule, Tensors, tensors, tensors_for
+from ..registry.family import Family, build, family_of
+from ..tasks.task import task
 from .checkpoint import INDEX, SINGLE
 from .fill import units
 from .formats import DiskFormat, layout_of, writer_for
 from .hub import CONFIG, GENERATION
-from .names import Rule, Tensors, tensors, tensors_for
 from .place import put_in_place, write_json
 from .remote import is_url, plain, save_remote
 from .safetensors import write
@@ -80,7 +80,7 @@ def save(
     """
     limit = _bytes(max_shard_size)
     if Path(directory).suffix == ".gguf" and not Path(directory).is_dir():
-        from .gguf_save import save_gguf
+        from .gguf.save import save_gguf
 
         if step is not None:
             raise ValueError("save: a .gguf file has no step; write the step into its name")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .._processes import agree, first
+from ..core.multihost import agree, first
 from .safetensors import order
 
 Shapes = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .._dtype import cast, to_dtype
-from .._slots import Found, find_slots, select_slots
-from .._trainable import is_adapter, trainable
-from .._tree import Pattern, expand, lift, matches, near
-from .._verb import verb
-from .._weight import Weight, axes_of, dense, shape_of, take
+from ..core.dtype import cast, to_dtype
+from ..core.slots import Found, find_slots, select_slots
+from ..core.trainable import is_adapter, trainable
+from ..core.tree import Pattern, expand, lift, matches, near
+from ..core.verb import verb
+from ..core.weight import Weight, axes_of, dense, shape_of, take
 
 ROLES = ("linear", "head", "router", "embedding", "experts")
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .._slots import Found, find_slots, map_slots
-from .._trainable import is_adapter
-from .._tree import Pattern, expand, lift, matches, near, nodes, nothing_matched
-from .._verb import node_verb
-from .._weight import Slot, Weight, axes_of, dense, routed, shape_of
+from ..core.slots import Found, find_slots, map_slots
+from ..core.trainable import is_adapter
+from ..core.tree import Pattern, expand, lift, matches, near, nodes, nothing_matched
+from ..core.verb import node_verb
+from ..core.weight import Slot, Weight, axes_of, dense, routed, shape_of
 from .adapter import arrays, choose, fresh, ranks_and_alphas
 from .full import full
 from .inits import CHANGES_BASE, start

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._tree import expand, lift, near
+from ..core.tree import expand, lift, near
 from .adapter import arrays
 from .apply import Adapter
 from .weight import LoRA

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._observe import observe
-from .._slots import Found, map_slots
-from .._tree import Pattern, expand
-from .._weight import shape_of
+from ..core.slots import Found, map_slots
+from ..core.tree import Pattern, expand
+from ..core.weight import shape_of
+from ..inspect.observe import observe
 from .adapter import by_pattern, choose, place
 from .apply import apply_lora
 

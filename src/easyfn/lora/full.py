@@ -18,10 +18,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._dtype import cast, to_dtype
-from .._trainable import is_adapter, trainable
-from .._tree import lift
-from .._weight import Weight, axes_of, dense, dot, ragged_dot, shape_of, take
+from ..core.dtype import cast, to_dtype
+from ..core.trainable import is_adapter, trainable
+from ..core.tree import lift
+from ..core.weight import Weight, axes_of, dense, dot, ragged_dot, shape_of, take
 
 
 class Full(eqx.Module):

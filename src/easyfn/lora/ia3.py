@@ -9,9 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._slots import Found
-from .._tree import Pattern, matches
-from .._weight import Weight, affine, dense, dot, shape_of
+from ..core.slots import Found
+from ..core.tree import Pattern, matches
+from ..core.weight import Weight, affine, dense, dot, shape_of
 from .adapter import choose, fresh, gain, register_adapter, scaled
 from .apply import put
 

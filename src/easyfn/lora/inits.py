@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._weight import Weight, dense, requantize, shape_of
+from ..core.weight import Weight, dense, requantize, shape_of
 from .weight import bound
 
 CHANGES_BASE = ("pissa", "olora")  # and pissa_niter_<n>: the base is no longer the weight that it was

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._slots import find_slots, map_slots
-from .._tree import Pattern, expand, lift, near
-from .._weight import Weight, dense, format_of, requantize, shape_of
+from ..core.slots import find_slots, map_slots
+from ..core.tree import Pattern, expand, lift, near
+from ..core.weight import Weight, dense, format_of, requantize, shape_of
 from .adapter import place
 from .apply import apply_lora
 from .inits import roots

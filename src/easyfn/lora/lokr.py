@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._slots import Found
-from .._tree import Pattern
-from .._weight import Weight, dense, dot, shape_of
+from ..core.slots import Found
+from ..core.tree import Pattern
+from ..core.weight import Weight, dense, dot, shape_of
 from .adapter import choose, fresh, ranks_and_alphas, register_adapter, uniform
 from .apply import put
 

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._slots import find_slots, map_slots
-from .._trainable import is_adapter
-from .._tree import expand, is_abstract, lift, near
-from .._weight import Slot, Weight, dense, requantize, shape_of
+from ..core.slots import find_slots, map_slots
+from ..core.trainable import is_adapter
+from ..core.tree import expand, is_abstract, lift, near
+from ..core.weight import Slot, Weight, dense, requantize, shape_of
 from .adapter import change, gain, shift
 from .apply import apply_lora, fit, no_adapter, put, walk
 

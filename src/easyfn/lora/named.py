@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._rows import BASE, by_row, number
-from .._slots import find_slots
-from .._trainable import is_adapter
-from .._tree import expand, lift, near, replace
-from .._weight import Weight, shape_of
+from ..core.rows import BASE, by_row, number
+from ..core.slots import find_slots
+from ..core.trainable import is_adapter
+from ..core.tree import expand, lift, near, replace
+from ..core.weight import Weight, shape_of
 from .adapter import arrays, place
 from .apply import Adapter, join_lora
 from .several import Adapters

@@ -8,9 +8,9 @@ from typing import Any
 
 import optax
 
-from .._slots import find_slots
-from .._trainable import is_adapter
-from .._tree import is_leaf, join, rebuild
+from ..core.slots import find_slots
+from ..core.trainable import is_adapter
+from ..core.tree import is_leaf, join, rebuild
 from .adapter import arrays
 from .apply import no_adapter
 from .weight import LoRA

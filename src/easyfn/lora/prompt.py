@@ -15,15 +15,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._dtype import dtype_of
-from .._forward import check_ids, forward, init_cache
-from .._rows import by_row
-from .._task import task
-from .._trainable import is_adapter, trainable
-from .._tree import is_abstract, nodes
-from ..nn.cache import KV, Cache, Ring, layer_cache, stored
+from ..core.dtype import dtype_of
+from ..core.rows import by_row
+from ..core.trainable import is_adapter, trainable
+from ..core.tree import is_abstract, nodes
+from ..forward.forward import check_ids, forward, init_cache
+from ..nn.cache.cache import KV, Cache, Ring, layer_cache, stored
 from ..nn.heads import input_embeddings
 from ..nn.output import Output
+from ..tasks.task import task
 
 
 class Prompt(eqx.Module):

@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._dtype import cast, to_dtype
-from .._grouped import grouped_dot
-from .._trainable import is_adapter, trainable
-from .._tree import lift
-from .._weight import Weight, axes_of, dense, dot, ragged_dot, routed, shape_of, take
+from ..core.dtype import cast, to_dtype
+from ..core.grouped import grouped_dot
+from ..core.trainable import is_adapter, trainable
+from ..core.tree import lift
+from ..core.weight import Weight, axes_of, dense, dot, ragged_dot, routed, shape_of, take
 
 
 class Adapters(eqx.Module):

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._slots import Found, find_slots
-from .._tree import lift, matches, nothing_matched
-from .._weight import Weight, dense, dot, shape_of, take
+from ..core.slots import Found, find_slots
+from ..core.tree import lift, matches, nothing_matched
+from ..core.weight import Weight, dense, dot, shape_of, take
 from ..nn import input_embeddings
 from .adapter import register_adapter
 

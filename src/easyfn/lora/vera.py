@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._slots import Found
-from .._tree import Pattern
-from .._weight import Weight, dense, dot, randomized, shape_of
+from ..core.slots import Found
+from ..core.tree import Pattern
+from ..core.weight import Weight, dense, dot, randomized, shape_of
 from .adapter import choose, dropped, fresh, register_adapter, scaled
 from .apply import put
 

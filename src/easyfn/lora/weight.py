@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._dtype import cast, to_dtype
-from .._grouped import grouped_dot
-from .._trainable import is_adapter, trainable
-from .._tree import lift
-from .._weight import Weight, axes_of, dense, dot, ragged_dot, randomized, shape_of, take
+from ..core.dtype import cast, to_dtype
+from ..core.grouped import grouped_dot
+from ..core.trainable import is_adapter, trainable
+from ..core.tree import lift
+from ..core.weight import Weight, axes_of, dense, dot, ragged_dot, randomized, shape_of, take
 from .adapter import arrays, change, dropped, scaled, shift
 
 

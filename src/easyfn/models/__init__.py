@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .family import Family as Family
+from ..registry.family import Family as Family
 
 if TYPE_CHECKING:
     from .bert import BertConfig as BertConfig

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .._frozen import Frozen
-from ..io.config import labels, only
-from ..io.names import Rule, rename
+from ..config.config import labels, only
+from ..core.frozen import Frozen
+from ..names.rules import Rule, rename
 from ..nn import (
     MaskedLM,
     NextSentence,
@@ -18,7 +18,7 @@ from ..nn import (
     TokenClassifier,
     sentence_embedding,
 )
-from .family import family
+from ..registry.family import family
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 
-from .._frozen import Frozen
-from ..io.config import UnknownConfigKey, labels, only, rope_parameters
+from ..config.config import UnknownConfigKey, labels, only, rope_parameters
+from ..core.frozen import Frozen
 from ..nn import Attention, Context, Decoder, GatedMLP, RMSNorm
+from ..registry.family import family
 from .decoders import decoder_tasks, layer_windows
-from .family import family
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 
-from .._frozen import Frozen
-from .._weight import shape_of
-from ..io.config import labels, only
-from ..io.names import Rule, rename, transposed
+from ..config.config import labels, only
+from ..core.frozen import Frozen
+from ..core.weight import shape_of
+from ..names.rules import Rule, rename, transposed
 from ..nn import (
     KV,
     CausalLM,
@@ -35,7 +35,7 @@ from ..nn import (
     merge_heads,
     split_heads,
 )
-from .family import family
+from ..registry.family import family
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._frozen import Frozen
-from .._weight import Slot, Weight, dense, slots
-from ..io.names import rename
+from ..core.frozen import Frozen
+from ..core.weight import Slot, Weight, dense, slots
+from ..names.rules import rename
 from ..nn import (
     CausalConv1d,
     CausalLM,
@@ -32,7 +32,7 @@ from ..nn import (
     scan_chunks,
     scan_step,
 )
-from .family import family
+from ..registry.family import family
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .._frozen import Frozen
-from ..io.config import labels, rope_parameters
-from ..io.names import experts, rename
+from ..config.config import labels, rope_parameters
+from ..core.frozen import Frozen
+from ..names.rules import experts, rename
 from ..nn import Attention, Block, Decoder, RMSNorm, SparseMoE
+from ..registry.family import family
 from .decoders import decoder_classes, decoder_tasks
-from .family import family
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .._frozen import Frozen
-from ..io.config import labels, rope_parameters
+from ..config.config import labels, rope_parameters
+from ..core.frozen import Frozen
 from ..nn import Attention, Block, Decoder, GatedMLP, RMSNorm
+from ..registry.family import family
 from .decoders import decoder_classes, decoder_tasks, qwen_windows
-from .family import family
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._frozen import Frozen
-from ..io.names import Rule, rename
+from ..core.frozen import Frozen
+from ..names.rules import Rule, rename
 from ..nn import (
     KV,
     Context,
@@ -36,7 +36,7 @@ from ..nn import (
     merge_heads,
     split_heads,
 )
-from .family import family
+from ..registry.family import family
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,15 @@
 """Layers: everything that more than one family is made of."""
 
 from .activation import ACTIVATIONS as ACTIVATIONS, activation as activation
-from .attention import Attention as Attention, attend as attend, merge_heads as merge_heads, split_heads as split_heads
-from .cache import (
+from .attention.attention import (
+    Attention as Attention,
+    attend as attend,
+    merge_heads as merge_heads,
+    split_heads as split_heads,
+)
+from .attention.latent import LatentAttention as LatentAttention
+from .attention.rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
+from .cache.cache import (
     KV as KV,
     Cache as Cache,
     CrossKV as CrossKV,
@@ -18,7 +25,8 @@ from .cache import (
     stored as stored,
     value_sums as value_sums,
 )
-from .cache_int8 import Int8Slots as Int8Slots
+from .cache.int8 import Int8Slots as Int8Slots
+from .cache.paged import Paged as Paged, paged as paged
 from .context import (
     Context as Context,
     Mask as Mask,
@@ -60,26 +68,23 @@ from .heads import (
     input_embeddings as input_embeddings,
     max_positions as max_positions,
 )
-from .latent import LatentAttention as LatentAttention
 from .linear import Embedding as Embedding, Linear as Linear, along_last as along_last, declare as declare
 from .mlp import GatedMLP as GatedMLP
-from .moe import Experts as Experts, SparseMoE as SparseMoE, route as route
+from .moe.moe import Experts as Experts, SparseMoE as SparseMoE, route as route
 from .norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
 from .output import Output as Output
-from .paged import Paged as Paged, paged as paged
-from .pipeline import schedule as schedule
-from .rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
-from .seq2seq import (
-    Seq2Seq as Seq2Seq,
-    Seq2SeqLM as Seq2SeqLM,
-    attend_to_encoder as attend_to_encoder,
-    empty_cross as empty_cross,
-)
-from .ssm import (
+from .parallel.pipeline import schedule as schedule
+from .recurrent.ssd import (
     CausalConv1d as CausalConv1d,
     Documents as Documents,
     GatedRMSNorm as GatedRMSNorm,
     SSMState as SSMState,
     scan_chunks as scan_chunks,
     scan_step as scan_step,
+)
+from .seq2seq import (
+    Seq2Seq as Seq2Seq,
+    Seq2SeqLM as Seq2SeqLM,
+    attend_to_encoder as attend_to_encoder,
+    empty_cross as empty_cross,
 )

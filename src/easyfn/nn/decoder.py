@@ -9,12 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._frozen import Frozen
+from ..core.frozen import Frozen
+from .attention.rope import TYPES, rope_table, unknown_rope
 from .context import Context
 from .fold import fold
 from .linear import Embedding
 from .output import Output
-from .rope import TYPES, rope_table, unknown_rope
 
 
 class Block(eqx.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .activation import activation
-from .attention import attend, merge_heads, split_heads
+from .attention.attention import attend, merge_heads, split_heads
 from .context import Context, Mask, dropout
 from .fold import fold
 from .linear import Embedding, Linear
@@ -38,7 +38,7 @@ def last_token(x: jax.Array, context: Context) -> jax.Array:
 
 def chosen_rows(table: Embedding, ids: Any, name: str) -> jax.Array:
     """Rows of a small table by the caller's `ids`, called `name`; concrete ids that it does not have are a `ValueError`."""
-    from .._weight import shape_of
+    from ..core.weight import shape_of
 
     held = None if isinstance(ids, jax.core.Tracer) else np.asarray(ids)
     if held is not None and held.size and not 0 <= held.min() <= held.max() < (size := shape_of(table.weight)[0]):
@@ -54,7 +54,7 @@ def learned_positions(table: Embedding, positions: jax.Array, *, offset: int = 0
     A position that the table does not have is a `ValueError`; in a compiled function, where nobody can raise, its
     embedding is NaN: a clamped position would be a silent wrong answer.
     """
-    from .._weight import shape_of
+    from ..core.weight import shape_of
 
     size = shape_of(table.weight)[0] - offset
     if not isinstance(positions, jax.core.Tracer) and positions.size:

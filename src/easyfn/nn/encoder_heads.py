@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._weight import Slot, Weight, dense, dot, slots
+from ..core.weight import Slot, Weight, dense, dot, slots
 from .activation import activation
 from .context import Context, dropout
 from .encoder import first_token, last_token

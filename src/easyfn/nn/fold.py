@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from .._tree import Stacked, layers_in
-from .._verb import verb
-from .cache import at_layer, layer_cache
+from ..core.tree import Stacked, layers_in
+from ..core.verb import verb
+from .cache.cache import at_layer, layer_cache
 from .context import Context, along_batch
 
 Trace = dict[str, Any]  # per output a tuple with one entry per layer

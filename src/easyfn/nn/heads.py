@@ -8,8 +8,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._verb import verb
-from .._weight import dense, dot
+from ..core.verb import verb
+from ..core.weight import dense, dot
 from .context import Context
 from .linear import Linear, along_last
 from .output import Output

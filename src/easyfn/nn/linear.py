@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._weight import Slot, Weight, affine, slots, take
+from ..core.weight import Slot, Weight, affine, slots, take
 
 Axes = tuple[str | None, ...]
 

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._weight import Slot, Weight, dense, slots
+from ..core.weight import Slot, Weight, dense, slots
 from .linear import along_last, declare
 
 

@@ -9,8 +9,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._weight import dense, dot
-from .cache import CrossKV, Held, empty_slots, layer_cache, stored
+from ..core.weight import dense, dot
+from .cache.cache import CrossKV, Held, empty_slots, layer_cache, stored
 from .context import Context, Mask
 from .heads import head_logits, input_embeddings
 from .linear import Embedding, Linear, along_last

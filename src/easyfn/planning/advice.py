@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .._cross_entropy import LossConfig
-from .._show import size_of
+from ..inspect.show import size_of
+from ..tasks.cross_entropy import LossConfig
 from .compile import mesh_of
 from .estimate import fits, temporaries, times, total
 from .hardware import Hardware

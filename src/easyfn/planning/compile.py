@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import Mesh
 
-from .._flops import count
+from ..inspect.flops import count
 from ..sharding import make_mesh
 from .collectives import read_collectives
 from .step import Job, Step, prompt, token, training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .._tree import near
+from ..core.tree import near
 
 
 @dataclasses.dataclass(frozen=True)

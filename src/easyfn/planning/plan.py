@@ -12,11 +12,11 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from .._cross_entropy import LossConfig
-from .._show import amount, size_of
-from ..io.config import write
+from ..config.config import write
+from ..inspect.show import amount, size_of
 from ..quant import QuantConfig
 from ..sharding import ShardingRules
+from ..tasks.cross_entropy import LossConfig
 from .collectives import Collective
 from .compile import facts_on
 from .estimate import collectives, fits, prompt_times, temporaries, times

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .._slots import find_slots
+from ..core.slots import find_slots
 from ..sharding import ShardingError
 from .compile import Facts, facts, mesh_of
 from .estimate import fits, times, total

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from .._trainable import trainable
+from ..core.trainable import trainable
 from .collectives import Collective
 from .compile import Facts, local_bytes
 from .splits import Spec, Value

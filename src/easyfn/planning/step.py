@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from .._cross_entropy import LossConfig
-from .._flops import sample_inputs
-from .._stack import stack
-from .._task import task
-from .._train import to_state, train_step
-from .._tree import near
-from .._verb import verb
+from ..core.stack import stack
+from ..core.tree import near
+from ..core.verb import verb
 from ..generation.model import decode_step, encodes, prefill
+from ..inspect.flops import sample_inputs
 from ..io.load import abstract
 from ..lora import apply_lora
 from ..nn.context import Runtime
 from ..quant import QuantConfig, quantize
 from ..sharding import ShardingRules, shard, shard_batch
+from ..tasks.cross_entropy import LossConfig
+from ..tasks.task import task
+from ..train.step import to_state, train_step
 
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "adamw": optax.adamw,

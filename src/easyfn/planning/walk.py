@@ -20,7 +20,7 @@ from typing import Any
 
 from jax.extend.core import Literal
 
-from .._flops import inner_jaxprs
+from ..inspect.flops import inner_jaxprs
 from .splits import ALIAS, HEAVY, Spec, Value, both, is_weight, kept, once, spec_after
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..io.formats import Packed, register
-from ..io.names import Tensors
+from ..names.rules import Tensors
 from .gptq import quantized_layers, unpack, with_idle_biases
 from .grouped import Grouped, grouped
 from .pieces import join

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._weight import dense, requantize
+from ..core.weight import dense, requantize
 from .grouped import Grouped, group_of, grouped
 from .product import replace
 from .rounding import inverse

@@ -15,11 +15,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .._slots import find_slots
-from .._tree import at, expand, nodes
-from .._weight import format_of
+from ..core.slots import find_slots
+from ..core.tree import at, expand, nodes
+from ..core.weight import format_of
 from ..io.formats import Packed, register
-from ..io.names import Tensors
+from ..names.rules import Tensors
 from .int8 import Int8
 from .nf4 import LEVELS, NESTED, NF4, aligned, dynamic_map, scales_of
 from .pieces import cut, dense_dtype, join, per_matrix, quantized

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._loss import setting
-from .._observe import observe, second_moment
-from .._seq2seq import decoder_start, shift_right
-from .._slots import Found, find_slots
-from .._task import task
-from .._tree import expand, is_abstract, replace
-from .._weight import Weight, format_of, shape_of
+from ..core.slots import Found, find_slots
+from ..core.tree import expand, is_abstract, replace
+from ..core.weight import Weight, format_of, shape_of
+from ..forward.seq2seq import decoder_start, shift_right
+from ..inspect.observe import observe, second_moment
+from ..tasks.loss import setting
+from ..tasks.task import task
 from .awq_search import awq_scales, smooth_scales
 from .config import CALIBRATIONS, QuantConfig
 from .gptq_solve import gptq_codes

@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._slots import find_slots
-from .._tree import at, expand, is_leaf
-from .._weight import format_of, shape_of
+from ..core.slots import find_slots
+from ..core.tree import at, expand, is_leaf
+from ..core.weight import format_of, shape_of
 from ..io.formats import Packed, file_names, register
-from ..io.names import Tensors
+from ..names.rules import Tensors
 from .fp8 import E4M3, FP8
 from .gptq import unpack
 from .grouped import Grouped, grouped, integer_codes

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from .._tree import Pattern, near
-from .._weight import Weight
+from ..core.tree import Pattern, near
+from ..core.weight import Weight
 
 Encode = Callable[[Any, "QuantConfig"], Weight]
 

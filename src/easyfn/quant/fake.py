@@ -9,8 +9,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._dtype import cast
-from .._weight import axes_of, dense, dot, format_of, requantize, shape_of, take
+from ..core.dtype import cast
+from ..core.weight import axes_of, dense, dot, format_of, requantize, shape_of, take
 from .config import QuantConfig
 from .product import replace
 from .rounding import round_rows

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._weight import axes_of, dense, format_of, requantize, shape_of
+from ..core.weight import axes_of, dense, format_of, requantize, shape_of
 from .config import QuantConfig, method
 from .product import by_blocks, inner, register_format, replace
 

@@ -15,10 +15,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .._slots import find_slots
-from .._tree import at, expand, is_leaf
+from ..core.slots import find_slots
+from ..core.tree import at, expand, is_leaf
 from ..io.formats import Packed, file_names, register
-from ..io.names import Tensors
+from ..names.rules import Tensors
 from .compressed_tensors import as_float8
 from .fp8 import E4M3, FP8
 from .pieces import by_row, cut, dense_dtype, join, per_matrix, quantized

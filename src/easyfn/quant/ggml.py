@@ -9,11 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .._slots import find_slots
-from .._weight import dense, format_of
+from ..core.slots import find_slots
+from ..core.weight import dense, format_of
 from ..io.formats import Packed, register
-from ..io.gguf import FLOATS, Blocks
-from ..io.names import Tensors
+from ..io.gguf.read import FLOATS, Blocks
+from ..names.rules import Tensors
 from .grouped import Grouped, group_of, grouped, integer_codes
 from .kquant import BLOCKS, KQuant, from_blocks, to_blocks
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..io.formats import Packed, register
-from ..io.names import Tensors
+from ..names.rules import Tensors
 from .grouped import Grouped, grouped
 from .pieces import join, quantized
 

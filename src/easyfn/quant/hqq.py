@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._weight import format_of
+from ..core.weight import format_of
 from .config import REFINEMENTS
 from .grouped import Grouped, group_of, grouped
 from .rounding import inverse as reciprocal, round_groups

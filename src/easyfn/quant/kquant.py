@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._weight import axes_of, dense, format_of, requantize, shape_of
+from ..core.weight import axes_of, dense, format_of, requantize, shape_of
 from .product import by_blocks, inner, register_format
 
 

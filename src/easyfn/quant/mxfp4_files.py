@@ -14,9 +14,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .._tree import at
+from ..core.tree import at
 from ..io.formats import Packed, register
-from ..io.names import Tensors
+from ..names.rules import Tensors
 from .micro import Micro
 from .pieces import dense_dtype
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._weight import shape_of
-from ..io.names import Tensors
+from ..core.weight import shape_of
+from ..names.rules import Tensors
 from .fp8 import FP8, spread
 from .micro import Micro
 from .product import replace

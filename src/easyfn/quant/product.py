@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._dtype import cast
-from .._trainable import trainable
-from .._weight import dense, dot, flat, shape_of, take
+from ..core.dtype import cast
+from ..core.trainable import trainable
+from ..core.weight import dense, dot, flat, shape_of, take
 
 Product = Callable[[Any, jax.Array], jax.Array]
 

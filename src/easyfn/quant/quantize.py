@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._slots import Found, find_slots, map_slots, select_slots
-from .._trainable import is_adapter
-from .._tree import is_abstract, is_leaf, join, lift, nodes, rebuild
-from .._verb import node_verb
-from .._weight import Weight, dense, format_of
+from ..core.slots import Found, find_slots, map_slots, select_slots
+from ..core.trainable import is_adapter
+from ..core.tree import is_abstract, is_leaf, join, lift, nodes, rebuild
+from ..core.verb import node_verb
+from ..core.weight import Weight, dense, format_of
 from .config import METHODS, QuantConfig
 from .fake import Fake
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._weight import Weight
+from ..core.weight import Weight
 from .fp8 import FP8
 from .grouped import Grouped, group_of
 from .int8 import Int8

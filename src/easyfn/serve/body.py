@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from .._tree import near
+from ..core.tree import near
 from .errors import ApiError, bad
 
 Body = Mapping[str, Any]

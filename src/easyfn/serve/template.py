@@ -93,7 +93,7 @@ def special_tokens(said: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_gguf(path: Path) -> tuple[Any, dict[str, str]]:
-    from ..io.gguf import read_gguf
+    from ..io.gguf.read import read_gguf
 
     said = read_gguf(path).metadata
     tokens = said.get("tokenizer.ggml.tokens", ())

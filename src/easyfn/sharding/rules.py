@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from .._tree import near
-from .._verb import verb
+from ..core.tree import near
+from ..core.verb import verb
 
 MESH_AXES = ("pp", "dp", "fsdp", "ep", "tp", "sp")  # the slowest links first: stages send the least, and seldom
 LOGICAL_AXES = ("vocab", "embed", "heads", "kv_heads", "mlp", "experts", "norm", "layers")

@@ -11,10 +11,10 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .._processes import local
-from .._slots import Found, find_slots
-from .._tree import Pipelined, expand, is_leaf, join, leaves, near, nodes
-from .._weight import axes_of, shape_of
+from ..core.multihost import local
+from ..core.slots import Found, find_slots
+from ..core.tree import Pipelined, expand, is_leaf, join, leaves, near, nodes
+from ..core.weight import axes_of, shape_of
 from ..nn.context import Runtime
 from .rules import LOGICAL_AXES, ShardingError, ShardingRules, make_mesh, resolve_rules
 

@@ -1,0 +1,106 @@
+"""The dtype of a model is the dtype of its arrays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .tree import Pattern, is_leaf, join, matches, nothing_matched, rebuild
+from .verb import verb
+from .weight import format_of
+
+
+@verb
+def cast(model: Any, dtype: Any, pattern: Pattern | None = None) -> Any:
+    """`model` with its floating point arrays in `dtype`: all of them, or those whose path the pattern selects.
+
+    Integer arrays and the parts of a quantized weight stay as they are: their dtypes are their format's. Differentiable, so
+    that `ef.cast(params, jnp.bfloat16)` inside a training step is mixed precision with float32 masters.
+
+    ```python
+    import jax, jax.numpy as jnp, easyfn as ef
+    assert ef.cast({"w": jnp.ones(3)}, jnp.bfloat16)["w"].dtype == jnp.bfloat16
+    ```
+    """
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"cast: {dtype} is no floating point dtype; to store a model in integers use ef.quantize")
+    seen: list[str] = []
+    hit: list[str] = []
+
+    def go(path: str, node: Any) -> Any:
+        if cast.knows(type(node)) and (pattern is None or matches(pattern, path, node)):
+            hit.append(path)
+            return cast.which(type(node))(node, dtype)
+        if format_of(node) is not None:
+            seen.append(path)
+            return node
+        if not is_leaf(node):
+            return rebuild(node, lambda name, child: go(join(path, name), child))
+        if not hasattr(node, "dtype") or not jnp.issubdtype(node.dtype, jnp.floating):
+            return node
+        seen.append(path)
+        if pattern is not None and not matches(pattern, path, node):
+            return node
+        hit.append(path)
+        return to_dtype(node, dtype)
+
+    new = go("", model)
+    if pattern is not None and not hit:
+        raise nothing_matched("cast", pattern, seen)
+    return new
+
+
+def to_dtype(leaf: Any, dtype: Any) -> Any:
+    """One array, concrete, traced or abstract, in another dtype."""
+    if leaf.dtype == dtype:
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+    return leaf.astype(dtype)
+
+
+def half(model: Any) -> Any:
+    """`ef.cast(model, jnp.float16)`."""
+    return cast(model, jnp.float16)
+
+
+def float32(model: Any) -> Any:
+    """`ef.cast(model, jnp.float32)`."""
+    return cast(model, jnp.float32)
+
+
+def dtype_of(model: Any) -> Any:
+    """The dtype in which a model computes: that of most of its plain floating point entries.
+
+    A quantized model answers with the dtype of what is left unquantized.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    assert ef.dtype_of(model) == "float32" and ef.dtype_of(ef.half(model)) == "float16"
+    ```
+    """
+    counts: Counter[Any] = Counter()
+
+    def go(node: Any) -> Any:
+        if cast.knows(type(node)):
+            inner = getattr(node, "dtype", None)
+            if inner is not None:
+                counts[jnp.dtype(inner)] += 1
+            return node
+        if is_leaf(node):
+            if hasattr(node, "dtype") and jnp.issubdtype(node.dtype, jnp.floating):
+                counts[jnp.dtype(node.dtype)] += node.size
+            return node
+        return rebuild(node, lambda _, child: go(child))
+
+    go(model)
+    if not counts:
+        raise ValueError("dtype_of: the model has no floating point arrays")
+    return counts.most_common(1)[0][0]

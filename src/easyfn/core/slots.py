@@ -1,0 +1,111 @@
+"""Walking a model by its weight slots: what `quantize`, `apply_lora` and `shard` are written with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .tree import Pattern, is_leaf, join, matches, nodes, nothing_matched, rebuild
+from .verb import NodeVerb
+from .weight import Slot, slots
+
+LINEAR = ("linear", "experts")  # the roles that "all-linear" selects
+
+
+class Found(NamedTuple):
+    """One weight slot of a model: `path` ends in the field's name, `layer` is the path of its layer."""
+
+    path: str
+    layer: str
+    slot: Slot
+    weight: Any
+
+
+def find_slots(model: Any, roles: tuple[str, ...] | None = None) -> list[Found]:
+    """Every filled weight slot of a model, or those of the given roles, in the order of the model.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    assert ef.find_slots(model, ("head",))[0].path == "lm_head.weight"
+    ```
+    """
+    found = []
+    for path, node in nodes(model):
+        for name, slot in slots(node).items():
+            weight = getattr(node, name)
+            if weight is not None and (roles is None or slot.role in roles):
+                found.append(Found(join(path, name), path, slot, weight))
+    return found
+
+
+def select_slots(verb: str, model: Any, pattern: Pattern, roles: tuple[str, ...]) -> list[Found]:
+    """The slots that a pattern selects.
+
+    `"all-linear"`, alone or in a list, is every slot of role `linear` and `experts`: never a head, a router or an
+    embedding. Other patterns search in the dotted path of the slot, and reach the given `roles`. Selecting nothing is an
+    error.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+    found = ef.select_slots("my_verb", model, "q_proj", ("linear",))
+    assert [f.path for f in found][0] == "model.layers.0.self_attn.q_proj.weight"
+    ```
+    """
+    several: list[Any] = list(pattern) if isinstance(pattern, (list, tuple)) else [pattern]
+    every = LINEAR if "all-linear" in several else ()
+    rest = [p for p in several if p != "all-linear"] if every else pattern
+    chosen = [
+        f
+        for f in find_slots(model, (*roles, *every))
+        if f.slot.role in every or (f.slot.role in roles and matches(rest, f.path, f.weight))
+    ]
+    if not chosen:
+        raise nothing_matched(verb, pattern, [f.path for f in find_slots(model, roles)])
+    return chosen
+
+
+def map_slots(verb: NodeVerb[..., Any], model: Any, how: Callable[[str, Slot, Any], Any]) -> Any:
+    """`model` with `how(path, slot, weight)` in every filled slot; `how` returns the same object to leave a slot alone.
+
+    A layer whose type is registered with `verb` is given to its implementation instead.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2)
+    model = ef.init(config, key=jax.random.key(0))
+
+    @ef.node_verb
+    def double(model):
+        return ef.map_slots(double, model, lambda path, slot, weight: 2 * weight)
+
+    assert ef.forward(double(model), jax.numpy.array([[1, 2]])).logits.shape == (1, 2, 64)
+    ```
+    """
+
+    def go(path: str, node: Any) -> Any:
+        if is_leaf(node):
+            return node
+        facts = slots(node)
+        if verb.knows(type(node)):
+
+            def bound(weight: Any, name: str = "weight") -> Any:
+                return how(join(path, name), facts.get(name, Slot("other", ())), weight)
+
+            return verb.which(type(node))(node, bound)
+
+        def change(name: str, child: Any) -> Any:
+            if child is None:  # a slot that this layer leaves empty
+                return None
+            full = join(path, name)
+            return how(full, facts[name], child) if name in facts else go(full, child)
+
+        return rebuild(node, change)
+
+    return go("", model)

@@ -1,0 +1,41 @@
+"""`trainable`: which arrays a training step changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from .tree import is_leaf, nodes, rebuild
+from .verb import verb
+
+
+@verb
+def is_adapter(node: Any) -> bool:
+    """Whether a node is an adapter on a frozen weight (a `LoRA`): where there is one, only adapters train."""
+    return False
+
+
+@verb
+def trainable(model: Any) -> Any:
+    """The boolean tree of a model's trainable arrays, for `eqx.partition`, `optax.masked` and friends.
+
+    With adapters: their arrays and nothing else. Without: every floating point array that is not part of a quantized weight.
+
+    ```python
+    import equinox as eqx, jax, easyfn as ef
+    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    train, frozen = eqx.partition(model, ef.trainable(model))
+    ```
+    """
+    frozen = any(is_adapter(node) for _, node in nodes(model))
+
+    def go(node: Any) -> Any:
+        if trainable.knows(type(node)):
+            return trainable.which(type(node))(node)
+        if is_leaf(node):
+            return not frozen and hasattr(node, "dtype") and bool(jnp.issubdtype(node.dtype, jnp.floating))
+        return rebuild(node, lambda _, child: go(child))
+
+    return go(model)

@@ -1,0 +1,1 @@
+"""Looking at models: tables, cards, counts, activations."""

@@ -1,0 +1,160 @@
+"""To torch and back: transformers' models with the numbers of ours. Needs the extra `easyfn[torch]`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...registry.family import family_of
+from ..load import _numpy, from_state_dict, read_config
+from ..save import architecture_of, config_json, entries
+
+
+def torch_class(model: Any) -> Any:
+    """The transformers class of a model, e.g. `transformers.LlamaForCausalLM`.
+
+    ```python
+    import easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4)
+    assert ef.torch_class(ef.abstract(config, task="base")).__name__ == "LlamaModel"
+    ```
+    """
+    known = family_of(model)
+    name = architecture_of(model, known)
+    if name is None:
+        raise ValueError(
+            f"torch_class: the family {known.model_type!r} names no transformers class for this task; "
+            "give ef.family(..., architectures={'TheClass': task})"
+        )
+    transformers = _transformers("torch_class")
+    if not hasattr(transformers, name):  # a class of long ago: its successor has the same task
+        same = (other for other, kind in known.architectures.items() if kind == known.architectures[name])
+        name = next((other for other in same if hasattr(transformers, other)), name)
+    if not hasattr(transformers, name):
+        raise ValueError(f"torch_class: transformers {transformers.__version__} has no {name}")
+    return getattr(transformers, name)
+
+
+def to_torch(model: Any) -> Any:
+    """A transformers model with the numbers of `model`, in eval mode, every tensor in the dtype of ours.
+
+    The numbers are copied: the two do not share memory. Adapters are refused (see `ef.merge_lora`), and so are
+    quantized weights (see `ef.dequantize`).
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4)
+    module = ef.to_torch(ef.init(config, key=jax.random.key(0)))
+    assert module.lm_head.weight.shape == (64, 32)
+    ```
+    """
+    cls = torch_class(model)
+    torch = _torch("to_torch")
+    found = entries(model)
+    data = config_json(model, found=found)
+    if "quantization_config" in data:
+        raise ValueError("to_torch: the model has quantized weights; write ef.to_torch(ef.dequantize(model))")
+    kinds = {e.dtype for e in found if str(e.dtype) in ("float32", "bfloat16", "float16", "float64")}
+    data["dtype"] = str(next(iter(kinds))) if len(kinds) == 1 else "float32"
+    config = cls.config_class.from_dict(data)
+    tensors = {e.name: _tensor(torch, e.read()) for e in found}
+    module, report = _from_pretrained(cls, config, tensors, getattr(torch, data["dtype"]))
+    wrong = {
+        kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[kind]
+    }
+    if wrong:
+        raise ValueError(f"to_torch: {cls.__name__} and this model do not have the same tensors: {wrong}")
+    if len(kinds) > 1:  # transformers gives one dtype to all: put back each one's own
+        for name, parameter in module.named_parameters():
+            if name in tensors:
+                parameter.data = tensors[name].clone()
+    if generation := dict(getattr(model.config, "generation", {})):
+        module.generation_config = _transformers("to_torch").GenerationConfig.from_dict(generation)
+    return module.eval()
+
+
+def _from_pretrained(cls: Any, config: Any, tensors: dict[str, Any], dtype: Any) -> Any:
+    """transformers' own loader, because it also turns the tensors of a file into those of a module (fused experts)."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        return cls.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True)
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def from_torch(module: Any, *, task: str | None = None, dtype: Any = None, **more: Any) -> Any:
+    """A model with the numbers of a transformers module: the inverse of [`easyfn.to_torch`][].
+
+    `task`, `dtype` and `more` as in [`easyfn.from_state_dict`][]. Nothing is written to the disk.
+
+    ```python
+    import jax, easyfn as ef
+    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                   num_attention_heads=4)
+    model = ef.init(config, key=jax.random.key(0))
+    same = ef.from_torch(ef.to_torch(model))
+    ```
+    """
+    if not hasattr(module, "config") or not hasattr(module, "state_dict"):
+        raise TypeError(
+            f"from_torch takes a model of transformers, not {type(module).__name__}; bare tensors: ef.from_state_dict"
+        )
+    config_dict = {k: v for k, v in module.config.to_diff_dict().items() if v is not None}
+    config_dict |= {"architectures": [type(module).__name__], "model_type": module.config.model_type}
+    generation = getattr(module, "generation_config", None)
+    known = generation.to_diff_dict() if generation is not None and module.can_generate() else None
+    config = read_config(config_dict, generation=known)
+    return from_state_dict(config, tensors_of(module), task=task, dtype=dtype, **more)
+
+
+def tensors_of(module: Any) -> dict[str, np.ndarray]:
+    """The tensors that `module.save_pretrained` would write: tied ones once, under the names of the files."""
+    state = module.state_dict()
+    tied = getattr(module, "all_tied_weights_keys", None) or {}
+    shared = lambda name: (
+        name in tied and tied[name] in state and state[name].data_ptr() == state[tied[name]].data_ptr()
+    )
+    state = {name: tensor for name, tensor in state.items() if not shared(name)}
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        pass
+    else:
+        state = revert_weight_conversion(module, state)
+    return {name: _numpy(tensor) for name, tensor in state.items()}
+
+
+def _tensor(torch: Any, array: np.ndarray) -> Any:
+    """A torch tensor with the bits of an array, in memory of its own."""
+    array = np.array(array, order="C", copy=True)
+    if array.dtype.type.__module__ == "numpy":
+        return torch.from_numpy(array)
+    width = {1: np.uint8, 2: np.int16}[array.dtype.itemsize]
+    return torch.from_numpy(array.view(width)).view(getattr(torch, str(array.dtype)))
+
+
+def _torch(verb: str) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(f"ef.{verb} needs torch and transformers: pip install 'easyfn[torch]'") from error
+    return torch
+
+
+def _transformers(verb: str) -> Any:
+    _torch(verb)
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"ef.{verb} needs torch and transformers: pip install 'easyfn[torch]'") from error
+    return transformers

@@ -1,0 +1,1 @@
+"""Names: which tensors of a file hold which arrays of a model."""

@@ -1,0 +1,1 @@
+"""Attention: the core, projections, rotary positions."""

@@ -1,0 +1,165 @@
+"""Multi-head latent attention (DeepSeek-V2, 2024, arXiv 2405.04434): keys and values of all heads from one short vector.
+
+A token keeps its latent, `kv_lora_rank` entries, and one rotary key that all heads share. Their heads are `kv_b_proj` of the
+latent; so a key's score is a product with the latent of a query that went through `kv_b_proj` the other way, and the sum of
+values is `kv_b_proj` of a sum of latents. That absorbed form is what a pass over a cache takes: no head's keys are ever
+made of what is cached. A prompt, where keys are few and queries many, takes the plain form.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ...core.weight import dense
+from ..cache.cache import KV, attend_to, empty_slots, key_scores, layer_cache
+from ..context import Context
+from ..linear import Linear
+from ..norm import RMSNorm
+from .attention import attend, merge_heads, split_heads
+from .rope import rotate
+
+
+class LatentAttention(eqx.Module):
+    """Self attention whose cache is latent. Fields and names of tensors are those of DeepSeek-V2 and V3.
+
+    - `q_lora_rank`: the rank of the queries' own latent; `None` for a plain `q_proj`.
+    - A head's query and key have `qk_nope_head_dim` entries without and `qk_rope_head_dim` with a rotary position, whose
+      table is the entry `rope` of `context.rope`; `interleaved`: rotated are pairs of neighbours, not halves.
+    - `scale` is that of the scores, by default the inverse root of a head's width. DeepSeek's yarn multiplies it by the
+      square of its `mscale_all_dim` factor.
+
+    Its cache is a `KV` of one head: `k` the latents `(batch, 1, slots, kv_lora_rank)`, `v` the rotary keys `(batch, 1, slots,
+    qk_rope_head_dim)`. So it is also paged, in int8, taken back and reordered as every other.
+
+    ```python
+    import jax, jax.numpy as jnp, easyfn as ef
+    layer = ef.nn.LatentAttention(32, 4, q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4,
+                                  v_head_dim=8, rope=None)
+    layer = ef.init(layer, key=jax.random.key(0))
+    cache = ef.nn.layer_cache(layer, 1, 100, jnp.float32)
+    assert cache.k.shape == (1, 1, 100, 16) and cache.v.shape == (1, 1, 100, 4)  # of 4 heads: 20 numbers for each token
+    ```
+    """
+
+    q_proj: Linear | None
+    q_a_proj: Linear | None
+    q_a_layernorm: RMSNorm | None
+    q_b_proj: Linear | None
+    kv_a_proj_with_mqa: Linear
+    kv_a_layernorm: RMSNorm
+    kv_b_proj: Linear
+    o_proj: Linear
+    num_heads: int = eqx.field(static=True)
+    kv_lora_rank: int = eqx.field(static=True)
+    qk_nope_head_dim: int = eqx.field(static=True)
+    qk_rope_head_dim: int = eqx.field(static=True)
+    v_head_dim: int = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+    interleaved: bool = eqx.field(static=True)
+    rope: str | None = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        q_lora_rank: int | None,
+        kv_lora_rank: int,
+        qk_nope_head_dim: int,
+        qk_rope_head_dim: int,
+        v_head_dim: int,
+        bias: bool = False,
+        eps: float = 1e-6,
+        scale: float | None = None,
+        interleaved: bool = True,
+        rope: str | None = "default",
+        dropout: float = 0.0,
+    ) -> None:
+        width = qk_nope_head_dim + qk_rope_head_dim
+        wide = lambda into: Linear(into, num_heads * width, axes=("heads", None if into != hidden_size else "embed"))
+        low = q_lora_rank
+        self.q_proj = wide(hidden_size) if low is None else None
+        self.q_a_proj = None if low is None else Linear(hidden_size, low, bias, axes=(None, "embed"))
+        self.q_a_layernorm = None if low is None else RMSNorm(low, eps)
+        self.q_b_proj = None if low is None else wide(low)
+        self.kv_a_proj_with_mqa = Linear(hidden_size, kv_lora_rank + qk_rope_head_dim, bias, axes=(None, "embed"))
+        self.kv_a_layernorm = RMSNorm(kv_lora_rank, eps)
+        self.kv_b_proj = Linear(kv_lora_rank, num_heads * (qk_nope_head_dim + v_head_dim), axes=("heads", None))
+        self.o_proj = Linear(num_heads * v_head_dim, hidden_size, bias, axes=("embed", "heads"))
+        self.num_heads = num_heads
+        self.kv_lora_rank = kv_lora_rank
+        self.qk_nope_head_dim = qk_nope_head_dim
+        self.qk_rope_head_dim = qk_rope_head_dim
+        self.v_head_dim = v_head_dim
+        self.scale = width**-0.5 if scale is None else scale
+        self.interleaved = interleaved
+        self.rope = rope
+        self.dropout = dropout
+
+    def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, jax.Array | None]:
+        q_nope, q_rope = jnp.split(split_heads(self._queries(x), self.num_heads), [self.qk_nope_head_dim], axis=-1)
+        latent, k_rope = jnp.split(self.kv_a_proj_with_mqa(x)[:, None], [self.kv_lora_rank], axis=-1)
+        latent = self.kv_a_layernorm(latent)
+        q_rope, k_rope = self._rotated(q_rope, context), self._rotated(k_rope, context)
+        plain = cache is None or context.fresh
+        cache, latents, rotary, mask = attend_to(cache, latent, k_rope, context, None)
+        options: dict[str, Any] = dict(
+            scale=self.scale,
+            runtime=context.runtime,
+            weights=context.wants("attentions"),
+            dropout_rate=self.dropout,
+            key=None if context.key is None else jax.random.fold_in(context.key, 0),
+        )
+        if plain:
+            k_nope, v = jnp.split(
+                split_heads(self.kv_b_proj(latent[:, 0]), self.num_heads), [self.qk_nope_head_dim], -1
+            )
+            k_rope = jnp.broadcast_to(k_rope, (*k_nope.shape[:-1], self.qk_rope_head_dim))
+            q, k = jnp.concatenate([q_nope, q_rope], axis=-1), jnp.concatenate([k_nope, k_rope], axis=-1)
+            out, weights = attend(q, k, v, mask, **options)
+        else:
+            to_key, to_value = self._heads(x.dtype)
+            # All heads are one group of the only key head, so its rows are heads and then queries.
+            rows = q_rope.reshape(q_rope.shape[0], 1, -1, self.qk_rope_head_dim)
+            bias = key_scores(rotary, rows).reshape(*q_rope.shape[:3], -1) * self.scale
+            out, weights = attend(_by_head(q_nope, to_key), latents, latents, mask, bias=bias, **options)
+            out = _by_head(out, to_value)
+        return self.o_proj(merge_heads(out)), cache, weights
+
+    def _queries(self, x: jax.Array) -> jax.Array:
+        if self.q_proj is not None:
+            return self.q_proj(x)
+        assert self.q_a_proj is not None and self.q_a_layernorm is not None and self.q_b_proj is not None
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+
+    def _rotated(self, x: jax.Array, context: Context) -> jax.Array:
+        if self.rope is None:
+            return x
+        assert context.rope is not None
+        if self.interleaved:  # a product of two does not depend on the order of their entries
+            x = jnp.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1)
+        return rotate(x, context.rope[self.rope])
+
+    def _heads(self, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        """`kv_b_proj` by heads: from queries to latents `(heads, nope, rank)`, from latents to values `(heads, rank, v)`."""
+        w = dense(self.kv_b_proj.weight).astype(dtype)
+        w = w.reshape(self.num_heads, self.qk_nope_head_dim + self.v_head_dim, self.kv_lora_rank)
+        return w[:, : self.qk_nope_head_dim], jnp.swapaxes(w[:, self.qk_nope_head_dim :], 1, 2)
+
+
+def _by_head(x: jax.Array, w: jax.Array) -> jax.Array:
+    """`(batch, heads, seq, n)` with each head's matrix `(heads, n, m)`, float32 accumulation."""
+    out = lax.dot_general(x, w, (((3,), (1,)), ((1,), (0,))), preferred_element_type=jnp.float32)
+    return jnp.swapaxes(out, 0, 1).astype(x.dtype)
+
+
+@layer_cache.register(LatentAttention)
+def _(layer: LatentAttention, batch_size: int, max_length: int, dtype: Any) -> KV:
+    room = lambda width: empty_slots((batch_size, 1, max_length, width), dtype)
+    return KV(room(layer.kv_lora_rank), room(layer.qk_rope_head_dim))

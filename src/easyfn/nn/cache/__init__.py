@@ -1,0 +1,1 @@
+"""Caches of one layer and of a model."""

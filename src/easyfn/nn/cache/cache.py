@@ -1,0 +1,325 @@
+"""Caches of one layer. A cache is a value: `append` returns a new one, and XLA updates it in place.
+
+Layout `(batch, kv_heads, slots, head_dim)`: head-major, because attention then reads contiguous keys
+(decode on CPU was four times faster than `(batch, slots, heads, dim)`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ...core.verb import verb
+from ..context import Context, Mask
+
+Held = Any  # arrays, or a small pytree in their place whose leaves have the same leading axes: see `cache_int8.py`
+
+
+class KV(eqx.Module):
+    """Keys and values of every slot."""
+
+    k: Held
+    v: Held
+
+
+class Ring(eqx.Module):
+    """Keys and values of the last `window` slots: slot `i` lives at `i % window`."""
+
+    k: Held
+    v: Held
+
+
+class CrossKV(eqx.Module):
+    """Keys and values of the encoder's output, computed once, and the encoder's padding."""
+
+    k: Held
+    v: Held
+    segment_ids: jax.Array
+
+
+@verb
+def layer_cache(layer: Any, batch_size: int, max_length: int, dtype: Any) -> Any:
+    """An empty cache for one layer: a pytree of arrays, or `None` if the layer keeps nothing.
+
+    The default looks into the children and answers what the only child with a cache answers; a block with more than
+    one kind registers its own.
+    """
+    from ...core.tree import children, is_leaf
+
+    if is_leaf(layer):
+        return None
+    found = [
+        c for _, child in children(layer)[0] if (c := layer_cache(child, batch_size, max_length, dtype)) is not None
+    ]
+    if len(found) > 1:
+        raise layer_cache.missing(layer, "More than one part of it keeps a cache; say how they are combined.")
+    return found[0] if found else None
+
+
+def empty_kv(batch: int, heads: int, head_dim: int, max_length: int, window: int | None, dtype: Any) -> KV | Ring:
+    """The cache of an attention layer: a ring if its window is shorter than the sequence."""
+    size = max_length if window is None else min(window, max_length)
+    k, v = (
+        empty_slots((batch, heads, size, head_dim), dtype) for _ in range(2)
+    )  # no buffer twice: both can be donated
+    return Ring(k, v) if size < max_length else KV(k, v)
+
+
+def empty_slots(shape: tuple[int, ...], dtype: Any) -> Held:
+    """Room for keys or values of `shape` `(batch, heads, slots, dim)`: zeros of a float `dtype`, or int8 with scales."""
+    if jnp.dtype(dtype) != jnp.int8:
+        return jnp.zeros(shape, dtype)
+    from .int8 import empty_int8
+
+    return empty_int8(shape)
+
+
+@verb
+def stored(held: Held, new: jax.Array) -> Any:
+    """New keys or values, floats `(..., slots, dim)`, in the form in which `held` holds the others."""
+    if jnp.issubdtype(held.dtype, jnp.integer) and jnp.issubdtype(new.dtype, jnp.floating):
+        raise TypeError(
+            f"a cache of {held.dtype} without scales cannot hold {new.dtype}: make it with ef.nn.empty_kv(..., dtype) or "
+            "ef.nn.empty_slots(shape, dtype), which know int8"
+        )
+    return new.astype(held.dtype)
+
+
+@verb
+def key_scores(keys: Held, queries: jax.Array) -> jax.Array:
+    """The products of queries `(batch, kv_heads, rows, dim)` with all keys: float32 `(batch, kv_heads, rows, slots)`."""
+    common = jnp.result_type(queries.dtype, keys.dtype)
+    return jax.lax.dot_general(
+        queries.astype(common),
+        keys.astype(common),
+        (((3,), (3,)), ((0, 1), (0, 1))),
+        preferred_element_type=jnp.float32,
+    )
+
+
+@verb
+def value_sums(values: Held, probabilities: jax.Array, dtype: Any) -> jax.Array:
+    """All values, each as much as `probabilities` `(batch, kv_heads, rows, slots)`, float32, say of it: float32 `(batch,
+    kv_heads, rows, dim)`. `dtype` is that of the pass, to which the factors are rounded."""
+    common = jnp.result_type(dtype, values.dtype)
+    return jax.lax.dot_general(
+        probabilities.astype(common),
+        values.astype(common),
+        (((3,), (2,)), ((0, 1), (0, 1))),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def seen(context: Context, slots: jax.Array, segments: jax.Array | None, window: int | None) -> Mask:
+    """What the pass's queries may see of keys in `slots` whose segments are `segments`."""
+    assert segments is not None
+    return Mask(context.slots, context.segment_ids, slots, segments, context.causal, window)
+
+
+@verb
+def attend_to(
+    cache: Any, k: jax.Array, v: jax.Array, context: Context, window: int | None
+) -> tuple[Any, Held, Held, Mask]:
+    """Stores new keys and values `(batch, heads, seq, dim)`; returns the cache, all keys, all values and their mask.
+
+    Dispatched on the kind of cache, so that a new kind is a file of its own and no layer knows of it.
+    """
+    if cache is not None:
+        raise attend_to.missing(cache, "No layer's keys and values can be kept in it.")
+    return None, k, v, seen(context, context.slots, context.segment_ids, window)
+
+
+@verb
+def at_layer(cache: Any, layer: Any) -> Any:
+    """`cache`, which holds all layers of a stacked run, for layer number `layer` of them; for all again with `None`.
+
+    A kind of cache that is registered here is handed from layer to layer whole. Of every other kind each layer is given
+    its slice.
+    """
+    raise at_layer.missing(cache, "It is cut into the slices of its layers.")
+
+
+@attend_to.register(KV)
+def _(cache: KV, k: jax.Array, v: jax.Array, context: Context, window: int | None) -> Any:
+    start = context.slots[..., 0]
+    cache = KV(write(cache.k, k, start), write(cache.v, v, start))
+    if context.fresh:
+        return cache, k, v, seen(context, context.slots, context.segment_ids, window)
+    slots = jnp.arange(cache.k.shape[2])
+    return cache, cache.k, cache.v, seen(context, slots, context.cached_segment_ids, window)
+
+
+@attend_to.register(Ring)
+def _(cache: Ring, k: jax.Array, v: jax.Array, context: Context, window: int | None) -> Any:
+    start, count, size = context.slots[..., 0], k.shape[2], cache.k.shape[2]
+    if count == 1:
+        cache = Ring(write(cache.k, k, start % size), write(cache.v, v, start % size))
+        slots = _ring_slots(start, size)
+        return cache, cache.k, cache.v, seen(context, slots, _segments(context, slots), window)
+    # Several tokens at once see the ring as it was and each other; then the last of them enter the ring.
+    before = _ring_slots(start - 1, size)
+    # Padding at the end of a row that is at a slot of its own stays out: it would push tokens out of the ring.
+    last = start + count - 1
+    if context.slots.ndim == 2:
+        last = jnp.max(jnp.where(context.segment_ids > 0, context.slots, start[:, None] - 1), axis=1)
+    from_new, index = _newest(start, last, count, size)
+    if context.fresh:
+        keys, values, mask = k, v, seen(context, context.slots, context.segment_ids, window)
+    else:
+        keys, values = _behind(cache.k, k), _behind(cache.v, v)
+        slots = jnp.concatenate([before, context.slots], axis=-1)
+        segments = jnp.concatenate([_segments(context, before), context.segment_ids], axis=1)
+        mask = seen(context, slots, segments, window)
+
+    def pick(old: jax.Array, new: jax.Array, from_new: jax.Array, index: jax.Array) -> jax.Array:
+        return jnp.where(from_new.reshape(1, -1, *(1,) * (old.ndim - 2)), jnp.take(new, index, axis=1), old)
+
+    def entered(held: Held, new: jax.Array) -> Any:
+        each = jax.vmap(pick, (0, 0, None, None) if index.ndim == 1 else 0)
+        return jax.tree.map(lambda old, new: each(old, new, from_new, index), held, stored(held, new))
+
+    return Ring(entered(cache.k, k), entered(cache.v, v)), keys, values, mask
+
+
+def _behind(held: Held, new: jax.Array) -> Any:
+    """What is held, and the new keys or values after it. Arrays of two dtypes become the wider one."""
+    new = new if isinstance(held, jax.Array) else stored(held, new)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=2), held, new)
+
+
+def write(held: Held, new: jax.Array, start: jax.Array, axis: int = 2) -> Any:
+    """What is held, `(batch, ...)`, with `new` in it from `start` along `axis`: a number, or one for each row."""
+
+    def one(buffer: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+        if start.ndim == 0:
+            return jax.lax.dynamic_update_slice_in_dim(buffer, new, start, axis)
+        return jax.vmap(lambda b, n, at: jax.lax.dynamic_update_slice_in_dim(b, n, at, axis - 1))(buffer, new, start)
+
+    def put(held: Held, new: Held, start: jax.Array) -> Any:
+        return jax.tree.map(lambda buffer, new: one(buffer, new, start), held, new)
+
+    def apart(held: Held, new: Held, start: jax.Array) -> Any:
+        return jax.lax.cond(jnp.all(start >= 0), put, lambda held, new, start: held, held, new, start)
+
+    new = stored(held, new)
+    if axis != 2 or 1 not in held.shape[:2]:
+        return put(held, new, start)
+    # For a product with one row, or one head, XLA drops the axis of one, and on CPU it fuses the write into that: a copy of the
+    # cache for every token. It does not look into a branch.
+    return jax.lax.platform_dependent(held, new, start, cpu=apart, default=put)
+
+
+def _ring_slots(last: jax.Array, size: int) -> jax.Array:
+    """Which slot each place of a ring holds once slot `last` was written; negative if nothing yet."""
+    place = jnp.arange(size).reshape((1,) * last.ndim + (size,))
+    return last[..., None] - (last[..., None] - place) % size
+
+
+def _newest(start: jax.Array, last: jax.Array, count: int, size: int) -> tuple[jax.Array, jax.Array]:
+    """For each place of the ring, whether one of the slots from `start` to `last` lands there last, and which of them."""
+    index = _ring_slots(last, size) - start[..., None]
+    return index >= 0, jnp.clip(index, 0, count - 1)
+
+
+def _segments(context: Context, slots: jax.Array) -> jax.Array:
+    assert context.cached_segment_ids is not None
+    slots = jnp.maximum(slots, 0)
+    if slots.ndim == 2:
+        return jnp.take_along_axis(context.cached_segment_ids, slots, axis=1)
+    return jnp.take(context.cached_segment_ids, slots, axis=1)
+
+
+class Cache(eqx.Module):
+    """The cache of a whole model, as [`easyfn.init_cache`][] makes it and `forward` returns it.
+
+    `layers` mirrors the model's layers. `segment_ids` says of every slot whether it holds padding (0), `positions` is the
+    position of each row's next token, and `length` counts the slots written so far, padding included: one number, or
+    one for each row, which then advance at their own speeds. A smaller `length` forgets what was written last, as long
+    as every layer is a `KV`, or a `Ring` that was widened by as much.
+    """
+
+    layers: Any
+    segment_ids: jax.Array  # [batch, max_length] int32
+    positions: jax.Array  # [batch] int32
+    length: jax.Array  # [] or [batch] int32
+    batch_axes: tuple[int | None, ...] = eqx.field(static=True, default=())  # of every leaf of `layers`
+    table: Any = None  # [batch, pages] int32, of a paged cache: the pages of each row, -1 where it has none
+
+
+def batch_axes(layers: Any, more: Any) -> tuple[int | None, ...]:
+    """Where the rows are in every leaf of `layers`: the axis that is longer in `more`, a cache of more rows."""
+
+    def axis(a: Any, b: Any) -> int | None:
+        return next((i for i, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n), None)
+
+    return tuple(axis(a, b) for a, b in zip(jax.tree.leaves(layers), jax.tree.leaves(more), strict=True))
+
+
+def reorder(cache: Cache, rows: Any) -> Cache:
+    """The cache whose row `i` is row `rows[i]` of `cache`: rows may be left out, and said twice.
+
+    ```python
+    import jax, jax.numpy as jnp, easyfn as ef
+    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    logits, cache = ef.prefill(model, jnp.array([[1, 2, 3], [4, 5, 6]]), max_length=8)
+    swapped = ef.reorder(cache, [1, 0])
+    assert (swapped.layers[0].k[0] == cache.layers[0].k[1]).all()
+    ```
+    """
+    rows = jnp.asarray(rows, jnp.int32)
+    leaves, tree = jax.tree.flatten(cache.layers)
+    if len(leaves) != len(cache.batch_axes):
+        raise ValueError("reorder: the cache does not know its rows; make it with ef.init_cache or ef.prefill")
+    taken = [
+        x if axis is None else jnp.take(x, rows, axis=axis) for x, axis in zip(leaves, cache.batch_axes, strict=True)
+    ]
+    return dataclasses.replace(
+        cache,
+        layers=jax.tree.unflatten(tree, taken),
+        segment_ids=jnp.take(cache.segment_ids, rows, axis=0),
+        positions=jnp.take(cache.positions, rows, axis=0),
+        length=jnp.take(cache.length, rows, axis=0) if cache.length.ndim else cache.length,
+        table=None if cache.table is None else jnp.take(cache.table, rows, axis=0),
+    )
+
+
+def fork(cache: Cache, copies: int) -> Cache:
+    """Every row of `cache` `copies` times, one after the other: a prompt that many rows share is run once.
+
+    ```python
+    import jax, jax.numpy as jnp, easyfn as ef
+    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    shared = jnp.array([[1, 2, 3]])
+    _, cache = ef.prefill(model, shared, max_length=16)
+    prompts = jnp.array([[1, 2, 3, 7], [1, 2, 3, 8]])
+    out = ef.generate(model, prompts, cache=ef.fork(cache, 2), max_new_tokens=4)
+    assert (out.sequences == ef.generate(model, prompts, max_new_tokens=4).sequences).all()
+    ```
+    """
+    if copies == 1:
+        return cache
+    if cache.table is not None:
+        raise ValueError(
+            "fork: the copies of a row would write into the same pages; give each a row of `table` of its own"
+        )
+    return reorder(cache, jnp.repeat(jnp.arange(cache.segment_ids.shape[0]), copies))
+
+
+def widen(cache: Cache, slots: int) -> Cache:
+    """An empty cache whose rings keep `slots` more than their windows: so many tokens can be taken back."""
+
+    def wider(node: Any) -> Any:
+        if not isinstance(node, Ring):
+            return node
+        before = node.k.ndim - 2  # axes, more of them in a stacked run
+        longer = lambda x: jnp.pad(x, [(0, slots if axis == before else 0) for axis in range(x.ndim)])
+        return jax.tree.map(longer, node)
+
+    layers = jax.tree.map(wider, cache.layers, is_leaf=lambda node: isinstance(node, Ring))
+    return dataclasses.replace(cache, layers=layers)

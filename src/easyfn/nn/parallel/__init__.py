@@ -1,0 +1,1 @@
+"""Layers split over a mesh: sequence, experts, stages."""

@@ -1,0 +1,193 @@
+"""Families: how a `config.json` finds its classes. One call of `family(...)` gives an architecture every verb."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ..core.tree import near
+from ..names.rules import Rule
+
+Builder = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What easyfn knows of an architecture; made by [`easyfn.family`][]."""
+
+    model_type: str
+    config: type
+    tasks: Mapping[str, Builder]
+    architectures: Mapping[str, str]  # name of the transformers class -> task
+    names: Callable[[Any], Sequence[Rule]]  # of a model, which may be of any task
+    ignore: frozenset[str]  # keys of config.json without influence on the mathematics
+    ignore_tensors: tuple[str, ...]  # patterns of tensors that hold no weights
+    prefix: str  # transformers' base_model_prefix
+    aliases: Mapping[str, tuple[str, ...]]  # name of a tensor -> its names in older files
+
+
+_families: dict[str, Family] = {}
+
+# Ours, by the file that registers them: it is imported when one is asked for, so that a hundred cost nothing at import.
+BUILT_IN = {
+    "bert": "bert",
+    "gemma3_text": "gemma3",
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "mamba2": "mamba2",
+    "mistral": "mistral",
+    "mixtral": "mixtral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "t5": "t5",
+}
+
+
+def _import(model_type: str) -> None:
+    if model_type in BUILT_IN:
+        importlib.import_module(f"easyfn.models.{BUILT_IN[model_type]}")
+
+
+def family(
+    model_type: str,
+    *,
+    config: type,
+    tasks: Mapping[str, Builder] | None = None,
+    model: Builder | None = None,
+    architectures: Mapping[str, str] | None = None,
+    names: Callable[[Any], Sequence[Rule]] | Sequence[Rule] = (),
+    ignore: Sequence[str] = (),
+    ignore_tensors: Sequence[str] = (),
+    prefix: str = "model",
+    aliases: Mapping[str, Sequence[str]] | None = None,
+    override: bool = False,
+) -> Family:
+    """Registers an architecture, so that `ef.load` finds it by the `model_type` of its `config.json`.
+
+    **Arguments**
+
+    - `config`: a frozen dataclass with the fields of `config.json` that matter.
+    - `tasks`: builders `config -> model` by task (`causal-lm`, `base`, ...); `model=f` is short for `{"causal-lm": f}`. A
+      builder may also have the signature `(config, *, key)`, as Equinox modules do.
+    - `architectures`: which transformers class is which task, as in `config.json`'s `architectures`.
+    - `names`: rules (or a function of the model giving rules) where our paths differ from the file's.
+    - `ignore`, `ignore_tensors`: config keys and patterns of tensor names that do not matter.
+    - `prefix`: transformers' `base_model_prefix`.
+    - `aliases`: other names under which files hold a tensor, tried in turn where it is missing.
+
+    Raises `ValueError` if the `model_type` is taken and `override` is not set.
+    """
+    if model_type in _families and not override:
+        first = _families[model_type].config
+        raise ValueError(
+            f"the family {model_type!r} is registered already, with {first.__module__}.{first.__qualname__}; "
+            "pass override=True to replace it"
+        )
+    if (tasks is None) == (model is None):
+        raise ValueError("family: give tasks={...} or model=..., not both and not neither")
+    all_tasks = dict(tasks) if tasks is not None else {"causal-lm": model}
+    rules = names if callable(names) else (lambda _: tuple(names))
+    made = Family(
+        model_type,
+        config,
+        all_tasks,  # type: ignore[arg-type]
+        dict(architectures or {}),
+        rules,
+        frozenset(ignore),
+        tuple(ignore_tensors),
+        prefix,
+        {name: tuple(others) for name, others in (aliases or {}).items()},
+    )
+    _families[model_type] = made
+    return made
+
+
+def families() -> dict[str, Family]:
+    """Every registered family by its `model_type`.
+
+    ```python
+    import easyfn as ef
+    assert ef.families()["gpt2"].config is ef.models.GPT2Config
+    ```
+    """
+    for model_type in BUILT_IN:
+        _import(model_type)
+    return dict(_families)
+
+
+def family_of(what: Any) -> Family:
+    """The family of a `model_type`, a config, or a model."""
+    if isinstance(what, str):
+        if what not in _families:
+            _import(what)
+        if what not in _families:
+            _load_entry_points()
+        if what not in _families:
+            known = families()
+            raise ValueError(
+                f"unknown architecture {what!r}. {near(what, known)} easyfn knows: {', '.join(sorted(known))}. "
+                'Register your own with ef.family("' + what + '", config=..., model=...).'
+            )
+        return _families[what]
+    config = getattr(what, "config", what)
+    for entry in _families.values():
+        if entry.config is type(config):
+            return entry
+    name = type(config).__name__
+    if hasattr(config, "to_dict") or isinstance(config, Mapping):
+        raise ValueError(f"a {name} is not yet a config of easyfn: ef.read_config makes one of it")
+    raise ValueError(f"{name} is the config of no registered family: register it with ef.family(...)")
+
+
+def _load_entry_points() -> None:
+    for entry in importlib.metadata.entry_points(group="easyfn.families"):
+        entry.load()
+
+
+def task_of(known: Family, config: Any, task: str | None) -> str:
+    """The task to build: the one asked for, or what the checkpoint's `architectures` say."""
+    if task is None:
+        for name in (getattr(config, "extra", None) or {}).get("architectures") or ():
+            if name in known.architectures:
+                return known.architectures[name]
+            raise ValueError(
+                f"{known.model_type}: easyfn has no {name}; it has {', '.join(known.architectures)}. "
+                f"Choose one with task=, of {', '.join(known.tasks)}."
+            )
+        return next(iter(known.tasks))
+    if task not in known.tasks:
+        raise ValueError(f"{known.model_type} has no task {task!r}; it has {', '.join(known.tasks)}")
+    return task
+
+
+def build(config: Any, task: str | None = None, key: jax.Array | None = None) -> Any:
+    """The abstract model of a config; with a `key`, whatever its builder makes (our builders ignore it)."""
+    known = family_of(config)
+    builder = known.tasks[task_of(known, config, task)]
+    parameters = inspect.signature(builder).parameters
+    if "key" in parameters:
+        if key is None:
+            return eqx.filter_eval_shape(lambda k: builder(config, key=k), jax.random.key(0))
+        return builder(config, key=key)
+    return builder(config)
+
+
+def abstract_config(config: Any, task: str | None, dtype: Any) -> Any:
+    """The model of a config with `jax.ShapeDtypeStruct` leaves in `dtype` (as declared, if `None`)."""
+    model = build(config, task)
+    if dtype is None:
+        return model
+
+    def one(leaf: Any) -> Any:
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if floating else leaf.dtype)
+
+    return jax.tree.map(one, model)

@@ -1,0 +1,1 @@
+"""What models are for: heads, losses, the words of tasks."""

@@ -1,0 +1,298 @@
+"""`save_state`, `load_state`, `Checkpoints`: a training state on disk, through Orbax (`pip install easyfn[train]`).
+
+A step is a folder named by its number: `state`, Orbax's, and `data_state`, a JSON file. It is written under another name
+and renamed when every process is done, so a step is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..core.multihost import first
+from ..core.tree import is_leaf, near, nodes
+
+_UNFINISHED = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|removed)")
+
+
+def save_state(
+    state: Any,
+    directory: str | Path,
+    *,
+    step: int | None = None,
+    keep: int | None = None,
+    overwrite: bool = False,
+    data_state: Any = None,
+) -> Path:
+    """Writes a training state (or any pytree of arrays) as one step of a directory; returns the step's path.
+
+    - `step`: by default the state's own count.
+    - `keep`: how many of the latest steps stay, by default all.
+    - `overwrite`: a step that exists is a `FileExistsError` without it; with it, the old one is removed first.
+    - `data_state`: anything that JSON holds, such as where the data's iterator stands; see [`easyfn.load_data_state`][].
+      That of process 0 is written.
+
+    The write is atomic: a step is there whole or not at all. Each device writes what it holds, on many processes too,
+    into a `directory` that they share. [`easyfn.Checkpoints`][] writes while training goes on.
+
+    ```python
+    import tempfile, jax.numpy as jnp, easyfn as ef
+    with tempfile.TemporaryDirectory() as folder:
+        ef.save_state({"x": jnp.arange(3)}, folder, step=1, data_state={"row": 128})
+        state = ef.load_state({"x": jnp.zeros(3, int)}, folder)
+        assert ef.load_data_state(folder) == {"row": 128}
+    ```
+    """
+    orbax = _orbax("save_state")
+    root, number = _folder(directory), _number(state, step)
+    _check_keep(keep, "save_state")
+    path = _free(root, number, "save_state", overwrite)
+    with orbax.Checkpointer(_handler(orbax)) as checkpointer:
+        checkpointer.save(path, args=_args(orbax, state, data_state), force=overwrite)
+    _prune(root, number, keep)
+    return path
+
+
+class Checkpoints:
+    """Steps of a training run, written while it goes on: a `with` block around the loop.
+
+    **Arguments**
+
+    - `directory`: as for [`easyfn.save_state`][], whose files these are: [`easyfn.load_state`][] reads them. What saves
+      that were killed have left in it is removed.
+    - `keep`: how many of the latest steps stay, by default all.
+    - `every`: `save` writes the steps whose number it divides, and does nothing for others.
+
+    `save(state, *, step=None, data_state=None)` copies the state to the host, starts writing, and returns whether it
+    did: the arrays may be donated to the next step at once. It waits for the save before it. Give `step` where you
+    know it: to read the state's own count waits for the device. `wait()` waits until all is written, and so does the end
+    of the block; both raise what went wrong.
+
+    On many processes all of them make the same calls. A process that is killed at any moment leaves the last complete
+    step.
+
+    ```python
+    import tempfile, jax, jax.numpy as jnp, easyfn as ef
+    with tempfile.TemporaryDirectory() as folder:
+        state = {"x": jnp.zeros(3)}
+        with ef.Checkpoints(folder, keep=2, every=10) as checkpoints:
+            for step in range(1, 41):
+                state = jax.tree.map(lambda x: x + 1, state)
+                checkpoints.save(state, step=step, data_state={"row": 32 * step})
+        assert ef.saved_steps(folder) == (30, 40)
+        assert ef.load_state(state, folder)["x"][0] == 40
+    ```
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int | None = None, every: int = 1) -> None:
+        orbax = self._orbax = _orbax("Checkpoints")
+        _check_keep(keep, "Checkpoints")
+        if every < 1:
+            raise ValueError(f"Checkpoints: every={every}; it is a number of steps, 1 or more")
+        self.directory, self.keep, self.every = _folder(directory), keep, every
+        self._saver = orbax.AsyncCheckpointer(_handler(orbax))
+        self._writing: int | None = None
+        first(lambda: _clean(self.directory), "Checkpoints")
+
+    def save(self, state: Any, *, step: int | None = None, data_state: Any = None) -> bool:
+        number = _number(state, step)
+        if number % self.every:
+            return False
+        self.wait()
+        path = _free(self.directory, number, "Checkpoints.save", False)
+        self._saver.save(path, args=_args(self._orbax, state, data_state))
+        self._writing = number
+        return True
+
+    def wait(self) -> None:
+        self._saver.wait_until_finished()
+        if self._writing is not None:
+            _prune(self.directory, self._writing, self.keep)
+        self._writing = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        try:
+            if kind is None:
+                self.wait()
+            else:  # perhaps on this process alone: what has begun is finished, and nothing is asked of the others
+                self._saver.wait_until_finished()
+        finally:
+            self._saver.close()
+
+
+def load_state(like: Any, directory: str | Path, *, step: int | None = None) -> Any:
+    """A saved state, in the structure and shardings of `like`: a fresh `ef.to_state(...)`, concrete or abstract.
+
+    `step` is by default the latest. Training goes on exactly where it was, on another mesh and another number of
+    processes too. Raises `FileNotFoundError` if there is no such step, and `ValueError` naming arrays that are missing,
+    unexpected, or of another shape or dtype.
+    """
+    orbax = _orbax("load_state")
+    path = _step(directory, step, "load_state")
+    wanted = {name: _target(leaf) for name, leaf in _flat(like).items()}
+    with orbax.Checkpointer(_handler(orbax)) as checkpointer:
+        saved = checkpointer.metadata(path).item_metadata["state"]
+        _compare(wanted, getattr(saved, "tree", saved), path)
+        how = orbax.checkpoint_utils.construct_restore_args(wanted)
+        args = orbax.args.Composite(state=orbax.args.PyTreeRestore(item=wanted, restore_args=how))
+        found = checkpointer.restore(path, args=args)["state"]
+    leaves = [
+        jax.random.wrap_key_data(found[name], impl=_impl(leaf)) if _is_key(leaf) else found[name]
+        for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def load_data_state(directory: str | Path, *, step: int | None = None) -> Any:
+    """What was given as `data_state` when a step was saved, by default the latest; `None` if nothing was.
+
+    Raises `FileNotFoundError` if there is no such step. The example is at [`easyfn.save_state`][].
+    """
+    orbax = _orbax("load_data_state")
+    path = _step(directory, step, "load_data_state")
+    if not (path / "data_state").exists():
+        return None
+    with orbax.Checkpointer(_handler(orbax)) as checkpointer:
+        return checkpointer.restore(path, args=orbax.args.Composite(data_state=orbax.args.JsonRestore()))["data_state"]
+
+
+def saved_steps(directory: str | Path) -> tuple[int, ...]:
+    """The steps that are saved in a directory, whole, from the first to the latest; none if there is no directory.
+
+    The example is at [`easyfn.Checkpoints`][].
+    """
+    root = _folder(directory)
+    return tuple(sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())) if root.is_dir() else ()
+
+
+def _handler(orbax: Any) -> Any:
+    return orbax.CompositeCheckpointHandler(
+        state=orbax.PyTreeCheckpointHandler(), data_state=orbax.JsonCheckpointHandler()
+    )
+
+
+def _folder(directory: str | Path) -> Path:
+    if "://" in str(directory):
+        raise ValueError(
+            f"training states are saved in folders, and {directory} is a URL: mount the bucket (gcsfuse, ...)"
+        )
+    return Path(directory).absolute()
+
+
+def _number(state: Any, step: int | None) -> int:
+    return int(state.step) if step is None else step
+
+
+def _check_keep(keep: int | None, who: str) -> None:
+    if keep is not None and keep < 1:
+        raise ValueError(f"{who}: keep={keep} would keep nothing")
+
+
+def _free(root: Path, number: int, who: str, overwrite: bool) -> Path:
+    path = root / str(number)
+    if path.exists() and not overwrite:
+        way = "choose another step=, or say overwrite=True" if who == "save_state" else "choose another step="
+        raise FileExistsError(f"{who}: {path} exists; {way}")
+    return path
+
+
+def _step(directory: str | Path, step: int | None, who: str) -> Path:
+    root = _folder(directory)
+    steps = saved_steps(root)
+    if not steps or (step is not None and step not in steps):
+        asked = "no steps" if step is None else f"no step {step}"
+        raise FileNotFoundError(f"{who}: {asked} in {root}; there are {', '.join(map(str, steps)) or 'none'}")
+    return root / str(steps[-1] if step is None else step)
+
+
+def _args(orbax: Any, state: Any, data_state: Any) -> Any:
+    more = {} if data_state is None else {"data_state": orbax.args.JsonSave(data_state)}
+    return orbax.args.Composite(state=orbax.args.PyTreeSave(_flat(state)), **more)
+
+
+def _prune(root: Path, latest: int, keep: int | None) -> None:
+    """Removes steps so that `keep` stay, `latest` among them. A step goes at once: by another name."""
+    if keep is None:
+        return
+
+    def remove() -> None:
+        for old in [n for n in saved_steps(root) if n != latest][: -(keep - 1) or None]:
+            gone = (root / str(old)).rename(root / f"{old}.removed")
+            shutil.rmtree(gone)
+
+    first(remove, "save_state")
+
+
+def _clean(root: Path) -> None:
+    for path in root.iterdir() if root.is_dir() else ():
+        if _UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+def _orbax(who: str) -> Any:
+    try:
+        import orbax.checkpoint as orbax
+    except ImportError as error:
+        raise ImportError(f"{who} needs orbax-checkpoint: pip install 'easyfn[train]'") from error
+    return orbax
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _impl(key: Any) -> Any:
+    found: list[Any] = []
+    jax.eval_shape(lambda k: found.append(jax.random.key_impl(k)), key)  # of an abstract key too
+    return found[0]
+
+
+def _data(leaf: Any) -> Any:
+    """The numbers of a PRNG key, for a file."""
+    if not _is_key(leaf):
+        return leaf
+    abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+    return jax.eval_shape(jax.random.key_data, leaf) if abstract else jax.random.key_data(leaf)
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Every array by its path, in the order of the tree."""
+    found = {path: _data(leaf) for path, leaf in nodes(tree) if is_leaf(leaf)}
+    if len(found) != len(jax.tree.leaves(tree)):
+        raise ValueError("two arrays of this tree have one path: give its containers names")
+    return {path: _own(leaf) for path, leaf in found.items()}
+
+
+def _own(leaf: Any) -> Any:
+    """What Orbax takes: on many processes, an array that each has for itself is a numpy one."""
+    if isinstance(leaf, jax.Array) and jax.process_count() > 1 and leaf.is_fully_addressable:
+        return np.array(leaf)
+    return leaf
+
+
+def _target(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _compare(wanted: dict[str, Any], saved: Any, path: Path) -> None:
+    errors = []
+    for name in wanted.keys() - saved.keys():
+        errors.append(f"missing: {name}. {near(name, saved)}")
+    for name in saved.keys() - wanted.keys():
+        errors.append(f"unexpected: {name}")
+    for name in wanted.keys() & saved.keys():
+        here, there = wanted[name], saved[name]
+        if tuple(here.shape) != tuple(there.shape) or here.dtype != there.dtype:
+            errors.append(f"{name} is {there.dtype}{list(there.shape)}, asked for {here.dtype}{list(here.shape)}")
+    if errors:
+        listed = "\n  ".join(sorted(errors)[:20])
+        raise ValueError(f"load_state: {path} holds another model or optimizer than `like`:\n  {listed}")
