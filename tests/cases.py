@@ -1,16 +1,42 @@
-"""The list of tiny reference models: what transformers computes, for every parity test.
+"""Tiny reference models: what transformers computes, for every parity test.
+
+A family's cases are in `tests/families/<model_type>.py`, named as its file in `src/easyfn/models/`, and found there:
+adding a family changes no other file of the tests. Such a file reads, under its docstring,
+
+    from cases import SMALL, case, reference
+
+
+    @case("llama")  # the one case that stands for the family; its facts are the fields of `Case`
+    def _():
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        return reference(LlamaForCausalLM, LlamaConfig(**SMALL, head_dim=16, attention_bias=True))
+
+
+    @case("llama-classifier", task="sequence-classification", variant=True)  # one more head or setting
+    def _(): ...
 
 Each case is a seeded Hugging Face model in eval mode with eager attention, made awkward on purpose: key heads in
-groups of three, `head_dim` apart from `hidden_size / heads`, windows shorter than the sequences of the tests, and
-noise on every parameter, so that no norm or bias is neutral. Add one with `@case("name", ...)` on a function that
-returns `reference(Class, config)`; it imports its transformers classes itself, so that this module stays cheap.
+groups of three, `head_dim` apart from `hidden_size / heads`, windows shorter than the sequences of the tests (11
+tokens), and noise on every parameter, so that no norm or bias is neutral. Keep it at two or three layers, or at the
+fewest that show each kind of layer twice. The function imports its transformers classes itself, so that collecting
+the tests stays cheap.
+
+What is run on it: a family's first case keeps the laws of `test_families.py` (parity with both paddings, cached decode,
+greedy tokens, files, one gradient, one check of all transforms together) within a budget of compiled programs; a
+variant only agrees with transformers. A law that the family does not keep is named with its reason in
+`expected_failures={"name_of_the_law": "why"}`, and must fail. `make test-all` runs every law on every case that is no
+variant. What holds for a *kind* of layer (windows, experts, recurrence, ...) is tested on the model of `KINDS` that has
+it, and not again on each family.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,11 +64,17 @@ class Case:
     name: str
     make: Callable[[], Any]  # a fresh Hugging Face model; the same numbers at every call
     task: str = "causal-lm"
-    causal: bool = True
+    causal: bool = True  # a token sees only those before it
     encoder_decoder: bool = False
     recurrent: bool = False  # no attention: state, and no attentions to compare
     moe: bool = False
-    variant: bool = False  # one more setting of a family that is here already: skip it in slow tests
+    variant: bool = False  # one more setting of a family that is here already: it agrees with torch, and that is all
+    expected_failures: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name of a law -> the reason
+
+    @property
+    def family(self) -> str:
+        """The file that the case is in, without its ending."""
+        return self.make.__module__.removeprefix("families.")
 
     @property
     def generates(self) -> bool:
@@ -58,6 +90,16 @@ class Case:
 
 
 CASES: dict[str, Case] = {}
+KINDS = {  # what a model is made of -> the case on which it is tested
+    "dense": "llama",
+    "learned positions": "gpt2",
+    "window": "mistral",
+    "windows by layer": "gemma3",
+    "experts": "mixtral",
+    "recurrence": "mamba2",
+    "encoder": "bert",
+    "encoder-decoder": "t5",
+}
 
 
 def case(name: str, **facts: Any) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
@@ -74,6 +116,11 @@ def case(name: str, **facts: Any) -> Callable[[Callable[[], Any]], Callable[[], 
 def names(**facts: Any) -> list[str]:
     """The names of the cases with the given facts: `names(task="causal-lm", variant=False)`, for `parametrize`."""
     return [n for n, c in CASES.items() if all(getattr(c, k) == v for k, v in facts.items())]
+
+
+def kinds(**facts: Any) -> list[str]:
+    """As `names`, of the cases that stand for a kind of layer: a list that does not grow with families."""
+    return [name for name in names(**facts) if name in KINDS.values()]
 
 
 def reference(cls: Any, config: Any, seed: int = 0) -> Any:
@@ -136,312 +183,5 @@ def positions(mask: np.ndarray) -> np.ndarray:
     return np.maximum(mask.cumsum(1) - 1, 0)
 
 
-# --- llama
-
-
-@case("llama")
-def _():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return reference(LlamaForCausalLM, LlamaConfig(**SMALL, head_dim=16, attention_bias=True, mlp_bias=True))
-
-
-@case("llama-tied", variant=True)
-def _():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return reference(LlamaForCausalLM, LlamaConfig(**{**SMALL, "num_hidden_layers": 2}, tie_word_embeddings=True))
-
-
-@case("llama-base", task="base", variant=True)
-def _():
-    from transformers import LlamaConfig, LlamaModel
-
-    return reference(LlamaModel, LlamaConfig(**SMALL))
-
-
-@case("llama-classifier", task="sequence-classification", variant=True)
-def _():
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    return reference(LlamaForSequenceClassification, LlamaConfig(**SMALL, num_labels=3))
-
-
-# --- gpt2
-
-
-@case("gpt2")
-def _():
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=VOCAB, n_positions=64, n_embd=48, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=2, pad_token_id=0
-    )
-    return reference(GPT2LMHeadModel, config)
-
-
-# --- rotary variants: sequences of the tests pass the trained length of 8
-
-ROPES: dict[str, dict[str, Any]] = {
-    "linear": {"rope_type": "linear", "factor": 2.5},
-    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
-    "llama3": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
-    "yarn": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16, "beta_slow": 1, "truncate": False},
-    "yarn-mscale": {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.3},
-    "longrope": {
-        "rope_type": "longrope",
-        "factor": 4.0,
-        "short_factor": [1.0 + 0.1 * i for i in range(8)],
-        "long_factor": [2.0 + 0.5 * i for i in range(8)],
-    },
-}
-
-
-def _rope(kind: str) -> Callable[[], Any]:
-    def make() -> Any:
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        sizes = {**SMALL, "head_dim": 16, "num_hidden_layers": 2, "max_position_embeddings": 8}
-        parameters = {"rope_theta": 500.0, **ROPES[kind]}
-        if kind in ("llama3", "yarn", "yarn-mscale", "longrope"):
-            parameters["original_max_position_embeddings"] = 8
-        return reference(LlamaForCausalLM, LlamaConfig(**sizes, rope_parameters=parameters))
-
-    return make
-
-
-for _kind in ROPES:
-    case(f"llama-{_kind}", variant=True)(_rope(_kind))
-
-
-# --- mistral, qwen2, qwen3
-
-
-@case("mistral")
-def _():
-    from transformers import MistralConfig, MistralForCausalLM
-
-    return reference(MistralForCausalLM, MistralConfig(**SMALL, head_dim=16, sliding_window=4))
-
-
-@case("mistral-full", variant=True)
-def _():
-    from transformers import MistralConfig, MistralForCausalLM
-
-    return reference(MistralForCausalLM, MistralConfig(**SMALL, sliding_window=None, tie_word_embeddings=True))
-
-
-@case("qwen2")
-def _():
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    return reference(Qwen2ForCausalLM, Qwen2Config(**SMALL, tie_word_embeddings=True))
-
-
-@case("qwen2-window", variant=True)
-def _():
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    config = Qwen2Config(**SMALL, use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    return reference(Qwen2ForCausalLM, config)
-
-
-@case("qwen2-classifier", task="sequence-classification", variant=True)
-def _():
-    from transformers import Qwen2Config, Qwen2ForSequenceClassification
-
-    return reference(Qwen2ForSequenceClassification, Qwen2Config(**SMALL, num_labels=4))
-
-
-@case("qwen3")
-def _():
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    return reference(Qwen3ForCausalLM, Qwen3Config(**SMALL, head_dim=16))
-
-
-@case("qwen3-window", variant=True)
-def _():
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    config = Qwen3Config(
-        **SMALL, head_dim=16, attention_bias=True, use_sliding_window=True, sliding_window=3, layer_types=kinds
-    )
-    return reference(Qwen3ForCausalLM, config)
-
-
-# --- gemma3
-
-
-@case("gemma3")
-def _():
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
-    sizes = {**SMALL, "num_hidden_layers": 7}
-    rope = {
-        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
-        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0},
-    }
-    config = Gemma3TextConfig(
-        **sizes,
-        head_dim=16,
-        sliding_window=4,
-        query_pre_attn_scalar=20,
-        final_logit_softcapping=3.0,
-        attention_bias=True,
-        rope_parameters=rope,
-    )
-    return reference(Gemma3ForCausalLM, config)
-
-
-@case("gemma3-classifier", task="sequence-classification", variant=True)
-def _():
-    from transformers import Gemma3TextConfig, Gemma3TextForSequenceClassification
-
-    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    config = Gemma3TextConfig(**SMALL, head_dim=16, sliding_window=4, layer_types=kinds, num_labels=3)
-    return reference(Gemma3TextForSequenceClassification, config)
-
-
-# --- mixtral
-
-
-@case("mixtral", moe=True)
-def _():
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    config = MixtralConfig(**SMALL, head_dim=16, num_local_experts=5, num_experts_per_tok=2, sliding_window=4)
-    return reference(MixtralForCausalLM, config)
-
-
-@case("mixtral-classifier", task="sequence-classification", moe=True, variant=True)
-def _():
-    from transformers import MixtralConfig, MixtralForSequenceClassification
-
-    return reference(MixtralForSequenceClassification, MixtralConfig(**SMALL, num_local_experts=3, num_labels=3))
-
-
-# --- mamba2
-
-
-@case("mamba2", recurrent=True)
-def _():
-    from transformers import Mamba2Config, Mamba2ForCausalLM
-
-    config = Mamba2Config(
-        vocab_size=VOCAB,
-        hidden_size=48,
-        num_hidden_layers=3,
-        num_heads=12,
-        head_dim=8,
-        state_size=10,
-        n_groups=4,
-        conv_kernel=3,
-        chunk_size=4,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    return reference(Mamba2ForCausalLM, config)
-
-
-# --- bert
-
-
-def _bert(head: str, **more: Any) -> Any:
-    import transformers.models.bert.modeling_bert as bert
-    from transformers import BertConfig
-
-    keys = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "pad_token_id",
-    )
-    small = {k: SMALL[k] for k in keys}
-    return reference(
-        getattr(bert, head), BertConfig(**{**small, "max_position_embeddings": 40, "type_vocab_size": 3, **more})
-    )
-
-
-@case("bert-base", task="base", causal=False)
-def _():
-    return _bert("BertModel")
-
-
-@case("bert", task="masked-lm", causal=False)
-def _():
-    return _bert("BertForMaskedLM", hidden_act="gelu_new", layer_norm_eps=1e-5)
-
-
-@case("bert-untied", task="masked-lm", causal=False, variant=True)
-def _():
-    return _bert("BertForMaskedLM", tie_word_embeddings=False)  # its decoder has a bias of its own
-
-
-@case("bert-pretraining", task="pretraining", causal=False, variant=True)
-def _():
-    return _bert("BertForPreTraining")
-
-
-@case("bert-next-sentence", task="next-sentence", causal=False, variant=True)
-def _():
-    return _bert("BertForNextSentencePrediction")
-
-
-@case("bert-sequence-classification", task="sequence-classification", causal=False, variant=True)
-def _():
-    return _bert("BertForSequenceClassification", num_labels=3)
-
-
-@case("bert-token-classification", task="token-classification", causal=False, variant=True)
-def _():
-    return _bert("BertForTokenClassification", num_labels=5)
-
-
-@case("bert-question-answering", task="question-answering", causal=False, variant=True)
-def _():
-    return _bert("BertForQuestionAnswering")
-
-
-# --- t5
-
-
-def _t5(head: str, **more: Any) -> Any:
-    import transformers
-    from transformers import T5Config
-
-    small = {"vocab_size": VOCAB, "d_model": 48, "d_kv": 10, "d_ff": 80, "num_heads": 4}
-    deep = {"num_layers": 2, "num_decoder_layers": 3, "relative_attention_num_buckets": 8}
-    config = T5Config(
-        **small,
-        **{**deep, "relative_attention_max_distance": 7, "decoder_start_token_id": 0, "eos_token_id": 2, **more},
-    )
-    return reference(getattr(transformers, head), config)
-
-
-@case("t5", task="seq2seq-lm", causal=False, encoder_decoder=True)
-def _():
-    return _t5("T5ForConditionalGeneration")
-
-
-@case("t5-v1.1", task="seq2seq-lm", causal=False, encoder_decoder=True, variant=True)
-def _():
-    import torch
-
-    hf = _t5("T5ForConditionalGeneration", feed_forward_proj="gated-gelu", tie_word_embeddings=False)
-    hf.lm_head.weight = torch.nn.Parameter(torch.randn_like(hf.shared.weight) * 0.2, requires_grad=False)
-    return hf
-
-
-@case("t5-base", task="base", causal=False, encoder_decoder=True, variant=True)
-def _():
-    return _t5("T5Model", feed_forward_proj="gated-silu")
-
-
-@case("t5-encoder", task="encoder", causal=False, variant=True)
-def _():
-    return _t5("T5EncoderModel")
+for _path in sorted((Path(__file__).parent / "families").glob("*.py")):
+    importlib.import_module(f"families.{_path.stem}")

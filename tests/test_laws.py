@@ -11,16 +11,11 @@ import pytest
 import cases
 from easyfn.testing import Case, laws
 
-WINDOW = {
-    "right_padding_is_invisible_to_the_cache": "a window counts places, so padding between a prompt and its continuation "
-    "takes room in it; generate moves padding to the left"
-}
-EXPECTED: dict[str, dict[str, str]] = {"mistral": WINDOW, "gemma3": WINDOW, "mixtral": WINDOW}
 DECODER = {"decoder_input_ids": np.random.default_rng(3).integers(3, cases.VOCAB, (2, 8))}
 
 
 def case(name: str) -> Case:
-    """The case of `tests/cases.py` of that name."""
+    """The case of `tests/families` of that name."""
     known = cases.CASES[name]
     return Case(
         quantization=("8bit", "nf4") if name in ("llama", "mixtral") else ("nf4",),  # a format meets one of each kind
@@ -30,7 +25,7 @@ def case(name: str) -> Case:
         causal=known.encoder_decoder or (known.causal and known.generates),
         tokens="decoder_input_ids" if known.encoder_decoder else "input_ids",
         inputs=DECODER if known.encoder_decoder else {},
-        expected_failures=EXPECTED.get(name, {}),
+        expected_failures=known.expected_failures,
     )
 
 
