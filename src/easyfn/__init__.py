@@ -164,6 +164,23 @@ from .tasks.embeddings import (
 )
 from .tasks.loss import compute_loss as compute_loss
 from .tasks.task import task as task
+from .train.distill import distillation_loss as distillation_loss
+from .train.logprobs import token_logprobs as token_logprobs
+from .train.policy import (
+    gae as gae,
+    group_advantages as group_advantages,
+    grpo_loss as grpo_loss,
+    ppo_loss as ppo_loss,
+    rollout_batch as rollout_batch,
+)
+from .train.preference import (
+    dpo_loss as dpo_loss,
+    kto_loss as kto_loss,
+    orpo_loss as orpo_loss,
+    reward_loss as reward_loss,
+    rewards as rewards,
+    simpo_loss as simpo_loss,
+)
 from .train.state import (
     Checkpoints as Checkpoints,
     load_data_state as load_data_state,
