@@ -12,6 +12,7 @@ import pytest
 
 import easyfn as ef
 from easyfn.nn import Embedding, Linear
+from easyfn.registry.family import build
 
 CONFIG = ef.models.LlamaConfig(
     vocab_size=62,
@@ -108,7 +109,7 @@ def test_all_linear_is_every_linear_layer_but_the_head(model, key):
 
 
 def test_all_linear_leaves_a_classification_head_alone(key):
-    model = ef.models.family.build(dataclasses.replace(CONFIG, num_hidden_layers=1), "sequence-classification")
+    model = build(dataclasses.replace(CONFIG, num_hidden_layers=1), "sequence-classification")
     _, adapter = ef.split_lora(ef.apply_lora(model, key=key))
     assert len(adapter) == 7
 
@@ -233,7 +234,7 @@ def test_an_adapter_fits_its_base_listed_and_stacked(model, key, dora):
 
 @pytest.mark.parametrize("init", ["default", "pissa"])
 def test_abstract_models_take_adapters(model, key, init):
-    abstract = ef.models.family.build(CONFIG, "causal-lm")
+    abstract = build(CONFIG, "causal-lm")
     for shape in (abstract, ef.stack(abstract)):
         tuned = ef.apply_lora(shape, key=key, dora=True, init=init)
         concrete = ef.apply_lora(model if shape is abstract else ef.stack(model), key=key, dora=True, init=init)
@@ -337,9 +338,9 @@ def test_wrong_uses_say_what_to_do(model, key):
             verb(model)
     _, adapter = ef.split_lora(ef.apply_lora(model, key=key))
     with pytest.raises(KeyError, match=r"layers\.2"):
-        ef.join_lora(ef.models.family.build(dataclasses.replace(CONFIG, num_hidden_layers=2), "causal-lm"), adapter)
+        ef.join_lora(build(dataclasses.replace(CONFIG, num_hidden_layers=2), "causal-lm"), adapter)
     with pytest.raises(ValueError, match="do not fit"):
-        ef.join_lora(ef.models.family.build(dataclasses.replace(CONFIG, intermediate_size=96), "causal-lm"), adapter)
+        ef.join_lora(build(dataclasses.replace(CONFIG, intermediate_size=96), "causal-lm"), adapter)
 
 
 # --- the weight alone

@@ -13,6 +13,7 @@ import torch
 import easyfn as ef
 from cases import CASES, tokens
 from easyfn.lora.vera import projections
+from easyfn.registry.family import build
 from test_peft import agree, ours, trained
 
 peft = pytest.importorskip("peft")
@@ -69,7 +70,7 @@ def test_laws(method):
     body, adapter = ef.split_lora(tuned)
     np.testing.assert_allclose(ours(case, ef.join_lora(ef.stack(body), adapter)), logits, atol=1e-5)
     np.testing.assert_allclose(ours(case, ef.merge_lora(ef.stack(tuned))), logits, atol=1e-5)
-    abstract = ef.models.family.build(model.config, "causal-lm")
+    abstract = build(model.config, "causal-lm")
     assert ef.shapes(APPLY[method](abstract)) == ef.shapes(fresh)
 
 

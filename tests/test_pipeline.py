@@ -25,7 +25,7 @@ T5 = ef.models.T5Config(vocab_size=VOCAB, d_model=EMBED, d_kv=10, d_ff=MLP, num_
 CASES = {
     "llama": (LLAMA, dict(pp=2, fsdp=2, tp=2), 4, 2),
     "gemma3": (
-        ef.models.Gemma3Config(
+        ef.models.Gemma3TextConfig(
             **{**SMALL, "num_hidden_layers": 5}, head_dim=16, sliding_window=4, layer_types=tuple(GEMMA)
         ),
         dict(pp=2, fsdp=2, tp=2),

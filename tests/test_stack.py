@@ -7,6 +7,7 @@ import pytest
 
 import easyfn as ef
 from easyfn.core.stack import segments
+from easyfn.registry.family import build
 
 
 @pytest.mark.parametrize(
@@ -63,10 +64,10 @@ def test_stacked_model_decodes_with_a_cache(key):
 
 
 def test_stack_works_on_abstract_models():
-    stacked = ef.stack(ef.models.family.build(llama()))
+    stacked = ef.stack(build(llama()))
     paths = ef.shapes(stacked)
     assert paths["model.layers.0:5:1.self_attn.q_proj.weight"] == (5, 48, 32)
-    assert jax.tree.structure(ef.unstack(stacked)) == jax.tree.structure(ef.models.family.build(llama()))
+    assert jax.tree.structure(ef.unstack(stacked)) == jax.tree.structure(build(llama()))
 
 
 @pytest.mark.parametrize("remat", [None, "full", "dots"])

@@ -1,47 +1,38 @@
-"""The architectures, each in a file of its own, which is imported when it or one of its names is asked for."""
+"""The architectures, one file each, named as the `model_type` of their `config.json` (with `_` for `-` and `.`).
+
+A file is found by its name and imported when its `model_type` or one of its classes is asked for: there is no list to
+keep. Files that hold no family are imported by those that do.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import TYPE_CHECKING, Any
+import importlib.resources
+import re
+from typing import Any
 
-from ..registry.family import Family as Family
+from ..registry.family import Family as Family, files as _files
 
-if TYPE_CHECKING:
-    from .bert import BertConfig as BertConfig
-    from .gemma3 import Gemma3Config as Gemma3Config
-    from .gpt2 import GPT2 as GPT2, GPT2Config as GPT2Config
-    from .llama import LlamaConfig as LlamaConfig
-    from .mamba2 import Mamba2 as Mamba2, Mamba2Config as Mamba2Config
-    from .mistral import MistralConfig as MistralConfig
-    from .mixtral import MixtralConfig as MixtralConfig
-    from .qwen2 import Qwen2Config as Qwen2Config
-    from .qwen3 import Qwen3Config as Qwen3Config
-    from .t5 import T5Config as T5Config
 
-_FILES = {
-    "BertConfig": "bert",
-    "GPT2": "gpt2",
-    "GPT2Config": "gpt2",
-    "Gemma3Config": "gemma3",
-    "LlamaConfig": "llama",
-    "Mamba2": "mamba2",
-    "Mamba2Config": "mamba2",
-    "MistralConfig": "mistral",
-    "MixtralConfig": "mixtral",
-    "Qwen2Config": "qwen2",
-    "Qwen3Config": "qwen3",
-    "T5Config": "t5",
-}
+@functools.cache
+def _classes() -> dict[str, str]:
+    """The public classes of all files by name, read from their source: importing a hundred files would cost seconds."""
+    source = importlib.resources.files(__name__)
+    found: dict[str, str] = {}
+    for file in sorted(_files()):
+        text = source.joinpath(f"{file}.py").read_text(encoding="utf-8")
+        found |= {name: file for name in re.findall(r"^class ([A-Z]\w*)", text, re.MULTILINE)}
+    return found
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FILES.values():
+    if name in _files():
         return importlib.import_module(f".{name}", __name__)
-    if name not in _FILES:
+    if name.startswith("_") or name not in _classes():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_FILES[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_classes()[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FILES, *_FILES.values()})
+    return sorted({*globals(), *_files(), *_classes()})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
+import importlib.resources
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,25 +38,21 @@ class Family:
 
 
 _families: dict[str, Family] = {}
+_MODELS = "easyfn.models"
 
-# Ours, by the file that registers them: it is imported when one is asked for, so that a hundred cost nothing at import.
-BUILT_IN = {
-    "bert": "bert",
-    "gemma3_text": "gemma3",
-    "gpt2": "gpt2",
-    "llama": "llama",
-    "mamba2": "mamba2",
-    "mistral": "mistral",
-    "mixtral": "mixtral",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "t5": "t5",
-}
+
+@functools.cache
+def files() -> frozenset[str]:
+    """The modules of `easyfn.models`, by name; nothing is imported."""
+    inside = importlib.resources.files(_MODELS).iterdir()
+    return frozenset(f.name.removesuffix(".py") for f in inside if f.name.endswith(".py")) - {"__init__"}
 
 
 def _import(model_type: str) -> None:
-    if model_type in BUILT_IN:
-        importlib.import_module(f"easyfn.models.{BUILT_IN[model_type]}")
+    """Imports the file of a built-in `model_type`, which registers it, if there is one."""
+    file = re.sub("[-.]", "_", model_type)
+    if file in files():
+        importlib.import_module(f"{_MODELS}.{file}")
 
 
 def family(
@@ -83,8 +82,11 @@ def family(
     - `prefix`: transformers' `base_model_prefix`.
     - `aliases`: other names under which files hold a tensor, tried in turn where it is missing.
 
-    Raises `ValueError` if the `model_type` is taken and `override` is not set.
+    Raises `ValueError` if the `model_type` is taken, by a family of easyfn's own or by an earlier call, and `override`
+    is not set.
     """
+    if model_type not in _families:
+        _import(model_type)  # returns at once where it is the file itself that calls
     if model_type in _families and not override:
         first = _families[model_type].config
         raise ValueError(
@@ -118,8 +120,8 @@ def families() -> dict[str, Family]:
     assert ef.families()["gpt2"].config is ef.models.GPT2Config
     ```
     """
-    for model_type in BUILT_IN:
-        _import(model_type)
+    for file in sorted(files()):
+        _import(file)
     return dict(_families)
 
 

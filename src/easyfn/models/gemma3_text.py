@@ -16,7 +16,7 @@ from .decoders import decoder_tasks, layer_windows
 
 
 @dataclass(frozen=True)
-class Gemma3Config:
+class Gemma3TextConfig:
     """The keys of a Gemma 3 text `config.json`. `rope_parameters` has one entry per kind of layer.
 
     Without `layer_types`, every sixth layer is global.
@@ -103,7 +103,7 @@ class Gemma3Block(eqx.Module):
         return x + self.post_feedforward_layernorm(h), cache, {"attentions": attentions}
 
 
-def gemma3(config: Gemma3Config) -> Decoder:
+def gemma3(config: Gemma3TextConfig) -> Decoder:
     """The decoder: scaled embeddings, queries and keys normed, and a rotary base for each kind of layer."""
     c = config
     kinds = c.layer_types or alternate(c.num_hidden_layers, 6)
@@ -137,7 +137,7 @@ def gemma3(config: Gemma3Config) -> Decoder:
 
 family(
     "gemma3_text",
-    config=Gemma3Config,
+    config=Gemma3TextConfig,
     tasks=decoder_tasks(gemma3, softcap=lambda c: c.final_logit_softcapping),
     architectures={
         "Gemma3ForCausalLM": "causal-lm",
