@@ -23,11 +23,14 @@ class LoadError(ValueError):
     """Everything that is wrong with a checkpoint, at once: `problems` is a list of sentences."""
 
     def __init__(self, where: Any, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
+        self.where, self.problems = where, list(problems)
         shown = self.problems[:40]
         more = [f"... and {len(self.problems) - len(shown)} more"] if len(self.problems) > len(shown) else []
         count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
         super().__init__(f"{where}: {count}\n" + "\n".join(f"  - {p}" for p in [*shown, *more]))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # pickle would give the text for `where`
+        return type(self), (self.where, self.problems)
 
 
 class Source(NamedTuple):

@@ -23,6 +23,7 @@ from .checkpoint import LoadError, Source
 from .encode import encode_into, reader
 from .formats import Packed
 from .safetensors import BadFile, aligned
+from .tied import head_of, table_of
 
 Encoders = Mapping[str, Callable[[Any], Any]]
 
@@ -58,8 +59,11 @@ def _in_its_layer(name: str, layers: set[str], known: Family) -> str:
     return next((n for n in (name, swapped) if n.rpartition(".")[0] in layers), name)
 
 
-def match(model: Any, config: Any, known: Family, task: str, source: Source, reader: Any) -> Sources:
-    """Compares an abstract, unstacked model with a checkpoint: every difference becomes a problem."""
+def match(
+    model: Any, config: Any, known: Family, task: str, source: Source, reader: Any, untie: bool = False
+) -> Sources:
+    """Compares an abstract, unstacked model with a checkpoint: every difference becomes a problem. `untie`: the head of
+    a tied file is a copy of the embeddings."""
     held = source.tensors
     rules = (source.names or known.names)(model)
     wanted = {path: found[0] for path, found in tensors(model, rules).items()}
@@ -79,6 +83,7 @@ def match(model: Any, config: Any, known: Family, task: str, source: Source, rea
             ]
     floating = {path: jnp.issubdtype(leaf.dtype, jnp.floating) for path, leaf in leaves(model).items()}
     absent: list[tuple[str, list[str]]] = []
+    twins: Mapping[str, Tensors] | None = None
     for path, t in wanted.items():
         if path in out.packed:
             continue
@@ -86,6 +91,12 @@ def match(model: Any, config: Any, known: Family, task: str, source: Source, rea
         if not any(found) and (own := find_name(path, held, known)) and tuple(held[own].shape) == t.shape:
             # Our path is the name in transformers' modules: a bare `state_dict()`, where experts are joined already.
             t, found = Tensors(path, (own,), "same", 0, t.shape), [own]
+        if not any(found):
+            if twins is None:
+                twins = head_of(config, known, wanted, model, held)
+                twins = twins or (table_of(config, known, task, wanted, model) if untie else {})
+            t = twins.get(path, t)
+            found = [find_name(n, held, known) for n in t.names]
         names = [n for n in found if n is not None]
         used |= set(names)
         if lost := [n for n, f in zip(t.names, found, strict=True) if f is None]:

@@ -31,6 +31,8 @@ from .hub import CONFIG, GENERATION, is_gguf, locate
 from .remote import is_url, opened, plain
 from .safetensors import Info
 from .sentence import sentence_settings
+from .sizes import believe
+from .tied import table_of
 
 
 def read_config(
@@ -90,6 +92,7 @@ def read_config(
     data |= config_overrides or {}
     if not isinstance(data.get("model_type"), str):
         raise ValueError(f"{where}: it has no model_type, so there is no telling the architecture")
+    believe(data, where)
     known = family_of(data["model_type"])
     named = [known.architectures.get(a) for a in data.get("architectures") or ()]
     if named == [next(iter(known.tasks))]:  # what it is unless somebody says otherwise
@@ -214,6 +217,7 @@ def load(
             stack=stack,
             key=key,
             progress=progress,
+            untie=(config_overrides or {}).get("tie_word_embeddings") is False,
         )
 
 
@@ -263,15 +267,18 @@ def _build(
     stack: bool = False,
     key: jax.Array | None = None,
     progress: bool = False,
+    untie: bool = False,
 ) -> Any:
     known = family_of(config)
     task = task_of(known, config, task)
     dtype = None if dtype is None else float_dtype(dtype)
     reader, config = _reader(config)
+    believe(config, source.where, len(source.tensors))
     model = abstract_config(config, task, None)
-    sources = match(model, config, known, task, source, reader)
+    sources = match(model, config, known, task, source, reader, untie)
     if sources.missing and key is None:
-        sources.problems.append(_say_missing(sources.missing, config, known, task))
+        tied = bool(table_of(config, known, task, sources.of, model).keys() & set(sources.missing))
+        sources.problems.append(_say_missing(sources.missing, config, known, task, tied))
     if sources.problems:
         raise LoadError(source.where, sources.problems)
     encoders = None
@@ -332,9 +339,15 @@ def _reader(config: Any) -> tuple[Any, Any]:
     return lambda model, sources, held: found.reader(model, settings, sources, held), config  # type: ignore[misc]
 
 
-def _say_missing(missing: list[str], config: Any, known: Family, task: str) -> str:
+def _say_missing(missing: list[str], config: Any, known: Family, task: str, tied: bool) -> str:
     shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
     saved = ", ".join((getattr(config, "extra", None) or {}).get("architectures") or ()) or "of no named class"
+    if tied:
+        return (
+            f"the checkpoint ({saved}) has nothing for {shown}: its config says tie_word_embeddings=false, and its file "
+            "holds no head. If the head is the table of embeddings, load with "
+            "config_overrides={'tie_word_embeddings': True}; if it shall start as a copy of it, say False there"
+        )
     return (
         f"the checkpoint ({saved}) has nothing for {shown}, which task={task!r} needs. To draw "
         f"{'them' if len(missing) > 1 else 'it'} at random, pass key=jax.random.key(0); otherwise choose a task of "

@@ -127,7 +127,7 @@ def _info(path: PurePath, name: str, entry: Any, start: int, size: int) -> Info:
         raise BadFile(
             f"{path}: tensor {name!r} has shape {list(shape)} and offsets {[begin, end]}: not natural numbers"
         )
-    if kind not in DTYPES:
+    if not isinstance(kind, str) or kind not in DTYPES:
         raise BadFile(f"{path}: tensor {name!r} has dtype {kind!r}; easyfn reads {', '.join(DTYPES)}")
     dtype = DTYPES[kind]
     needed = math.prod(shape) * dtype.itemsize

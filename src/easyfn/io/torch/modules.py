@@ -109,7 +109,7 @@ def from_torch(module: Any, *, task: str | None = None, dtype: Any = None, **mor
         raise TypeError(
             f"from_torch takes a model of transformers, not {type(module).__name__}; bare tensors: ef.from_state_dict"
         )
-    config_dict = {k: v for k, v in module.config.to_diff_dict().items() if v is not None}
+    config_dict = module.config.to_diff_dict()  # with keys that are None: they are not the default, or were left out
     config_dict |= {"architectures": [type(module).__name__], "model_type": module.config.model_type}
     generation = getattr(module, "generation_config", None)
     known = generation.to_diff_dict() if generation is not None and module.can_generate() else None
