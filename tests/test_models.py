@@ -297,6 +297,23 @@ def test_classifier_reads_the_last_token_of_each_row():
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+def test_classifier_without_a_mask_looks_for_the_pad_id():
+    """As transformers: the last token that is not `pad_token_id`, and not simply the last column."""
+    import torch
+
+    case = CASES["llama-classifier"]
+    ids, mask = tokens()
+    with torch.no_grad():
+        want = case.torch()(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(ef.forward(case.model(), ids).logits, want, atol=1e-4)
+    plain = case.model().model
+    embeds = ef.input_embeddings(plain)(jnp.asarray(ids))
+    at_end = ef.forward(case.model(), inputs_embeds=embeds).logits  # no ids to look at: the last column
+    np.testing.assert_allclose(
+        at_end[1], case.model().score(ef.forward(plain, ids).last_hidden_state[1, -1]), atol=1e-5
+    )
+
+
 def test_port_is_exact():
     hf = CASES["llama"].torch()
     weight = port(hf).model.layers[2].mlp.down_proj.weight

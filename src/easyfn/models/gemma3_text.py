@@ -45,6 +45,7 @@ class Gemma3TextConfig:
     final_logit_softcapping: float | int | None = None
     tie_word_embeddings: bool = True
     num_labels: int = 2
+    pad_token_id: int | None = 0
     extra: Frozen = Frozen()
     generation: Frozen = Frozen()
 

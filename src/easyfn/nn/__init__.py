@@ -44,12 +44,9 @@ from .encoder import (
     TextEncoder as TextEncoder,
     chosen_rows as chosen_rows,
     encoder_mask as encoder_mask,
-    first_token as first_token,
-    last_token as last_token,
     learned_positions as learned_positions,
 )
 from .encoder_heads import (
-    POOLINGS as POOLINGS,
     ClassificationHead as ClassificationHead,
     MaskedLM as MaskedLM,
     NextSentence as NextSentence,
@@ -57,7 +54,6 @@ from .encoder_heads import (
     QuestionAnswering as QuestionAnswering,
     SentenceEmbedding as SentenceEmbedding,
     TokenClassifier as TokenClassifier,
-    pool as pool,
     sentence_embedding as sentence_embedding,
 )
 from .fold import fold as fold
@@ -74,6 +70,14 @@ from .moe.moe import Experts as Experts, SparseMoE as SparseMoE, route as route
 from .norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
 from .output import Output as Output
 from .parallel.pipeline import schedule as schedule
+from .pooling import (
+    POOLINGS as POOLINGS,
+    at_token as at_token,
+    first_token as first_token,
+    last_token as last_token,
+    last_token_by_id as last_token_by_id,
+    pool as pool,
+)
 from .recurrent.ssd import (
     CausalConv1d as CausalConv1d,
     Documents as Documents,

@@ -16,24 +16,12 @@ from .fold import fold
 from .linear import Embedding, Linear
 from .norm import LayerNorm
 from .output import Output
+from .pooling import first_token
 
 
 def encoder_mask(context: Context) -> Mask:
     """The mask of a pass without a cache: padding and other documents are invisible, and what is later if `causal`."""
     return Mask(context.slots, context.segment_ids, context.slots, context.segment_ids, context.causal)
-
-
-def first_token(x: jax.Array, context: Context) -> jax.Array:
-    """The hidden state `(batch, embed)` of each row's first token that is no padding."""
-    first = jnp.argmax(context.segment_ids > 0, axis=1)
-    return jnp.take_along_axis(x, first[:, None, None], axis=1)[:, 0]
-
-
-def last_token(x: jax.Array, context: Context) -> jax.Array:
-    """The hidden state `(batch, embed)` of each row's last token that is no padding."""
-    seen = context.segment_ids > 0
-    last = jnp.max(jnp.where(seen, jnp.arange(seen.shape[1])[None], 0), axis=1)
-    return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
 
 
 def chosen_rows(table: Embedding, ids: Any, name: str) -> jax.Array:

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from ..core.weight import Slot, Weight, dense, dot, slots
 from .activation import activation
 from .context import Context, dropout
-from .encoder import first_token, last_token
 from .heads import head_logits, input_embeddings
 from .linear import Linear, along_last, declare
 from .norm import LayerNorm
 from .output import Output
+from .pooling import POOLINGS, first_token, pool
 
 
 class MaskedLM(eqx.Module):
@@ -188,30 +188,6 @@ class QuestionAnswering(eqx.Module):
         out = self.model(context, cache, **inputs)
         both = self.qa_outputs(dropout(out.last_hidden_state, self.dropout, context, 1_000_004))
         return out.replace(start_logits=both[..., 0], end_logits=both[..., 1])
-
-
-POOLINGS = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-
-
-def pool(x: jax.Array, context: Context, mode: str) -> jax.Array:
-    """One vector per row, `(batch, embed)` in float32, from `(batch, seq, embed)`; padding takes no part.
-
-    The modes are those of sentence-transformers' `Pooling`.
-    """
-    if mode == "cls":
-        return first_token(x, context).astype(jnp.float32)
-    if mode == "lasttoken":
-        return last_token(x, context).astype(jnp.float32)
-    x = x.astype(jnp.float32)
-    seen = (context.segment_ids > 0)[..., None]
-    if mode == "max":
-        return jnp.max(jnp.where(seen, x, -1e9), axis=1)
-    weight = seen.astype(jnp.float32)
-    if mode == "weightedmean":
-        weight = weight * jnp.cumsum(weight, axis=1)  # 1, 2, 3, ... over the tokens
-    total = jnp.sum(x * weight, axis=1)
-    count = jnp.maximum(jnp.sum(weight, axis=1), 1e-9)
-    return total / (jnp.sqrt(count) if mode == "mean_sqrt_len_tokens" else count)
 
 
 class SentenceEmbedding(eqx.Module):

@@ -13,6 +13,7 @@ from ..core.weight import dense, dot
 from .context import Context
 from .linear import Linear, along_last
 from .output import Output
+from .pooling import last_token_by_id
 
 
 class CausalLM(eqx.Module):
@@ -104,7 +105,10 @@ def max_positions(model: Any) -> int | None:
 
 
 class SequenceClassifier(eqx.Module):
-    """A decoder that classifies by the hidden state of each row's last token, as `LlamaForSequenceClassification`."""
+    """A decoder that classifies by the hidden state of each row's last token, as `LlamaForSequenceClassification`.
+
+    The last token is neither padding nor, where `input_ids` are given, the config's `pad_token_id`.
+    """
 
     model: Any
     score: Linear
@@ -117,7 +121,5 @@ class SequenceClassifier(eqx.Module):
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
         out = self.model(context, cache, **inputs)
-        seen = context.segment_ids > 0
-        last = jnp.max(jnp.where(seen, jnp.arange(seen.shape[1])[None], 0), axis=1)
-        hidden = jnp.take_along_axis(out.last_hidden_state, last[:, None, None], axis=1)[:, 0]
+        hidden = last_token_by_id(out.last_hidden_state, context, inputs.get("input_ids"), self.config)
         return out.replace(logits=self.score(hidden))
