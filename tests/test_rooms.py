@@ -43,6 +43,7 @@ DEBTS: set[tuple[str, str]] = {
     ("forward/seq2seq.py", "tasks"),
     ("lora/eva.py", "inspect"),
     ("lora/prompt.py", "forward"),
+    ("lora/prompt.py", "inputs"),
     ("lora/prompt.py", "tasks"),
     ("quant/awq.py", "io"),
     ("quant/bitsandbytes.py", "io"),

@@ -65,9 +65,11 @@ from .generation.model import (
 from .generation.result import Generation as Generation
 from .generation.state import State as State
 from .generation.stream import stream as stream, stream_text as stream_text
+from .inputs.sample import sample_inputs as sample_inputs
+from .inputs.statement import Input as Input, Inputs as Inputs, inputs as inputs
 from .inspect.card import model_card as model_card
 from .inspect.facts import model_type as model_type, supports as supports
-from .inspect.flops import flops as flops, flops_per_token as flops_per_token, sample_inputs as sample_inputs
+from .inspect.flops import flops as flops, flops_per_token as flops_per_token
 from .inspect.observe import observe as observe, second_moment as second_moment
 from .inspect.show import describe as describe, num_bytes as num_bytes, num_params as num_params, show as show
 from .io.adapters import load_adapters as load_adapters, save_adapters as save_adapters

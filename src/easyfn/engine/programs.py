@@ -16,9 +16,10 @@ import numpy as np
 from jax import lax
 
 from ..core.rows import by_row
-from ..forward.forward import accepted, forward
+from ..forward.forward import forward
 from ..generation.prompt import mask_name
 from ..generation.state import initial
+from ..inputs.statement import accepted
 from ..nn.cache.cache import Cache
 from ..nn.context import Runtime
 from ..nn.heads import head_logits

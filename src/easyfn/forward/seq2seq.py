@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from ..core.rows import by_row, of_batch
 from ..core.verb import verb
 from ..generation.model import decoder_prompt
+from ..inputs.checks import check_ids
+from ..inputs.context import advance, make_context
+from ..inputs.statement import accepted
 from ..nn.cache.cache import Cache
 from ..nn.context import Runtime
 from ..nn.output import Output
@@ -18,7 +21,7 @@ from ..nn.seq2seq import Seq2Seq, Seq2SeqLM
 from ..tasks.cross_entropy import LossConfig, Metrics, as_array, check_shape, segments_of, vocabulary_loss
 from ..tasks.loss import compute_loss, setting, split_labels
 from ..tasks.task import task
-from .forward import accepted, advance, call, check_ids, forward, make_context
+from .forward import call, forward
 
 _OUTPUTS = ("hidden_states", "attentions")
 

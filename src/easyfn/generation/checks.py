@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..forward.forward import rectangular
+from ..inputs.checks import rectangular
 from ..nn.cache.cache import KV, Cache, CrossKV, Ring, layer_cache
 from ..nn.heads import max_positions
 from .config import GenerationConfig

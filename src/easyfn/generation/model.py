@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from ..core.verb import verb
-from ..forward.forward import accepted, forward, init_cache
+from ..forward.forward import forward, init_cache
+from ..inputs.statement import accepted
 from ..nn.output import Output
 from ..tasks.task import task
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..forward.forward import accepted, check_ids
+from ..inputs.checks import check_ids
+from ..inputs.statement import accepted
 from ..nn.cache.cache import Cache
 from ..nn.context import Runtime
 from . import checks

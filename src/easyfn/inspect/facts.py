@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ..core.tree import near, nodes
 from ..core.verb import NodeVerb, NotSupported, Verb
 from ..core.weight import slots
-from ..forward.forward import accepted, init_cache
+from ..forward.forward import init_cache
+from ..inputs.statement import accepted
 from ..nn.heads import input_embeddings
 from ..tasks.embeddings import decoder, encoder, output_embeddings
 from ..tasks.task import task

@@ -13,20 +13,9 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from ..core.trainable import trainable
-from ..core.verb import verb
-from ..forward.forward import accepted, forward
+from ..forward.forward import forward
+from ..inputs.sample import sample_inputs
 from ..tasks.loss import compute_loss
-
-
-@verb
-def sample_inputs(model: Any, batch_size: int, sequence_length: int) -> dict[str, Any]:
-    """The shapes of a batch for a model, as `jax.ShapeDtypeStruct`: what `flops` runs it on.
-
-    By default `input_ids`, and `decoder_input_ids` of the same length if the model takes them.
-    """
-    ids = jax.ShapeDtypeStruct((batch_size, sequence_length), jnp.int32)
-    decoder = {"decoder_input_ids": ids} if "decoder_input_ids" in accepted(model) else {}
-    return {"input_ids": ids, **decoder}
 
 
 def flops(model: Any, batch_size: int, sequence_length: int, *, training: bool = False) -> int:

@@ -19,7 +19,8 @@ from ..core.dtype import dtype_of
 from ..core.rows import by_row
 from ..core.trainable import is_adapter, trainable
 from ..core.tree import is_abstract, nodes
-from ..forward.forward import check_ids, forward, init_cache
+from ..forward.forward import forward, init_cache
+from ..inputs.checks import check_ids
 from ..nn.cache.cache import KV, Cache, Ring, layer_cache, stored
 from ..nn.heads import input_embeddings
 from ..nn.output import Output

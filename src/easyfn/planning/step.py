@@ -15,7 +15,7 @@ from ..core.stack import stack
 from ..core.tree import near
 from ..core.verb import verb
 from ..generation.model import decode_step, encodes, prefill
-from ..inspect.flops import sample_inputs
+from ..inputs.sample import sample_inputs
 from ..io.load import abstract
 from ..lora import apply_lora
 from ..nn.context import Runtime

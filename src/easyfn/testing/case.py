@@ -34,8 +34,8 @@ class Case:
     - `make`: from a PRNG key to a model of a few layers. Left out, the model is `ef.from_torch(torch())`.
     - `torch`: from nothing to a transformers model of the same architecture, in eval mode: for the laws about torch.
     - `name`: how the case is called in test ids; by default the config's `model_type`.
-    - `inputs`: what `ef.forward` gets beside random `input_ids`: arrays whose first axes are `(2, 8)`. An input
-      named here replaces the random one.
+    - `inputs`: what `ef.forward` gets beside what [`easyfn.sample_inputs`][] draws for 2 rows of 8 tokens (and an
+      `attention_mask`, where there are tokens): arrays with 2 rows. An input named here replaces the random one.
     - `causal`: whether a token sees only tokens before it, as in a language model; `tokens` names the input of which
       this holds (`decoder_input_ids` for an encoder-decoder).
     - `tolerance`: how far numbers that should be equal may lie apart in float32, relative to the largest of them.
@@ -104,12 +104,11 @@ class Case:
 
     def given(self) -> dict[str, Any]:
         """All inputs of a forward pass, `attention_mask` of ones included."""
-        rng = np.random.default_rng(7)
-        low = min(3, self.model.config.vocab_size - 1)  # by custom the first ids are special
-        ids = rng.integers(low, self.model.config.vocab_size, (ROWS, LENGTH))
-        mask = {} if "inputs_embeds" in self.inputs else {"input_ids": ids}
-        inputs = {**mask, "attention_mask": np.ones((ROWS, LENGTH), np.int32), **self.inputs}
-        return {name: jnp.asarray(value) for name, value in inputs.items()}
+        drawn = ef.sample_inputs(self.model, ROWS, LENGTH, key=jax.random.key(7))
+        if "inputs_embeds" in self.inputs:
+            drawn.pop("input_ids", None)
+        mask = {"attention_mask": np.ones((ROWS, LENGTH), np.int32)} if ef.inputs(self.model).sequence else {}
+        return {name: jnp.asarray(value) for name, value in {**drawn, **mask, **self.inputs}.items()}
 
     def moved(self, columns: slice, to: slice, length: int) -> dict[str, Any]:
         """The inputs with some of their columns moved to another place of a row of `length`; the rest is masked junk."""
