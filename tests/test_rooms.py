@@ -108,7 +108,6 @@ def test_no_circles_between_files():
 
 CIRCLES: list[list[str]] = [
     ["nn.cache.cache", "nn.cache.int8"],
-    ["nn.attention.attention", "nn.parallel.context"],
     ["io.gguf.save", "io.hub", "io.load", "io.place", "io.remote", "io.save"],
     ["cli", "cli.demo", "cli.serve"],
 ]

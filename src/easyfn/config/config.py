@@ -10,6 +10,7 @@ from ..core.frozen import Frozen, freeze, thaw
 
 # Keys of transformers that say nothing about the mathematics of a forward pass. They are kept in `config.extra` and
 # written back. Keys that start with an underscore are private to transformers, and ignored as well.
+# (`original_max_position_embeddings` at the top is read by `rope_parameters`.)
 IGNORABLE = frozenset(
     """architectures auto_map bad_words_ids begin_suppress_tokens bos_token_id cache_implementation
     chunk_size_feed_forward decoder_start_token_id diversity_penalty do_sample dtype early_stopping
@@ -17,7 +18,7 @@ IGNORABLE = frozenset(
     forced_eos_token_id gradient_checkpointing id2label initializer_range is_decoder is_encoder_decoder
     keys_to_ignore_at_inference label2id length_penalty max_length max_sequence_length min_length model_max_length
     model_type name_or_path neftune_noise_alpha no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
-    output_attentions output_hidden_states output_past output_router_logits output_scores pad_token_id prefix
+    original_max_position_embeddings output_attentions output_hidden_states output_past output_router_logits output_scores pad_token_id prefix
     pretraining_tp problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
     return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
     tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p

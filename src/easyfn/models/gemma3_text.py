@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import equinox as eqx
-import jax
-
 from ..config.config import UnknownConfigKey, labels, only, rope_parameters
 from ..core.frozen import Frozen
-from ..nn import Attention, Context, Decoder, GatedMLP, RMSNorm
+from ..nn import Attention, Decoder, GatedMLP, RMSNorm, SandwichBlock
 from ..registry.family import family
 from .decoders import decoder_tasks, layer_windows
 
@@ -87,23 +84,6 @@ def two_bases(data: dict[str, Any]) -> dict[str, Any]:
     return rope_parameters({**data, "rope_parameters": nested})
 
 
-class Gemma3Block(eqx.Module):
-    """`x + norm(attention(norm(x)))`, then `x + norm(mlp(norm(x)))`."""
-
-    self_attn: Attention
-    mlp: GatedMLP
-    input_layernorm: RMSNorm
-    post_attention_layernorm: RMSNorm
-    pre_feedforward_layernorm: RMSNorm
-    post_feedforward_layernorm: RMSNorm
-
-    def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, dict[str, Any]]:
-        h, cache, attentions = self.self_attn(self.input_layernorm(x), context, cache)
-        x = x + self.post_attention_layernorm(h)
-        h = self.mlp(self.pre_feedforward_layernorm(x))
-        return x + self.post_feedforward_layernorm(h), cache, {"attentions": attentions}
-
-
 def gemma3(config: Gemma3TextConfig) -> Decoder:
     """The decoder: scaled embeddings, queries and keys normed, and a rotary base for each kind of layer."""
     c = config
@@ -113,7 +93,7 @@ def gemma3(config: Gemma3TextConfig) -> Decoder:
         return RMSNorm(dim, c.rms_norm_eps, offset=1.0)
 
     layers = [
-        Gemma3Block(
+        SandwichBlock(
             Attention(
                 c.hidden_size,
                 c.num_attention_heads,

@@ -3,12 +3,22 @@
 from .activation import ACTIVATIONS as ACTIVATIONS, activation as activation
 from .attention.attention import (
     Attention as Attention,
+    Temperature as Temperature,
     attend as attend,
     merge_heads as merge_heads,
+    self_attention as self_attention,
     split_heads as split_heads,
+    split_qkv as split_qkv,
 )
 from .attention.latent import LatentAttention as LatentAttention
 from .attention.rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
+from .block import (
+    Block as Block,
+    ParallelBlock as ParallelBlock,
+    PostNormBlock as PostNormBlock,
+    SandwichBlock as SandwichBlock,
+    feed_forward as feed_forward,
+)
 from .cache.cache import (
     KV as KV,
     Cache as Cache,
@@ -34,7 +44,7 @@ from .context import (
     along_batch as along_batch,
     dropout as dropout,
 )
-from .decoder import Block as Block, Decoder as Decoder
+from .decoder import Decoder as Decoder
 from .encoder import (
     AddNorm as AddNorm,
     Dense as Dense,
@@ -65,9 +75,9 @@ from .heads import (
     max_positions as max_positions,
 )
 from .linear import Embedding as Embedding, Linear as Linear, along_last as along_last, declare as declare
-from .mlp import GatedMLP as GatedMLP
+from .mlp import MLP as MLP, FusedGatedMLP as FusedGatedMLP, GatedMLP as GatedMLP
 from .moe.moe import Experts as Experts, SparseMoE as SparseMoE, route as route
-from .norm import LayerNorm as LayerNorm, RMSNorm as RMSNorm
+from .norm import HeadNorm as HeadNorm, LayerNorm as LayerNorm, RMSNorm as RMSNorm
 from .output import Output as Output
 from .parallel.pipeline import schedule as schedule
 from .pooling import (

@@ -1,8 +1,8 @@
-"""The decoder that Llama, Mistral, Qwen, Mixtral and Gemma share: embed, fold the layers, norm."""
+"""The decoder that Llama, Mistral, Qwen, Mixtral, Gemma and their kin share: embed, fold the layers, norm."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,43 +10,32 @@ import jax
 import jax.numpy as jnp
 
 from ..core.frozen import Frozen
-from .attention.rope import TYPES, rope_table, unknown_rope
-from .context import Context
+from .attention.rope import TYPES, rope_table, unknown_rope, whole_heads
+from .context import Context, dropout
 from .fold import fold
 from .linear import Embedding
 from .output import Output
 
 
-class Block(eqx.Module):
-    """Pre-norm: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
-
-    `self_attn` is called with `(x, context, cache)` and returns `(y, cache, weights)`, as an `Attention` does.
-    `mlp` is called with `(x, context)` and returns `y`, or `(y, router_logits)` where it is a mixture of experts.
-    """
-
-    self_attn: Any
-    mlp: Any
-    input_layernorm: Any
-    post_attention_layernorm: Any
-
-    def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, dict[str, Any]]:
-        h, cache, attentions = self.self_attn(self.input_layernorm(x), context, cache)
-        x = x + h
-        h = self.mlp(self.post_attention_layernorm(x), context)
-        h, router_logits = h if isinstance(h, tuple) else (h, None)
-        return x + h, cache, {"attentions": attentions, "router_logits": router_logits}
-
-
 class Decoder(eqx.Module):
-    """Token ids to hidden states. `rope` holds the parameters of each rotary table that layers name."""
+    """Token ids to hidden states.
+
+    - `rope`: the parameters of each rotary table that layers name; `head_dim`: the width of the heads it is for, one number
+      or one by table. `partial`: heads of this family are rotated in part, as `partial_rotary_factor` says; without it
+      they are whole, as in transformers, whatever a config says.
+    - `embed_scale` multiplies embeddings; those that the caller gives as well (`inputs_embeds`) if `scale_inputs`.
+    - `dropout` is the rate on embeddings in training; `norm` is the last norm, or `None`.
+    """
 
     embed_tokens: Embedding
     layers: tuple[Any, ...]
     norm: Any
     config: Any = eqx.field(static=True)
-    head_dim: int = eqx.field(static=True)
+    head_dim: int | Frozen = eqx.field(static=True)
     rope: Frozen = eqx.field(static=True)
     embed_scale: float | None = eqx.field(static=True)
+    scale_inputs: bool = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -54,9 +43,12 @@ class Decoder(eqx.Module):
         layers: Sequence[Any],
         norm: Any,
         *,
-        head_dim: int,
-        rope: dict[str, Any],
+        head_dim: int | Mapping[str, int],
+        rope: Mapping[str, Any],
+        partial: bool = False,
         embed_scale: float | None = None,
+        scale_inputs: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         for parameters in rope.values():  # fails here, not in the first forward pass
             if parameters.get("rope_type", "default") not in TYPES:
@@ -65,9 +57,11 @@ class Decoder(eqx.Module):
         self.layers = tuple(layers)
         self.norm = norm
         self.config = config
-        self.head_dim = head_dim
-        self.rope = Frozen(rope)
+        self.head_dim = head_dim if isinstance(head_dim, int) else Frozen(head_dim)
+        self.rope = Frozen({n: p if partial else whole_heads(p) for n, p in rope.items()})
         self.embed_scale = embed_scale
+        self.scale_inputs = scale_inputs
+        self.dropout = dropout
 
     def __call__(
         self,
@@ -78,12 +72,14 @@ class Decoder(eqx.Module):
         inputs_embeds: jax.Array | None = None,
     ) -> Output:
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if self.embed_scale is not None and inputs_embeds is None:
+        if self.embed_scale is not None and (inputs_embeds is None or self.scale_inputs):
             x = x * jnp.asarray(self.embed_scale, x.dtype)  # rounded to the dtype, as the checkpoint was trained
+        x = dropout(x, self.dropout, context, 3)
         positions, limit = context.position_ids, self.config.max_position_embeddings
-        tables = {name: rope_table(p, self.head_dim, limit, positions) for name, p in self.rope.items()}
+        width = lambda name: self.head_dim if isinstance(self.head_dim, int) else self.head_dim[name]
+        tables = {name: rope_table(p, width(name), limit, positions) for name, p in self.rope.items()}
         x, cache, trace = fold(self.layers, x, context.replace(rope=tables), cache)
-        x = self.norm(x)
+        x = x if self.norm is None else self.norm(x)
         if context.wants("hidden_states"):
             trace["hidden_states"] = (*trace["hidden_states"], x)
         return Output(last_hidden_state=x, cache=cache, **trace)

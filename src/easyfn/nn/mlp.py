@@ -1,20 +1,18 @@
-"""Feed-forward layers."""
+"""Feed-forward layers. All take the context that a block gives to what may stand in their place."""
 
 from __future__ import annotations
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from .activation import activation
-from .context import Context
+from .context import Context, dropout
 from .linear import Linear
 
 
 class GatedMLP(eqx.Module):
-    """`down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202).
-
-    Takes the context that `Block` gives to what may stand in its place, and needs none.
-    """
+    """`down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202)."""
 
     gate_proj: Linear
     up_proj: Linear
@@ -30,3 +28,42 @@ class GatedMLP(eqx.Module):
 
     def __call__(self, x: jax.Array, context: Context | None = None) -> jax.Array:
         return self.down_proj(activation(self.act)(self.gate_proj(x)) * self.up_proj(x))
+
+
+class FusedGatedMLP(eqx.Module):
+    """A gated MLP whose gate (the first half of the rows) and up come of one `gate_up_proj` (Phi-3, GLM)."""
+
+    gate_up_proj: Linear
+    down_proj: Linear
+    act: str = eqx.field(static=True)
+
+    def __init__(self, hidden_size: int, intermediate_size: int, act: str = "silu", *, bias: bool = False) -> None:
+        activation(act)
+        self.gate_up_proj = Linear(hidden_size, 2 * intermediate_size, bias, axes=("mlp", "embed"))
+        self.down_proj = Linear(intermediate_size, hidden_size, bias, axes=("embed", "mlp"))
+        self.act = act
+
+    def __call__(self, x: jax.Array, context: Context | None = None) -> jax.Array:
+        gate, up = jnp.split(self.gate_up_proj(x), 2, axis=-1)
+        return self.down_proj(activation(self.act)(gate) * up)
+
+
+class MLP(eqx.Module):
+    """`down(act(up(x)))`, with dropout on what comes out where a family has it."""
+
+    up_proj: Linear
+    down_proj: Linear
+    act: str = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, act: str = "gelu", *, bias: bool = False, dropout: float = 0.0
+    ) -> None:
+        activation(act)
+        self.up_proj = Linear(hidden_size, intermediate_size, bias, axes=("mlp", "embed"))
+        self.down_proj = Linear(intermediate_size, hidden_size, bias, axes=("embed", "mlp"))
+        self.act = act
+        self.dropout = dropout
+
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        return dropout(self.down_proj(activation(self.act)(self.up_proj(x))), self.dropout, context, 4)

@@ -10,48 +10,79 @@ from ..core.weight import Slot, Weight, dense, slots
 from .linear import along_last, declare
 
 
+def _centred(h: jax.Array) -> jax.Array:
+    return h - jnp.mean(h, axis=-1, keepdims=True)
+
+
+def _scaled(h: jax.Array, eps: float) -> jax.Array:
+    return h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
+
+
+def _weighted(h: jax.Array, weight: Weight | None, offset: float) -> jax.Array:
+    if weight is None:
+        return h
+    w = along_last(dense(weight).astype(jnp.float32), h)
+    return h * (offset + w if offset else w)
+
+
 class RMSNorm(eqx.Module):
     """`x / sqrt(mean(x^2) + eps) * (offset + weight)` over the last axis (Zhang and Sennrich, 2019).
 
-    Gemma stores `weight - 1`: its `offset` is 1.
+    Gemma stores `weight - 1`: its `offset` is 1. Without `affine` there is no weight, and nothing to multiply by.
     """
 
-    weight: Weight
+    weight: Weight | None
     eps: float = eqx.field(static=True)
     offset: float = eqx.field(static=True)
 
-    def __init__(self, dim: int, eps: float = 1e-6, *, offset: float = 0.0) -> None:
-        self.weight = declare(dim)
+    def __init__(self, dim: int, eps: float = 1e-6, *, offset: float = 0.0, affine: bool = True) -> None:
+        self.weight = declare(dim) if affine else None
         self.eps = eps
         self.offset = offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = x.astype(jnp.float32)
-        h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
-        weight = along_last(dense(self.weight).astype(jnp.float32), h)
-        return (h * (self.offset + weight if self.offset else weight)).astype(x.dtype)
+        return _weighted(_scaled(x.astype(jnp.float32), self.eps), self.weight, self.offset).astype(x.dtype)
 
 
 class LayerNorm(eqx.Module):
-    """`(x - mean) / sqrt(var + eps) * weight + bias` over the last axis (Ba et al., 2016)."""
+    """`(x - mean) / sqrt(var + eps) * (offset + weight) + bias` over the last axis (Ba et al., 2016).
 
-    weight: Weight
+    Nemotron stores `weight - 1`: its `offset` is 1. Without `affine` (OLMo) there is neither weight nor bias.
+    """
+
+    weight: Weight | None
     bias: Weight | None
     eps: float = eqx.field(static=True)
+    offset: float = eqx.field(static=True)
 
-    def __init__(self, dim: int, eps: float = 1e-5, *, bias: bool = True) -> None:
-        self.weight = declare(dim)
-        self.bias = declare(dim) if bias else None
+    def __init__(
+        self, dim: int, eps: float = 1e-5, *, bias: bool = True, offset: float = 0.0, affine: bool = True
+    ) -> None:
+        self.weight = declare(dim) if affine else None
+        self.bias = declare(dim) if bias and affine else None
         self.eps = eps
+        self.offset = offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = x.astype(jnp.float32)
-        h = h - jnp.mean(h, axis=-1, keepdims=True)
-        h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
-        h = h * along_last(dense(self.weight).astype(jnp.float32), h)
+        h = _weighted(_scaled(_centred(x.astype(jnp.float32)), self.eps), self.weight, self.offset)
         if self.bias is not None:
             h = h + along_last(dense(self.bias).astype(jnp.float32), h)
         return h.astype(x.dtype)
+
+
+class HeadNorm(eqx.Module):
+    """LayerNorm of each head with a weight of its own, `(heads, dim)`: `x` is `(batch, heads, seq, dim)` (Cohere, StableLM)."""
+
+    weight: Weight
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, heads: int, dim: int, eps: float = 1e-5) -> None:
+        self.weight = declare(heads, dim)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        weight = dense(self.weight).astype(jnp.float32)[None, :, None]
+        return (_scaled(_centred(x.astype(jnp.float32)), self.eps) * weight).astype(x.dtype)
 
 
 @slots.register(RMSNorm)
@@ -61,4 +92,10 @@ def _(norm: RMSNorm) -> dict[str, Slot]:
 
 @slots.register(LayerNorm)
 def _(norm: LayerNorm) -> dict[str, Slot]:
-    return {"weight": Slot("norm", ("norm",), "ones"), "bias": Slot("bias", ("norm",), "zeros")}
+    weight = Slot("norm", ("norm",), "zeros" if norm.offset else "ones")
+    return {"weight": weight, "bias": Slot("bias", ("norm",), "zeros")}
+
+
+@slots.register(HeadNorm)
+def _(norm: HeadNorm) -> dict[str, Slot]:
+    return {"weight": Slot("norm", (None, "norm"), "ones")}

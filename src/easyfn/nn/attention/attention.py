@@ -1,25 +1,20 @@
-"""Attention in pure JAX: float32 softmax, grouped queries, windows, soft cap, sinks and bias, lean in memory.
-
-The query heads of a group are stacked on the rows of their key head, so that both products are plain batched
-matmuls: twice as fast as `jax.nn.dot_product_attention` on CPU, forward and backward.
-"""
+"""Self attention as one core that every layer calls, and the layer of most decoders: projections, norms and rotation."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from ..cache.cache import KV, Held, Ring, attend_to, empty_kv, key_scores, layer_cache, value_sums
+from ...core.weight import Slot, Weight, dense, slots
+from ..cache.cache import KV, Held, Ring, attend_to, empty_kv, layer_cache
 from ..context import Context, Mask, Runtime
-from ..linear import Linear
-from ..norm import RMSNorm
+from ..linear import Linear, declare
+from ..parallel.context import Operands, attend_across, sequence_split
+from .core import attend_here
 from .rope import rotate
-
-MASKED = -1e30  # finite: a row that sees nothing becomes uniform, never NaN
 
 
 def attend(
@@ -47,84 +42,76 @@ def attend(
     the backward pass, so memory grows with the number of keys only. On a mesh that splits the sequence, keys are passed
     round between devices, or traded for heads, as `runtime.context_parallel` says; weights are not, so there XLA decides.
     """
-    from ..parallel.context import Operands, attend_across, sequence_split
-
     if not weights and isinstance(k, jax.Array) and (axes := sequence_split(q, k, runtime)):
         operands = Operands(q, k, v, bias, sinks)
         out = attend_across(operands, mask, key, axes, runtime, scale=scale, softcap=softcap, dropout_rate=dropout_rate)
         return out, None
-    batch, heads, length, _ = q.shape
-    chunk = runtime.attention_chunk
-    size = batch * heads * length * k.shape[2]
-    if size <= chunk or weights or length == 1:
-        return _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, key)
-
-    rows = max(16, length * chunk // size)
-    count = -(-length // rows)
-    pad = count * rows - length
-
-    @jax.checkpoint
-    def some(start: jax.Array) -> jax.Array:
-        part = lax.dynamic_slice_in_dim(padded_q, start, rows, axis=2)
-        part_bias = None if padded_bias is None else lax.dynamic_slice_in_dim(padded_bias, start, rows, axis=2)
-        part_mask = None if padded_mask is None else padded_mask.rows(start, rows)
-        part_key = None if key is None else jax.random.fold_in(key, start)
-        return _attend(part, k, v, part_mask, part_bias, scale, softcap, sinks, False, dropout_rate, part_key)[0]
-
-    padded_q = jnp.pad(q, ((0, 0), (0, 0), (0, pad), (0, 0)))
-    padded_bias = bias if bias is None or not pad else jnp.pad(bias, ((0, 0), (0, 0), (0, pad), (0, 0)))
-    padded_mask = mask
-    if mask is not None and pad:
-        padded_mask = Mask(
-            jnp.pad(mask.query_slots, ((0, 0),) * (mask.query_slots.ndim - 1) + ((0, pad),)),
-            jnp.pad(mask.query_segments, ((0, 0), (0, pad))),
-            mask.key_slots,
-            mask.key_segments,
-            mask.causal,
-            mask.window,
-        )
-    out = lax.map(some, jnp.arange(count) * rows)
-    out = jnp.moveaxis(out, 0, 2).reshape(batch, heads, count * rows, v.shape[-1])
-    return out[:, :, :length], None
+    return attend_here(
+        q,
+        k,
+        v,
+        mask,
+        scale=scale,
+        bias=bias,
+        softcap=softcap,
+        sinks=sinks,
+        runtime=runtime,
+        weights=weights,
+        dropout_rate=dropout_rate,
+        key=key,
+    )
 
 
-def scores_of(
-    q: jax.Array, k: Held, mask: Mask | None, bias: jax.Array | None, scale: float, softcap: float | None
-) -> jax.Array:
-    """Float32 scores `(batch, kv_heads, group, queries, keys)` of `q` `(batch, kv_heads, group, queries, dim)`; `bias` is
-    `(1 or batch, kv_heads, group, queries, keys)`."""
-    batch, kv, group, length, dim = q.shape
-    # [batch, kv, group * length, dim]: one matmul per key head. Keys and values keep their shape: behind a reshape, XLA on CPU
-    # writes a cache twice (once per shape) and copies it four times per token.
-    queries = q.reshape(batch, kv, group * length, dim)
-    scores = key_scores(k, queries).reshape(batch, kv, group, length, k.shape[2]) * scale
-    if softcap is not None:
-        scores = jnp.tanh(scores / softcap) * softcap
-    if bias is not None:
-        scores = scores + bias.astype(jnp.float32)
-    return scores if mask is None else jnp.where(mask.visible()[:, None, None], scores, MASKED)
+def self_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    context: Context,
+    cache: Any = None,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Weight | None = None,
+    dropout: float = 0.0,
+) -> tuple[jax.Array, Any, jax.Array | None]:
+    """Attention of a pass to itself and to what is cached: the one place for cache, mask, bias, dropout and weights.
 
+    A layer's own part is how `q` `(batch, heads, seq, dim)` and `k`, `v` `(batch, kv_heads, seq, dim)` come about. Returns
+    the heads side by side `(batch, seq, heads * dim)`, the cache with the new keys in it, and the attention weights
+    `(batch, heads, seq, keys)` if the context wants them. `context.bias` is added to the scores.
 
-def _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, key):
-    batch, heads, length, dim = q.shape
-    kv, keys = k.shape[1], k.shape[2]
-    group = heads // kv
-    if bias is not None:
-        bias = bias.reshape(bias.shape[0], kv, group, *bias.shape[2:])
-    scores = scores_of(q.reshape(batch, kv, group, length, dim), k, mask, bias, scale, softcap)
-    if sinks is None:
-        probabilities = jax.nn.softmax(scores, axis=-1)
-    else:
-        sink = sinks.astype(jnp.float32).reshape(1, kv, group, 1, 1)
-        top = lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sink))
-        weight = jnp.exp(scores - top)
-        probabilities = weight / (jnp.sum(weight, axis=-1, keepdims=True) + jnp.exp(sink - top))
-    if key is not None and dropout_rate:
-        keep = jax.random.bernoulli(key, 1.0 - dropout_rate, probabilities.shape)
-        probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
-    mixed = value_sums(v, probabilities.reshape(batch, kv, group * length, keys), q.dtype)
-    out = mixed.astype(q.dtype).reshape(batch, heads, length, v.shape[-1])
-    return out, probabilities.reshape(batch, heads, length, keys).astype(q.dtype) if weights else None
+    ```python
+    import equinox as eqx, easyfn as ef
+
+    class MultiQuery(eqx.Module):
+        q: ef.nn.Linear
+        kv: ef.nn.Linear
+
+        def __call__(self, x, context, cache=None):
+            k, v = ef.nn.split_heads(self.kv(x), 2).swapaxes(0, 1)[:, :, None]
+            y, cache, weights = ef.nn.self_attention(
+                ef.nn.split_heads(self.q(x), 4), k, v, context, cache, scale=0.5
+            )
+            return y, cache, weights
+    ```
+    """
+    cache, keys, values, mask = attend_to(cache, k, v, context, window)
+    out, weights = attend(
+        q,
+        keys,
+        values,
+        mask,
+        scale=scale,
+        bias=context.bias,
+        softcap=softcap,
+        sinks=None if sinks is None else dense(sinks),
+        runtime=context.runtime,
+        weights=context.wants("attentions"),
+        dropout_rate=dropout,
+        key=None if context.key is None else jax.random.fold_in(context.key, 0),
+    )
+    return merge_heads(out), cache, weights
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -137,18 +124,59 @@ def merge_heads(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
+def split_qkv(x: jax.Array, heads: int, kv_heads: int, by_group: bool = False) -> tuple[jax.Array, ...]:
+    """Queries `(batch, seq, heads * dim)`, keys and values `(batch, seq, kv_heads * dim)` from one projection of all three.
+
+    They lie one after the other or, `by_group`, each key head beside its queries: the queries of its group, its key, its
+    value, and then the next group (GPT-NeoX, Bloom and Falcon).
+    """
+    dim = x.shape[-1] // (heads + 2 * kv_heads)
+    if not by_group:
+        return tuple(jnp.split(x, [heads * dim, (heads + kv_heads) * dim], axis=-1))
+    group = heads // kv_heads
+    parts = jnp.split(x.reshape(*x.shape[:2], kv_heads, group + 2, dim), [group, group + 1], axis=3)
+    return tuple(part.reshape(*x.shape[:2], -1) for part in parts)
+
+
+class Temperature(NamedTuple):
+    """Queries grow with their position `p` by `1 + scale * log(1 + floor((p + first) / length))` (Llama 4)."""
+
+    scale: float
+    length: float | int
+    first: int = 0
+
+    def __call__(self, positions: jax.Array) -> jax.Array:
+        """Float32 factors of the shape of `positions`."""
+        steps = jnp.floor((positions.astype(jnp.float32) + self.first) / self.length)
+        return 1.0 + self.scale * jnp.log1p(steps)
+
+
+NORMED = ("rows", "heads", "rotated")
+
+
 class Attention(eqx.Module):
     """Multi-head self attention with rotary positions and grouped key heads, as Llama and its kin have it.
 
-    `rope` names the entry of `context.rope` to rotate with (`None`: no rotary positions).
+    - `qkv_bias`, `out_bias`: biases of the projections. `fused`: queries, keys and values come of one `qkv_proj`, with
+      its rows one after the other (`"rows"`) or by key head (`"groups"`, see [`easyfn.nn.split_qkv`][]).
+    - `qk_norm`: a norm for both queries and keys, or `(norm of queries, norm of keys)`; `normed` says where it stands: on
+      each head before the rotation (`"heads"`), on all heads as one row (`"rows"`), on each head after the rotation
+      (`"rotated"`).
+    - `rope`: the entry of `context.rope` to rotate with (`None`: no rotary positions). `interleaved`: pairs are
+      neighbours, not halves, of a head.
+    - `clip`: entries of queries, keys and values are held between `-clip` and `clip`.
+    - `scale` of the scores, by default `head_dim ** -0.5`; `softcap` of the scores; `window` in tokens; `sinks`: one
+      learned score per head without a value; `temperature`: a factor on queries that grows with the position.
     """
 
-    q_proj: Linear
-    k_proj: Linear
-    v_proj: Linear
+    q_proj: Linear | None
+    k_proj: Linear | None
+    v_proj: Linear | None
+    qkv_proj: Linear | None
     o_proj: Linear
-    q_norm: RMSNorm | None
-    k_norm: RMSNorm | None
+    q_norm: Any
+    k_norm: Any
+    sinks: Weight | None
     num_heads: int = eqx.field(static=True)
     num_kv_heads: int = eqx.field(static=True)
     head_dim: int = eqx.field(static=True)
@@ -157,6 +185,11 @@ class Attention(eqx.Module):
     softcap: float | None = eqx.field(static=True)
     rope: str | None = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
+    normed: str = eqx.field(static=True)
+    interleaved: bool = eqx.field(static=True)
+    clip: float | None = eqx.field(static=True)
+    fused: str | None = eqx.field(static=True)
+    temperature: Temperature | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -167,21 +200,34 @@ class Attention(eqx.Module):
         *,
         qkv_bias: bool = False,
         out_bias: bool = False,
-        qk_norm: RMSNorm | None = None,
+        fused: str | None = None,
+        qk_norm: Any = None,
+        normed: str = "heads",
         scale: float | None = None,
         window: int | None = None,
         softcap: float | None = None,
+        sinks: bool = False,
         rope: str | None = "default",
+        interleaved: bool = False,
+        clip: float | None = None,
+        temperature: Temperature | None = None,
         dropout: float = 0.0,
     ) -> None:
         if num_heads % num_kv_heads:
             raise ValueError(f"num_attention_heads={num_heads} is no multiple of num_key_value_heads={num_kv_heads}")
-        self.q_proj = Linear(hidden_size, num_heads * head_dim, qkv_bias, axes=("heads", "embed"))
-        self.k_proj = Linear(hidden_size, num_kv_heads * head_dim, qkv_bias, axes=("kv_heads", "embed"))
-        self.v_proj = Linear(hidden_size, num_kv_heads * head_dim, qkv_bias, axes=("kv_heads", "embed"))
-        self.o_proj = Linear(num_heads * head_dim, hidden_size, out_bias, axes=("embed", "heads"))
-        self.q_norm = qk_norm
-        self.k_norm = qk_norm
+        if normed not in NORMED or fused not in (None, "rows", "groups"):
+            raise ValueError(
+                f"Attention: normed={normed!r} is one of {NORMED}, fused={fused!r} None, 'rows' or 'groups'"
+            )
+        queries, keys = num_heads * head_dim, num_kv_heads * head_dim
+        apart = lambda size, axis: None if fused else Linear(hidden_size, size, qkv_bias, axes=(axis, "embed"))
+        self.q_proj = apart(queries, "heads")
+        self.k_proj = apart(keys, "kv_heads")
+        self.v_proj = apart(keys, "kv_heads")
+        self.qkv_proj = Linear(hidden_size, queries + 2 * keys, qkv_bias, axes=("heads", "embed")) if fused else None
+        self.o_proj = Linear(queries, hidden_size, out_bias, axes=("embed", "heads"))
+        self.q_norm, self.k_norm = qk_norm if isinstance(qk_norm, tuple) else (qk_norm, qk_norm)
+        self.sinks = declare(num_heads) if sinks else None
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
@@ -190,33 +236,58 @@ class Attention(eqx.Module):
         self.softcap = softcap
         self.rope = rope
         self.dropout = dropout
+        self.normed = normed
+        self.interleaved = interleaved
+        self.clip = clip
+        self.fused = fused
+        self.temperature = temperature
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, jax.Array | None]:
-        q = split_heads(self.q_proj(x), self.num_heads)
-        k = split_heads(self.k_proj(x), self.num_kv_heads)
-        v = split_heads(self.v_proj(x), self.num_kv_heads)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self._projected(x)
+        if self.normed == "rows":
+            q, k = self._normed(q, k)
+        if self.clip is not None:
+            q, k, v = (jnp.clip(part, -self.clip, self.clip) for part in (q, k, v))
+        q, k, v = split_heads(q, self.num_heads), split_heads(k, self.num_kv_heads), split_heads(v, self.num_kv_heads)
+        if self.normed == "heads":
+            q, k = self._normed(q, k)
         if self.rope is not None:
             assert context.rope is not None
-            q, k = rotate(q, context.rope[self.rope]), rotate(k, context.rope[self.rope])
-        cache, keys, values, mask = attend_to(cache, k, v, context, self.window)
-        out, weights = attend(
+            table = context.rope[self.rope]
+            q, k = rotate(q, table, self.interleaved), rotate(k, table, self.interleaved)
+        if self.normed == "rotated":
+            q, k = self._normed(q, k)
+        if self.temperature is not None:
+            q = q * self.temperature(context.position_ids)[:, None, :, None].astype(q.dtype)
+        out, cache, weights = self_attention(
             q,
-            keys,
-            values,
-            mask,
+            k,
+            v,
+            context,
+            cache,
             scale=self.scale,
-            bias=context.bias,
+            window=self.window,
             softcap=self.softcap,
-            runtime=context.runtime,
-            weights=context.wants("attentions"),
-            dropout_rate=self.dropout,
-            key=None if context.key is None else jax.random.fold_in(context.key, 0),
+            sinks=self.sinks,
+            dropout=self.dropout,
         )
-        return self.o_proj(merge_heads(out)), cache, weights
+        return self.o_proj(out), cache, weights
+
+    def _projected(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        if self.qkv_proj is not None:
+            return split_qkv(self.qkv_proj(x), self.num_heads, self.num_kv_heads, self.fused == "groups")
+        assert self.q_proj is not None and self.k_proj is not None and self.v_proj is not None
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
+    def _normed(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return (q if self.q_norm is None else self.q_norm(q)), (k if self.k_norm is None else self.k_norm(k))
+
+
+@slots.register(Attention)
+def _(layer: Attention) -> dict[str, Slot]:
+    return {} if layer.sinks is None else {"sinks": Slot("other", ("heads",), "normal")}
 
 
 @layer_cache.register(Attention)
-def _(layer: Attention, batch_size: int, max_length: int, dtype) -> KV | Ring:
+def _(layer: Attention, batch_size: int, max_length: int, dtype: Any) -> KV | Ring:
     return empty_kv(batch_size, layer.num_kv_heads, layer.head_dim, max_length, layer.window, dtype)

@@ -115,13 +115,37 @@ def rope_table(
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
-def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the first `rotary_dim` entries of each head, halves against halves (Su et al. 2021 in GPT-NeoX's order).
+def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array], interleaved: bool = False) -> jax.Array:
+    """Rotates the first `rotary_dim` entries of each head: halves against halves (Su et al. 2021 in GPT-NeoX's order) or,
+    `interleaved`, each entry against its neighbour (in GPT-J's).
 
-    `x`: `(batch, heads, seq, head_dim)`.
+    `x`: `(batch, heads, seq, head_dim)`; `table`: cos and sin as [`easyfn.nn.rope_table`][] makes them.
     """
     cos, sin = table[0][:, None], table[1][:, None]
     half = cos.shape[-1]
     h = x.astype(jnp.float32)
-    a, b, rest = h[..., :half], h[..., half : 2 * half], h[..., 2 * half :]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x.dtype)
+    turned, rest = h[..., : 2 * half], h[..., 2 * half :]
+    if interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        out = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turned.shape)
+    else:
+        a, b = turned[..., :half], turned[..., half:]
+        out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([out, rest], axis=-1).astype(x.dtype) if rest.shape[-1] else out.astype(x.dtype)
+
+
+def whole_heads(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameters of a family that rotates whole heads, whatever `partial_rotary_factor` says: transformers has it in the
+    formulas of scaled frequencies, but in the default ones only of families that have partial rotation.
+
+    Raises `ValueError` where a scaled kind would give fewer frequencies than such a family's heads need.
+    """
+    factor = parameters.get("partial_rotary_factor")
+    if factor is None or factor == 1.0:
+        return parameters
+    if (kind := parameters.get("rope_type", "default")) != "default":
+        raise ValueError(
+            f"partial_rotary_factor={factor} with rope_type {kind!r}: this family rotates whole heads, so its checkpoints "
+            "cannot have a factor other than 1.0; load with the rope_parameters it was trained with in config_overrides"
+        )
+    return {name: value for name, value in parameters.items() if name != "partial_rotary_factor"}

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from ..attention.attention import MASKED, attend, scores_of
+from ..attention.core import MASKED, attend_here, scores_of
 from ..context import Mask, Runtime, held_axes
 
 
@@ -157,7 +157,7 @@ def _all_to_all(how: How, operands: Operands, facts: Facts) -> jax.Array:
     if sinks is not None:
         sinks = jnp.take(sinks.reshape(kv // how.size, how.size, -1), facts.place[0], axis=1).reshape(-1)
     mask = jax.tree.map(lambda x: lax.all_gather(x, how.axes, axis=x.ndim - 1, tiled=True), facts.mask)
-    out, _ = attend(
+    out, _ = attend_here(
         q,
         k,
         v,

@@ -1,0 +1,119 @@
+"""Attention on one device, in pure JAX: float32 softmax, grouped queries, windows, soft cap, sinks and bias, lean in memory.
+
+The query heads of a group are stacked on the rows of their key head, so that both products are plain batched
+matmuls: twice as fast as `jax.nn.dot_product_attention` on CPU, forward and backward.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..cache.cache import Held, key_scores, value_sums
+from ..context import Mask, Runtime
+
+MASKED = -1e30  # finite: a row that sees nothing becomes uniform, never NaN
+
+
+def attend_here(
+    q: jax.Array,
+    k: Held,
+    v: Held,
+    mask: Mask | None,
+    *,
+    scale: float,
+    bias: jax.Array | None = None,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
+    runtime: Runtime = Runtime(),
+    weights: bool = False,
+    dropout_rate: float = 0.0,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Scaled dot product attention of arrays that one device holds: arguments and results of [`easyfn.nn.attend`][].
+
+    When the score matrix has more than `runtime.attention_chunk` entries it is made in slices of queries, and again in
+    the backward pass, so memory grows with the number of keys only.
+    """
+    batch, heads, length, _ = q.shape
+    chunk = runtime.attention_chunk
+    size = batch * heads * length * k.shape[2]
+    if size <= chunk or weights or length == 1:
+        return _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, key)
+
+    rows = max(16, length * chunk // size)
+    count = -(-length // rows)
+    pad = count * rows - length
+
+    @jax.checkpoint
+    def some(start: jax.Array) -> jax.Array:
+        part = lax.dynamic_slice_in_dim(padded_q, start, rows, axis=2)
+        part_bias = None if padded_bias is None else lax.dynamic_slice_in_dim(padded_bias, start, rows, axis=2)
+        part_mask = None if padded_mask is None else padded_mask.rows(start, rows)
+        part_key = None if key is None else jax.random.fold_in(key, start)
+        return _attend(part, k, v, part_mask, part_bias, scale, softcap, sinks, False, dropout_rate, part_key)[0]
+
+    padded_q = jnp.pad(q, ((0, 0), (0, 0), (0, pad), (0, 0)))
+    padded_bias = bias if bias is None or not pad else jnp.pad(bias, ((0, 0), (0, 0), (0, pad), (0, 0)))
+    padded_mask = mask
+    if mask is not None and pad:
+        padded_mask = dataclasses.replace(
+            mask,
+            query_slots=jnp.pad(mask.query_slots, ((0, 0),) * (mask.query_slots.ndim - 1) + ((0, pad),)),
+            query_segments=jnp.pad(mask.query_segments, ((0, 0), (0, pad))),
+        )
+    out = lax.map(some, jnp.arange(count) * rows)
+    out = jnp.moveaxis(out, 0, 2).reshape(batch, heads, count * rows, v.shape[-1])
+    return out[:, :, :length], None
+
+
+def scores_of(
+    q: jax.Array, k: Held, mask: Mask | None, bias: jax.Array | None, scale: float, softcap: float | None
+) -> jax.Array:
+    """Float32 scores `(batch, kv_heads, group, queries, keys)` of `q` `(batch, kv_heads, group, queries, dim)`; `bias` is
+    `(1 or batch, kv_heads, group, queries, keys)`."""
+    batch, kv, group, length, dim = q.shape
+    # [batch, kv, group * length, dim]: one matmul per key head. Keys and values keep their shape: behind a reshape, XLA on CPU
+    # writes a cache twice (once per shape) and copies it four times per token.
+    queries = q.reshape(batch, kv, group * length, dim)
+    scores = key_scores(k, queries).reshape(batch, kv, group, length, k.shape[2]) * scale
+    if softcap is not None:
+        scores = jnp.tanh(scores / softcap) * softcap
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32)
+    return scores if mask is None else jnp.where(mask.visible()[:, None, None], scores, MASKED)
+
+
+def _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, key):
+    batch, heads, length, dim = q.shape
+    kv, keys = k.shape[1], k.shape[2]
+    group = heads // kv
+    if bias is not None:
+        bias = bias.reshape(bias.shape[0], kv, group, *bias.shape[2:])
+    scores = scores_of(q.reshape(batch, kv, group, length, dim), k, mask, bias, scale, softcap)
+    if sinks is None:
+        probabilities = jax.nn.softmax(scores, axis=-1)
+    else:
+        sink = sinks.astype(jnp.float32).reshape(1, kv, group, 1, 1)
+        top = lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sink))
+        weight = jnp.exp(scores - top)
+        probabilities = weight / (jnp.sum(weight, axis=-1, keepdims=True) + jnp.exp(sink - top))
+    if key is not None and dropout_rate:
+        keep = jax.random.bernoulli(key, 1.0 - dropout_rate, probabilities.shape)
+        probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
+    mixed = value_sums(v, probabilities.reshape(batch, kv, group * length, keys), q.dtype)
+    out = mixed.astype(q.dtype).reshape(batch, heads, length, v.shape[-1])
+    return out, probabilities.reshape(batch, heads, length, keys).astype(q.dtype) if weights else None
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """`(batch, seq, heads * dim)` to `(batch, heads, seq, dim)`."""
+    return jnp.swapaxes(x.reshape(*x.shape[:2], heads, -1), 1, 2)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """`(batch, heads, seq, dim)` to `(batch, seq, heads * dim)`."""
+    return jnp.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
