@@ -84,7 +84,7 @@ def test_bfloat16_sums_in_float32(key):
 
 def test_routing_says_what_is_wrong():
     with pytest.raises(ValueError, match="5 experts, and there are 4"):
-        ef.nn.SparseMoE(8, 8, 4, 5)
+        ef.nn.Router(8, 4, 5)
 
 
 def test_jitter_only_with_a_key(key):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from .tree import is_leaf, nodes, rebuild
 from .verb import verb
+from .weight import slots
 
 
 @verb
@@ -20,7 +22,8 @@ def is_adapter(node: Any) -> bool:
 def trainable(model: Any) -> Any:
     """The boolean tree of a model's trainable arrays, for `eqx.partition`, `optax.masked` and friends.
 
-    With adapters: their arrays and nothing else. Without: every floating point array that is not part of a quantized weight.
+    With adapters: their arrays and nothing else. Without: every floating point array that is not part of a quantized weight
+    and no buffer (a slot of that role: a router's correction bias, running statistics).
 
     ```python
     import equinox as eqx, jax, easyfn as ef
@@ -36,6 +39,7 @@ def trainable(model: Any) -> Any:
             return trainable.which(type(node))(node)
         if is_leaf(node):
             return not frozen and hasattr(node, "dtype") and bool(jnp.issubdtype(node.dtype, jnp.floating))
-        return rebuild(node, lambda _, child: go(child))
+        buffers = {name for name, slot in slots(node).items() if slot.role == "buffer"}
+        return rebuild(node, lambda name, child: jax.tree.map(lambda _: False, child) if name in buffers else go(child))
 
     return go(model)

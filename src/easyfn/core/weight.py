@@ -26,7 +26,8 @@ class Slot(NamedTuple):
     """One fact about one field of a layer: what it is for, and the logical names of its axes.
 
     `role` is one of `linear`, `head`, `router`, `embedding`, `experts`, `conv` (matrices, reached by verbs)
-    or `bias`, `norm`, `other` (plain arrays). `init` is `normal`, `zeros`, `ones`, a standard
+    or `bias`, `norm`, `other` (plain arrays) or `buffer` (an array that belongs to the model and is never trained, decayed,
+    quantized or adapted). `init` is `normal`, `zeros`, `ones`, a standard
     deviation, or a function `(key, shape, dtype) -> array`.
     """
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from ..config.config import labels, rope_parameters
 from ..core.frozen import Frozen
 from ..names.rules import experts, rename
-from ..nn import Attention, Block, Decoder, RMSNorm, SparseMoE
+from ..nn import Attention, Block, Decoder, Experts, RMSNorm, Router, SparseMoE
 from ..registry.family import family
 from .decoders import decoder_classes, decoder_tasks
 
@@ -60,11 +60,8 @@ def mixtral(config: MixtralConfig) -> Decoder:
                 dropout=c.attention_dropout,
             ),
             SparseMoE(
-                c.hidden_size,
-                c.intermediate_size,
-                c.num_local_experts,
-                c.num_experts_per_tok,
-                c.hidden_act,
+                Router(c.hidden_size, c.num_local_experts, c.num_experts_per_tok),
+                Experts(c.num_local_experts, c.hidden_size, c.intermediate_size, c.hidden_act),
                 jitter=c.router_jitter_noise,
             ),
             RMSNorm(c.hidden_size, c.rms_norm_eps),

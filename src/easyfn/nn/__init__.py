@@ -76,7 +76,9 @@ from .heads import (
 )
 from .linear import Embedding as Embedding, Linear as Linear, along_last as along_last, declare as declare
 from .mlp import MLP as MLP, FusedGatedMLP as FusedGatedMLP, GatedMLP as GatedMLP
-from .moe.moe import Experts as Experts, SparseMoE as SparseMoE, route as route
+from .moe.experts import ClampedGate as ClampedGate, Experts as Experts
+from .moe.layer import SparseMoE as SparseMoE
+from .moe.router import Router as Router, Routing as Routing, experts_per_token as experts_per_token, route as route
 from .norm import HeadNorm as HeadNorm, LayerNorm as LayerNorm, RMSNorm as RMSNorm
 from .output import Output as Output
 from .parallel.pipeline import schedule as schedule

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core.rows import of_batch
+from ..core.tree import nodes
 from ..core.verb import verb
 from ..forward.forward import forward
 from ..nn.context import Runtime
 from ..nn.heads import CausalLM, SequenceClassifier, head_logits
+from ..nn.moe.router import experts_per_token
 from ..nn.output import Output
 from .cross_entropy import (
     LossConfig,
@@ -215,6 +217,14 @@ def aux_loss(model: Any, out: Output, segments: jax.Array | None, cfg: LossConfi
             raise ValueError(f"aux_loss_weight={cfg.aux_loss_weight}, but {type(model).__name__} has no router")
         return None
     weight = _aux_weight(model, {"output_router_logits": True}, cfg)
-    top_k = setting(model.config, "num_experts_per_tok") or setting(model.config, "num_experts_per_token") or 2
     seen = None if segments is None else segments > 0
-    return load_balancing_loss(out.router_logits, int(top_k), seen), weight
+    return load_balancing_loss(out.router_logits, _top_k(model), seen), weight
+
+
+def _top_k(model: Any) -> int:
+    """How many experts the routers of a model choose for a token: the same number in every layer."""
+    found = {k for _, node in nodes(model) if (k := experts_per_token(node)) is not None}
+    if len(found) != 1:
+        said = f"they say {sorted(found)}" if found else "none says it: register its type with ef.nn.experts_per_token"
+        raise ValueError(f"{type(model).__name__}: a load balancing loss needs one number of experts per token; {said}")
+    return found.pop()

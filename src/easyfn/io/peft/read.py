@@ -49,7 +49,7 @@ class Reader:
 
     def adapter(self, path: str, f: Found, shape: tuple[int, ...]) -> Any:
         """The adapter of the weight at `path`, without its base, if the file has one; `shape` is the weight's."""
-        if f.slot.role not in ("bias", "norm", "other", "conv"):
+        if f.slot.role not in ("bias", "norm", "other", "conv", "buffer"):
             for kind in (self._rows, self._lora):
                 if (made := kind(path, f, shape)) is not None:
                     return made

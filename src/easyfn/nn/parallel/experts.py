@@ -64,16 +64,21 @@ def expert_split(x: jax.Array, experts: int, runtime: Runtime) -> Split | None:
     return Split(mesh, axes, rows, tokens) if axes or rows or tokens else None
 
 
-def by_token(function: Callable[[jax.Array], Any], x: jax.Array, runtime: Runtime) -> Any:
-    """`function(x)`, `(batch, seq, ...)`, which treats each token by itself: so each device treats its own. XLA on its own
-    gathers what it sorts."""
+def by_token(function: Callable[..., Any], x: jax.Array, runtime: Runtime, *same: Any) -> Any:
+    """`function(x, *same)`, which treats each token of `x` `(batch, seq, ...)` by itself: so each device treats its own. XLA
+    on its own gathers what it sorts. `same` are arrays (or `None`) that every token shares."""
     split = expert_split(x, 1, runtime)
     if split is None:
-        return function(x)
-    manual = {*split.rows, *split.tokens}
-    return jax.shard_map(
-        function, mesh=split.mesh, in_specs=split.spec, out_specs=split.spec, axis_names=manual, check_vma=False
-    )(x)
+        return function(x, *same)
+    across = jax.shard_map(
+        function,
+        mesh=split.mesh,
+        in_specs=(split.spec, *(PartitionSpec() for _ in same)),
+        out_specs=split.spec,
+        axis_names={*split.rows, *split.tokens},
+        check_vma=False,
+    )
+    return across(x, *same)
 
 
 def answer_across(layer: Any, x: jax.Array, chosen: jax.Array, weights: jax.Array, split: Split) -> jax.Array:

@@ -1,0 +1,63 @@
+"""A mixture of experts: a router, the experts it chooses, and maybe one that every token goes to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from ..context import Context
+from ..linear import Linear
+from .experts import Experts
+
+
+class SparseMoE(eqx.Module):
+    """Each token through the experts that its router `gate` chooses (Shazeer et al. 2017, arXiv 1701.06538).
+
+    `gate(x, runtime)` answers a `Routing`, as [`easyfn.nn.Router`][] does. `shared_experts` answers every token beside them
+    (DeepSeekMoE, arXiv 2401.06066), multiplied by the sigmoid of `shared_expert_gate` where there is one (Qwen2-MoE).
+    In training (`context.key`) the input is multiplied with noise from `1 - jitter` to `1 + jitter`.
+
+    Returns the output and, if the context wants them, the router's logits `(batch * seq, experts)`, padding included.
+
+    ```python
+    import jax, easyfn as ef
+    layer = ef.nn.SparseMoE(ef.nn.Router(16, 4, 2), ef.nn.Experts(4, 16, 32), shared_experts=ef.nn.GatedMLP(16, 32))
+    assert "gate.weight" in ef.params(ef.init(layer, key=jax.random.key(0)))
+    ```
+    """
+
+    gate: Any
+    experts: Experts
+    shared_experts: Any
+    shared_expert_gate: Linear | None
+    jitter: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        gate: Any,
+        experts: Experts,
+        *,
+        shared_experts: Any = None,
+        shared_expert_gate: Linear | None = None,
+        jitter: float = 0.0,
+    ) -> None:
+        self.gate = gate
+        self.experts = experts
+        self.shared_experts = shared_experts
+        self.shared_expert_gate = shared_expert_gate
+        self.jitter = jitter
+
+    def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
+        shared = None if self.shared_experts is None else self.shared_experts(x, context)
+        if shared is not None and self.shared_expert_gate is not None:
+            shared = jax.nn.sigmoid(self.shared_expert_gate(x)) * shared
+        if self.jitter and context.key is not None:
+            key = jax.random.fold_in(context.key, 17)
+            x = x * jax.random.uniform(key, x.shape, x.dtype, 1.0 - self.jitter, 1.0 + self.jitter)
+        routing = self.gate(x, context.runtime)
+        y = self.experts(x, routing.chosen, routing.weights, context.runtime)
+        y = y if shared is None else y + shared
+        logits = routing.logits
+        return y, logits.reshape(-1, logits.shape[-1]) if context.wants("router_logits") else None
