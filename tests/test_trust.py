@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import struct
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -154,3 +155,61 @@ def test_a_key_that_is_none_is_not_its_default():
     model = ef.from_torch(module)
     assert model.config.sliding_window is None
     assert ef.to_torch(model).config.sliding_window is None
+
+
+BAD_IDS = [
+    {"pad_token_id": 2**31},
+    {"pad_token_id": 10**30},
+    {"pad_token_id": 1e308},
+    {"pad_token_id": 1.5},
+    {"eos_token_id": 10**30},
+    {"eos_token_id": [2**31]},
+    {"eos_token_id": "a"},
+    {"eos_token_id": {"a": 1}},
+    {"forced_eos_token_id": [None]},
+    {"bos_token_id": 2**40},
+    {"do_sample": "yes"},
+    {"num_beam_groups": [1]},
+]
+
+
+@pytest.mark.parametrize("file", BAD_IDS, ids=str)
+def test_a_generation_config_that_does_not_fit(folder, file):
+    (folder / "generation_config.json").write_text(json.dumps(file))
+    with pytest.raises(ValueError, match=next(iter(file))):
+        ef.generate(ef.load(folder), [[5, 6]], max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "call", [{"max_length": 5}, {"max_new_tokens": 4}, {}, {"max_length": 5, "min_length": 4}], ids=str
+)
+def test_lengths_of_a_file_and_of_a_call(folder, call):
+    """`max_new_tokens` wins wherever it is said, as in the reference: the rows are as long as its own."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    file = {"max_new_tokens": 7, "min_new_tokens": 1, "eos_token_id": 60, "pad_token_id": 0, "do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(file))
+    ours, theirs = ef.load(folder), transformers.LlamaForCausalLM.from_pretrained(folder)
+    want = theirs.generate(torch.tensor(IDS[:, :3]), **call).numpy()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        got = ef.generate(ours, IDS[:, :3], **call)
+    assert np.array_equal(np.asarray(got.sequences), want)
+    assert any("max_new_tokens=7" in str(w.message) for w in said) == ("max_length" in call)
+
+
+def test_every_activation_of_transformers():
+    """Each name of its table is the same function, or is refused with the reason."""
+    torch = pytest.importorskip("torch")
+    activations = pytest.importorskip("transformers.activations")
+    x = np.linspace(-12, 12, 97, dtype=np.float32)
+    refused = []
+    for name in activations.ACT2FN:
+        try:
+            ours = ef.nn.activation(name)
+        except ValueError as error:
+            refused.append(name)
+            assert "weights of its own" in str(error)
+            continue
+        want = activations.ACT2FN[name](torch.tensor(x)).numpy()
+        assert np.abs(np.asarray(ours(jnp.asarray(x))) - want).max() < 1e-5, name
+    assert refused == ["prelu", "xielu"]

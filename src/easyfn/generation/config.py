@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,7 +125,12 @@ def ids_of(value: Any) -> tuple[int, ...]:
     return tuple(int(i) for i in (value if isinstance(value, tuple) else (value,)) if int(i) >= 0)
 
 
-def _validate(c: GenerationConfig) -> None:
+def validate(values: Mapping[str, Any]) -> None:
+    """Checks what a file says before a config is made of it."""
+    _validate(types.SimpleNamespace(**{**dict.fromkeys(FIELDS), **{k: freeze(v) for k, v in values.items()}}))
+
+
+def _validate(c: Any) -> None:
     """The ranges that transformers' processors ask for, checked before anything is compiled."""
 
     def check(name: str, holds: Any, wanted: str) -> None:
@@ -133,7 +139,7 @@ def _validate(c: GenerationConfig) -> None:
             return
         try:
             good = bool(holds(value))
-        except TypeError:
+        except (TypeError, ValueError, OverflowError):
             good = False
         if not good:
             raise ValueError(f"{name}={value!r} must be {wanted}")
@@ -170,4 +176,18 @@ def _validate(c: GenerationConfig) -> None:
     check("bad_words_ids", lambda v: v and all(many(w) and w and min(w) >= 0 for w in v), "a list of lists of ids")
     check("sequence_bias", lambda v: v and all(many(w) and w and float(b) == float(b) for w, b in v), "{(ids): bias}")
     check("exponential_decay_length_penalty", lambda v: len(v) == 2 and v[0] >= 0, "(start, factor)")
-    check("eos_token_id", lambda v: many(v) or count(-1)(v), "an id or a list of ids")
+    one = lambda v: count(-(2**31))(v) and v < 2**31
+    for name in ("bos_token_id", "pad_token_id", "forced_bos_token_id"):
+        check(name, one, "an id, an integer of 32 bits")
+    for name in ("eos_token_id", "forced_eos_token_id", "decoder_start_token_id"):
+        check(name, lambda v: all(map(one, v)) if isinstance(v, tuple) else one(v), "an id or a list of ids")
+    for name in (
+        "do_sample",
+        "remove_invalid_values",
+        "renormalize_logits",
+        "output_scores",
+        "output_logits",
+        "output_attentions",
+        "output_hidden_states",
+    ):
+        check(name, lambda v: isinstance(v, (bool, np.bool_)), "True or False")

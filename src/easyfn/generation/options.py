@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from ..core.tree import near
-from .config import FIELDS, GenerationConfig
+from .config import FIELDS, GenerationConfig, validate
 
 # What transformers assumes of a field that nobody set (`GenerationConfig._get_default_generation_params`).
 DEFAULTS: dict[str, Any] = {
@@ -117,11 +118,17 @@ def resolve(model_config: Any, config: Any, options: Mapping[str, Any]) -> Gener
             raise ValueError(f"generate: {short}={chosen[short]} and {long}={chosen[long]} say a thing twice; give one")
     explicit = dict(chosen)
     for layer in (_set(config), checkpoint_defaults(model_config)):
-        layer = dict(layer)
         for short, long in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
-            if short in chosen or long in chosen:  # the caller's word on a length is the only one
-                layer.pop(short, None), layer.pop(long, None)
+            if short not in chosen and long in chosen and layer.get(short) is not None:
+                warnings.warn(
+                    f"generate: {long}={chosen[long]} does nothing, because the checkpoint or config= says "
+                    f"{short}={layer[short]}, which wins (in transformers too); give {short}= instead",
+                    stacklevel=4,
+                )
         chosen = {**layer, **chosen}
+    for short, long in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+        if chosen.get(short) is not None:  # wherever it was said
+            chosen.pop(long, None)
     done = GenerationConfig(**chosen)
     if not done.do_sample and (idle := [name for name in SAMPLING if name in explicit]):
         raise ValueError(f"generate: {', '.join(idle)} has an effect only with do_sample=True; add it")
@@ -181,11 +188,21 @@ def _known(options: Mapping[str, Any], where: str, *, file: bool = False) -> dic
         )
         listed = ", ".join(f"{n}={options[n]!r}" for n in refused)
         raise ValueError(f"{where}: {listed} is not supported: {why}.{write}")
+    if file:
+        try:
+            validate(kept)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
     return kept
 
 
 def _off(name: str, value: Any, file: bool) -> bool:
     """Whether an option that is no field says nothing, or nothing that changes a token."""
-    if value is None or name in HARMLESS or (name in REFUSED and value in REFUSED[name][0]):
+    if value is None or name in HARMLESS or (name in REFUSED and _in(value, REFUSED[name][0])):
         return True
     return file and (name in HARMLESS_IN_FILES or name.startswith("_"))
+
+
+def _in(value: Any, values: tuple[Any, ...]) -> bool:
+    """Whether a value is one of some, which of a JSON list or object it is not."""
+    return isinstance(value, str | int | float) and value in values
