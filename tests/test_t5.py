@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import easyfn as ef
-from cases import CASES, names, tokens
+from cases import CASES, names, reference, tokens
 from easyfn.models.t5 import buckets
 
 T5 = [n for n in names(encoder_decoder=True) if n.startswith("t5")]
@@ -232,6 +232,29 @@ def test_files(tmp_path, name):
         hf = type(CASES[name].torch()).from_pretrained(tmp_path / "ours")
     for key, value in hf.state_dict().items():
         np.testing.assert_array_equal(value, CASES[name].torch().state_dict()[key])
+
+
+def test_v11_as_transformers_5_makes_and_saves_it(tmp_path):
+    """Tied and unscaled: a file without a head, whose config says tie_word_embeddings=true and what is not scaled."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    small = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    hf = reference(T5ForConditionalGeneration, T5Config(**small, tie_word_embeddings=False, decoder_start_token_id=0))
+    hf.save_pretrained(tmp_path / "theirs")
+    inputs = batch()
+    with torch.no_grad():
+        want = hf(**to_torch(inputs)).logits.numpy()
+    seen = inputs["decoder_attention_mask"] > 0
+    model = ef.load(tmp_path / "theirs")
+    assert model.lm_head is None and model.scale == 1.0
+    assert ef.from_torch(hf).lm_head is None
+    np.testing.assert_allclose(np.asarray(ef.forward(model, **inputs).logits)[seen], want[seen], atol=1e-4)
+    ef.save(model, tmp_path / "ours")
+    again = ef.load(tmp_path / "ours")
+    assert jax.tree.structure(again) == jax.tree.structure(model)
+    back = T5ForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(back(**to_torch(inputs)).logits.numpy(), want, atol=1e-5)
 
 
 def test_config():

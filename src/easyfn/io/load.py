@@ -272,7 +272,7 @@ def _build(
     known = family_of(config)
     task = task_of(known, config, task)
     dtype = None if dtype is None else float_dtype(dtype)
-    reader, config = _reader(config)
+    reader, config = _reader(known.settle(config, source.tensors.keys()))
     believe(config, source.where, len(source.tensors))
     model = abstract_config(config, task, None)
     sources = match(model, config, known, task, source, reader, untie)

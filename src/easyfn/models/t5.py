@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,7 +68,7 @@ class T5Config:
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         data = dict(data)
         # T5 scales the decoder's output, v1.1 does not. Files told it by tie_word_embeddings; transformers 5 writes
-        # tie_word_embeddings=true for all, and scale_decoder_outputs.
+        # tie_word_embeddings=true for all, and scale_decoder_outputs. Whether an unscaled one is tied, its tensors say.
         tied = data.get("tie_word_embeddings") is not False
         scaled = data.get("scale_decoder_outputs")
         data["scale_decoder_outputs"] = tied if scaled is None else scaled
@@ -83,6 +85,14 @@ class T5Config:
     @property
     def hidden_size(self) -> int:
         return self.d_model
+
+
+def settle(config: Any, names: Collection[str]) -> Any:
+    """The config that tensors of these `names` mean: a head of its own if there is one (the hub's v1.1, flan-t5), and
+    else the embeddings (transformers 5 makes and saves no other)."""
+    if config.scale_decoder_outputs or not names:
+        return config
+    return dataclasses.replace(config, tie_word_embeddings="lm_head.weight" not in names)
 
 
 def feed_forward(name: str) -> tuple[str, bool]:
@@ -374,6 +384,7 @@ family(
     names=_names,
     # Files that were thinned out kept one of three names of one table.
     aliases={"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")},
+    settle=settle,
     # n_positions was never read; the others say what feed_forward_proj says, or are for heads that are not here.
     ignore=("n_positions", "dense_act_fn", "is_gated_act", "classifier_dropout"),
     # A table that transformers does not read either.

@@ -9,7 +9,7 @@ import importlib.metadata
 import importlib.resources
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -35,6 +35,7 @@ class Family:
     ignore_tensors: tuple[str, ...]  # patterns of tensors that hold no weights
     prefix: str  # transformers' base_model_prefix
     aliases: Mapping[str, tuple[str, ...]]  # name of a tensor -> its names in older files
+    settle: Callable[[Any, Collection[str]], Any]  # (config, names of a checkpoint's tensors) -> the config they mean
 
 
 _families: dict[str, Family] = {}
@@ -67,6 +68,7 @@ def family(
     ignore_tensors: Sequence[str] = (),
     prefix: str = "model",
     aliases: Mapping[str, Sequence[str]] | None = None,
+    settle: Callable[[Any, Collection[str]], Any] | None = None,
     override: bool = False,
 ) -> Family:
     """Registers an architecture, so that `ef.load` finds it by the `model_type` of its `config.json`.
@@ -81,6 +83,8 @@ def family(
     - `ignore`, `ignore_tensors`: config keys and patterns of tensor names that do not matter.
     - `prefix`: transformers' `base_model_prefix`.
     - `aliases`: other names under which files hold a tensor, tried in turn where it is missing.
+    - `settle(config, names)`: the config that a checkpoint with tensors of these names means, where its `config.json`
+      leaves that open (whether a T5 has a head of its own).
 
     Raises `ValueError` if the `model_type` is taken, by a family of easyfn's own or by an earlier call, and `override`
     is not set.
@@ -107,6 +111,7 @@ def family(
         tuple(ignore_tensors),
         prefix,
         {name: tuple(others) for name, others in (aliases or {}).items()},
+        settle or (lambda config, names: config),
     )
     _families[model_type] = made
     return made
