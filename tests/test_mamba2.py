@@ -74,7 +74,8 @@ def test_logits_and_hidden_states_agree_with_transformers(variant):
     out = run(model, tokens, output_hidden_states=True)
     close(out.logits, want.logits)
     assert len(out.hidden_states) == 4
-    close(out.hidden_states[1], want.hidden_states[0])  # transformers lists outputs of layers, not inputs
+    for ours, other in zip(out.hidden_states, want.hidden_states, strict=True):  # of each layer, then of the last norm
+        close(ours, other)
     close(out.last_hidden_state, want.hidden_states[-1])
 
 

@@ -2,13 +2,8 @@
 
 from cases import SMALL, case, reference
 
-WINDOW = {
-    "right_padding_is_invisible_to_the_cache": "a window counts places, so padding between a prompt and its continuation "
-    "takes room in it; generate moves padding to the left"
-}
 
-
-@case("mixtral", moe=True, expected_failures=WINDOW)
+@case("mixtral", moe=True)
 def _():
     from transformers import MixtralConfig, MixtralForCausalLM
 

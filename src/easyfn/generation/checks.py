@@ -212,10 +212,4 @@ def resumed(cache: Cache | None, rows: int, prompt: int, max_length: int, mask: 
         rest = np.asarray(mask)[:, held:] != 0
         if not rest[:, -1].all():
             raise ValueError("generate: with cache= the columns after it must be padded on the left")
-        windows = any(isinstance(x, Ring) for x in jax.tree.leaves(cache.layers, is_leaf=lambda n: isinstance(n, Ring)))
-        if held and windows and not rest.all():
-            raise ValueError(
-                "generate: padding after cached columns would widen the model's sliding windows; prompts that continue a "
-                "cache must be equally long"
-            )
     return held

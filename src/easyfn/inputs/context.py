@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.multihost import on_host
-from ..nn.cache.cache import Cache, write
+from ..nn.cache.cache import Cache, order_of, write
 from ..nn.context import Context
 
 
@@ -40,7 +40,12 @@ def make_context(
         jnp.maximum(counted, 0) + offset if position_ids is None else _positions(position_ids, shape, position_axes)
     )
     start = jnp.zeros((), jnp.int32) if cache is None else cache.length
+    slots = start[..., None] + jnp.arange(length, dtype=jnp.int32).reshape((1,) * start.ndim + (length,))
+    order = slots if cache is None and mask is None and segment_ids is None else order_of(segments)
     if cache is not None:
+        places = jnp.arange(cache.segment_ids.shape[1], dtype=jnp.int32)[None]
+        held = jnp.sum((cache.segment_ids > 0) & (places < jnp.reshape(start, (-1, 1))), axis=1, dtype=jnp.int32)
+        order = order + held[:, None]
         size = cache.segment_ids.shape[1]
         if batch != cache.segment_ids.shape[0]:
             raise ValueError(f"the cache holds {cache.segment_ids.shape[0]} rows and the input has {batch}")
@@ -54,7 +59,8 @@ def make_context(
     context = Context(
         position_ids=positions,
         segment_ids=segments,
-        slots=start[..., None] + jnp.arange(length, dtype=jnp.int32).reshape((1,) * start.ndim + (length,)),
+        slots=slots,
+        order=order,
         cached_segment_ids=None if cache is None else cache.segment_ids,
         table=None if cache is None else cache.table,
         fresh=fresh,

@@ -180,6 +180,8 @@ def _(model: Prefix, batch_size: int, max_length: int, *, dtype: Any = None) -> 
             return jax.tree.map(put, held, head)
 
         filled = dataclasses.replace(part, k=begin(part.k, model.k[numbers]), v=begin(part.v, model.v[numbers]))
+        if isinstance(filled, Ring):
+            filled = dataclasses.replace(filled, segment_ids=filled.segment_ids.at[..., : model.count].set(1))
         if len(place) == 1:
             layers[place[0]] = filled
         else:

@@ -214,10 +214,10 @@ class Mamba2(eqx.Module):
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         dtype = dense(self.norm_f.weight).dtype
         x = x.astype(jnp.float32 if self.config.residual_in_fp32 else dtype)
-        x, cache, trace = fold(self.layers, x, context, cache)
-        x = self.norm_f(x).astype(dtype)
-        if context.wants("hidden_states"):
-            trace["hidden_states"] = (*trace["hidden_states"], x)
+        out, cache, trace = fold(self.layers, x, context, cache)
+        x = self.norm_f(out).astype(dtype)
+        if context.wants("hidden_states"):  # as transformers lists them: what each layer gives, not what it takes
+            trace["hidden_states"] = (*trace["hidden_states"][1:], out, x)
         return Output(last_hidden_state=x, cache=cache, **trace)
 
 

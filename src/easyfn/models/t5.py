@@ -36,6 +36,7 @@ from ..nn import (
     fold,
     layer_cache,
     merge_heads,
+    order_of,
     split_heads,
 )
 from ..registry.family import family
@@ -306,14 +307,14 @@ class T5Stack(eqx.Module):
         return Output(last_hidden_state=x, cache=cache, **trace)
 
     def bias(self, context: Context, *, cached: bool) -> jax.Array:
-        """`(1 or batch, heads, queries, keys)`, by distance in the sequence; padding moves both ends of it alike."""
-        keys = context.slots
+        """`(1 or batch, heads, queries, keys)`, by distance in the sequence; a decoder's does not count padding."""
+        queries = keys = context.order if self.decoder else context.slots
         if cached and not context.fresh:
             assert context.cached_segment_ids is not None
-            keys = jnp.arange(context.cached_segment_ids.shape[1]).reshape((1,) * (keys.ndim - 1) + (-1,))
+            keys = order_of(context.cached_segment_ids)
         c = self.config
         which = buckets(
-            keys[..., None, :] - context.slots[..., :, None],
+            keys[..., None, :] - queries[..., :, None],
             bidirectional=not self.decoder,
             count=c.relative_attention_num_buckets,
             max_distance=c.relative_attention_max_distance,

@@ -31,6 +31,7 @@ from .cache.cache import (
     fork as fork,
     key_scores as key_scores,
     layer_cache as layer_cache,
+    order_of as order_of,
     reorder as reorder,
     stored as stored,
     value_sums as value_sums,

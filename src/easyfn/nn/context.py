@@ -90,13 +90,14 @@ class Context(eqx.Module):
     """Shared by all layers of a pass. Padding and packing are one thing: `segment_ids`, 0 for padding.
 
     A query sees a key of its own segment, not after it in the sequence (if `causal`), and within the layer's
-    window. `slots` count places in the sequence (padding included), `position_ids` are what rotary and learned
-    positions read.
+    window. `slots` count places in the sequence (padding included), `order` the tokens before a token in its row (padding
+    left out: windows are measured by it), `position_ids` are what rotary and learned positions read.
     """
 
     position_ids: jax.Array  # [batch, seq]
     segment_ids: jax.Array  # [batch, seq], 0 = padding
     slots: jax.Array  # [seq], place of each query in the sequence; [batch, seq] where each row is at its own
+    order: jax.Array  # [seq] or [batch, seq], the number of tokens before each in its row
     cached_segment_ids: jax.Array | None = None  # [batch, max_length], with a cache: of every slot
     table: jax.Array | None = None  # [batch, pages], with a paged cache: the pages of each row
     rope: Mapping[str, tuple[jax.Array, jax.Array]] | None = None  # name -> (cos, sin), each [batch, seq, dim]

@@ -27,10 +27,14 @@ class KV(eqx.Module):
 
 
 class Ring(eqx.Module):
-    """Keys and values of the last `window` slots: slot `i` lives at `i % window`."""
+    """Keys and values of the last `window` tokens: the token that has `i` before it in its row lives at `i % window`.
+
+    Padding is no token and takes no room, wherever it stands: see `Context.order`.
+    """
 
     k: Held
     v: Held
+    segment_ids: jax.Array  # [batch, window]
 
 
 class CrossKV(eqx.Module):
@@ -66,7 +70,7 @@ def empty_kv(batch: int, heads: int, head_dim: int, max_length: int, window: int
     k, v = (
         empty_slots((batch, heads, size, head_dim), dtype) for _ in range(2)
     )  # no buffer twice: both can be donated
-    return Ring(k, v) if size < max_length else KV(k, v)
+    return Ring(k, v, jnp.zeros((batch, size), jnp.int32)) if size < max_length else KV(k, v)
 
 
 def empty_slots(shape: tuple[int, ...], dtype: Any) -> Held:
@@ -117,7 +121,15 @@ def value_sums(values: Held, probabilities: jax.Array, dtype: Any) -> jax.Array:
 def seen(context: Context, slots: jax.Array, segments: jax.Array | None, window: int | None) -> Mask:
     """What the pass's queries may see of keys in `slots` whose segments are `segments`."""
     assert segments is not None
-    return Mask(context.slots, context.segment_ids, slots, segments, context.causal, window)
+    if window is None or window >= slots.shape[-1]:
+        return Mask(context.slots, context.segment_ids, slots, segments, context.causal)
+    return Mask(context.order, context.segment_ids, order_of(segments), segments, context.causal, window)
+
+
+def seen_here(context: Context, window: int | None) -> Mask:
+    """What the pass's queries may see of the pass's own keys: a window counts tokens, padding between them does not."""
+    places = context.slots if window is None else context.order
+    return Mask(places, context.segment_ids, places, context.segment_ids, context.causal, window)
 
 
 @verb
@@ -130,7 +142,7 @@ def attend_to(
     """
     if cache is not None:
         raise attend_to.missing(cache, "No layer's keys and values can be kept in it.")
-    return None, k, v, seen(context, context.slots, context.segment_ids, window)
+    return None, k, v, seen_here(context, window)
 
 
 @verb
@@ -148,41 +160,48 @@ def _(cache: KV, k: jax.Array, v: jax.Array, context: Context, window: int | Non
     start = context.slots[..., 0]
     cache = KV(write(cache.k, k, start), write(cache.v, v, start))
     if context.fresh:
-        return cache, k, v, seen(context, context.slots, context.segment_ids, window)
+        return cache, k, v, seen_here(context, window)
     slots = jnp.arange(cache.k.shape[2])
     return cache, cache.k, cache.v, seen(context, slots, context.cached_segment_ids, window)
 
 
 @attend_to.register(Ring)
 def _(cache: Ring, k: jax.Array, v: jax.Array, context: Context, window: int | None) -> Any:
-    start, count, size = context.slots[..., 0], k.shape[2], cache.k.shape[2]
+    count, size, segments = k.shape[2], cache.k.shape[2], context.segment_ids
+    order = jnp.broadcast_to(context.order, segments.shape)
+    start, last = order[:, 0], order[:, -1] + (segments[:, -1] > 0) - 1
     if count == 1:
-        cache = Ring(write(cache.k, k, start % size), write(cache.v, v, start % size))
-        slots = _ring_slots(start, size)
-        return cache, cache.k, cache.v, seen(context, slots, _segments(context, slots), window)
+        # Padding is written at the place of the next token, whose present holder is out of every window by then.
+        place = start % size
+        cache = Ring(write(cache.k, k, place), write(cache.v, v, place), write(cache.segment_ids, segments, place, 1))
+        mask = Mask(order, segments, ring_order(last, size), cache.segment_ids, context.causal, window)
+        return cache, cache.k, cache.v, mask
     # Several tokens at once see the ring as it was and each other; then the last of them enter the ring.
-    before = _ring_slots(start - 1, size)
-    # Padding at the end of a row that is at a slot of its own stays out: it would push tokens out of the ring.
-    last = start + count - 1
-    if context.slots.ndim == 2:
-        last = jnp.max(jnp.where(context.segment_ids > 0, context.slots, start[:, None] - 1), axis=1)
-    from_new, index = _newest(start, last, count, size)
     if context.fresh:
-        keys, values, mask = k, v, seen(context, context.slots, context.segment_ids, window)
+        keys, values, mask = k, v, seen_here(context, window)
     else:
         keys, values = _behind(cache.k, k), _behind(cache.v, v)
-        slots = jnp.concatenate([before, context.slots], axis=-1)
-        segments = jnp.concatenate([_segments(context, before), context.segment_ids], axis=1)
-        mask = seen(context, slots, segments, window)
+        orders = jnp.concatenate([ring_order(start - 1, size), order], axis=1)
+        behind = jnp.concatenate([cache.segment_ids, segments], axis=1)
+        mask = Mask(order, segments, orders, behind, context.causal, window)
+    number = ring_order(last, size) - start[:, None]  # which token of this pass each place holds; negative: none
+    column = jnp.argsort(segments == 0, axis=1, stable=True)  # of the pass's tokens, padding behind them
+    column = jnp.take_along_axis(column, jnp.clip(number, 0, count - 1), axis=1)
 
-    def pick(old: jax.Array, new: jax.Array, from_new: jax.Array, index: jax.Array) -> jax.Array:
-        return jnp.where(from_new.reshape(1, -1, *(1,) * (old.ndim - 2)), jnp.take(new, index, axis=1), old)
+    def entered(held: Any, new: Any) -> Any:
+        def one(old: jax.Array, new: jax.Array) -> jax.Array:
+            axis = 1 if old.ndim == 2 else 2
+            along = lambda index: jnp.expand_dims(index, [i for i in range(old.ndim) if i not in (0, axis)])
+            return jnp.where(along(number >= 0), jnp.take_along_axis(new, along(column), axis=axis), old)
 
-    def entered(held: Held, new: jax.Array) -> Any:
-        each = jax.vmap(pick, (0, 0, None, None) if index.ndim == 1 else 0)
-        return jax.tree.map(lambda old, new: each(old, new, from_new, index), held, stored(held, new))
+        return jax.tree.map(one, held, new)
 
-    return Ring(entered(cache.k, k), entered(cache.v, v)), keys, values, mask
+    cache = Ring(
+        entered(cache.k, stored(cache.k, k)),
+        entered(cache.v, stored(cache.v, v)),
+        entered(cache.segment_ids, segments),
+    )
+    return cache, keys, values, mask
 
 
 def _behind(held: Held, new: jax.Array) -> Any:
@@ -213,24 +232,15 @@ def write(held: Held, new: jax.Array, start: jax.Array, axis: int = 2) -> Any:
     return jax.lax.platform_dependent(held, new, start, cpu=apart, default=put)
 
 
-def _ring_slots(last: jax.Array, size: int) -> jax.Array:
-    """Which slot each place of a ring holds once slot `last` was written; negative if nothing yet."""
-    place = jnp.arange(size).reshape((1,) * last.ndim + (size,))
-    return last[..., None] - (last[..., None] - place) % size
+def order_of(segments: jax.Array) -> jax.Array:
+    """How many tokens stand before each slot of its row, `(batch, slots)`: padding, of segment 0, is not counted."""
+    real = (segments > 0).astype(jnp.int32)
+    return jnp.cumsum(real, axis=1) - real
 
 
-def _newest(start: jax.Array, last: jax.Array, count: int, size: int) -> tuple[jax.Array, jax.Array]:
-    """For each place of the ring, whether one of the slots from `start` to `last` lands there last, and which of them."""
-    index = _ring_slots(last, size) - start[..., None]
-    return index >= 0, jnp.clip(index, 0, count - 1)
-
-
-def _segments(context: Context, slots: jax.Array) -> jax.Array:
-    assert context.cached_segment_ids is not None
-    slots = jnp.maximum(slots, 0)
-    if slots.ndim == 2:
-        return jnp.take_along_axis(context.cached_segment_ids, slots, axis=1)
-    return jnp.take(context.cached_segment_ids, slots, axis=1)
+def ring_order(last: jax.Array, size: int) -> jax.Array:
+    """Which token each place of a ring holds `(batch, size)` once token `last` `(batch,)` entered; negative: none yet."""
+    return last[:, None] - (last[:, None] - jnp.arange(size, dtype=jnp.int32)[None]) % size
 
 
 class Cache(eqx.Module):
@@ -319,7 +329,8 @@ def widen(cache: Cache, slots: int) -> Cache:
             return node
         before = node.k.ndim - 2  # axes, more of them in a stacked run
         longer = lambda x: jnp.pad(x, [(0, slots if axis == before else 0) for axis in range(x.ndim)])
-        return jax.tree.map(longer, node)
+        segments = jnp.pad(node.segment_ids, [(0, 0)] * (node.segment_ids.ndim - 1) + [(0, slots)])
+        return Ring(jax.tree.map(longer, node.k), jax.tree.map(longer, node.v), segments)
 
     layers = jax.tree.map(wider, cache.layers, is_leaf=lambda node: isinstance(node, Ring))
     return dataclasses.replace(cache, layers=layers)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from ...core.verb import verb
 from ..context import Context
-from .cache import KV, at_layer, attend_to, seen
+from .cache import KV, at_layer, attend_to, seen, seen_here
 
 
 class Paged(eqx.Module):
@@ -68,7 +68,7 @@ def _(cache: Paged, k: jax.Array, v: jax.Array, context: Context, window: int | 
         v=_write(cache.v, v, page, slots % size, cache.layer),
     )
     if context.fresh:
-        return cache, k, v, seen(context, context.slots, context.segment_ids, window)
+        return cache, k, v, seen_here(context, window)
     keys, values = (_read(x, context.table, cache.layer) for x in (cache.k, cache.v))
     return cache, keys, values, seen(context, jnp.arange(keys.shape[2]), context.cached_segment_ids, window)
 
