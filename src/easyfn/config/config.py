@@ -6,11 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ..core.frozen import Frozen, freeze, thaw
+from ..core.frozen import Frozen, thaw
+from .check import check, hints
+from .errors import UnknownConfigKey as UnknownConfigKey
+from .fields import aliases
+from .quantization import quantization
+from .rope import rope_parameters as rope_parameters
 
 # Keys of transformers that say nothing about the mathematics of a forward pass. They are kept in `config.extra` and
-# written back. Keys that start with an underscore are private to transformers, and ignored as well.
-# (`original_max_position_embeddings` at the top is read by `rope_parameters`.)
+# written back. Keys that start with an underscore are private to transformers: it writes them and never reads them.
 IGNORABLE = frozenset(
     """architectures auto_map bad_words_ids begin_suppress_tokens bos_token_id cache_implementation
     chunk_size_feed_forward decoder_start_token_id diversity_penalty do_sample dtype early_stopping
@@ -18,7 +22,7 @@ IGNORABLE = frozenset(
     forced_eos_token_id gradient_checkpointing id2label initializer_range is_decoder is_encoder_decoder
     keys_to_ignore_at_inference label2id length_penalty max_length max_sequence_length min_length model_max_length
     model_type name_or_path neftune_noise_alpha no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
-    original_max_position_embeddings output_attentions output_hidden_states output_past output_router_logits output_scores pad_token_id prefix
+    output_attentions output_hidden_states output_past output_router_logits output_scores pad_token_id prefix
     pretraining_tp problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
     return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
     tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
@@ -29,12 +33,23 @@ IGNORABLE = frozenset(
 # Of these the model knows better than the file: `save` writes them anew. So a model loaded has the config of the model saved.
 DERIVED = frozenset(["model_type", "dtype", "torch_dtype"])
 
+# Not transformers' but ours: what lies beside a config.json and belongs to the model.
+PRIVATE = frozenset(["_sentence_transformers"])
+
+# Of the ignorable keys, those that something does read, and what they must be.
+TYPES: dict[str, Any] = {
+    "architectures": tuple[str, ...] | None,
+    "id2label": Mapping | None,
+    "label2id": Mapping | None,
+    "initializer_range": float | int | None,
+    "quantization_config": Mapping | None,
+    "dtype": str | None,
+    "torch_dtype": str | None,
+    "task_specific_params": Mapping | None,
+}
+
 # Switches of other families and of forks: they say nothing while they are off.
 SWITCHES = frozenset(["add_cross_attention", "attention_bias", "mlp_bias", "rope_interleaved", "use_mrope"])
-
-
-class UnknownConfigKey(ValueError):
-    """A `config.json` holds a key that could change the mathematics and that the family does not implement."""
 
 
 class Config:
@@ -52,22 +67,86 @@ class Config:
 def read(cls: type, data: Mapping[str, Any], ignore: frozenset[str] = frozenset(), where: str = "config.json") -> Any:
     """A config of class `cls` from the JSON of a `config.json`.
 
-    Every key is a field of `cls`, or listed as ignorable (by transformers' conventions or by the family), or `null`;
-    otherwise [`easyfn.UnknownConfigKey`][] names it. A required field that is missing is a `ValueError`. If the class has
-    a static method `normalize(data) -> data` it sees the JSON first: there older spellings become today's.
+    Every key is a field of `cls` or an `alias` of one, or listed as ignorable (by transformers' conventions, by the family,
+    by the class in `ignored`), or `null`; otherwise [`easyfn.UnknownConfigKey`][] names it. Values must be of the type that
+    the field is annotated with; a required field that is missing, or a value of another type, is a `ValueError`.
+
+    If the class has a static method `normalize(data) -> data` it sees the JSON first: there older spellings become today's.
+    Rotary settings (`rope_theta`, `rope_scaling`) and labels (`id2label`) need none: they are understood wherever the class
+    has the fields `rope_parameters` and `num_labels`. What the field's default says of `rope_theta` and
+    `partial_rotary_factor` is what a file without them means. A field annotated with another config class is read with it.
     """
-    data = dict(data)
+    data = common(data, where)
+    data = _normalized(cls, data, where)
+    for other, name in aliases(cls).items():
+        if (value := data.pop(other, None)) is not None:
+            data[name] = value
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("extra", "generation")}
+    if "rope_parameters" in fields:
+        given = fields["rope_parameters"].default
+        said = given if isinstance(given, Mapping) else {}
+        theta, partial = said.get("rope_theta", 10000.0), said.get("partial_rotary_factor")
+        data = rope_parameters(data, theta=theta, partial=partial, where=where)
+        if "original_max_position_embeddings" not in fields:
+            data.pop("original_max_position_embeddings", None)  # where it says anything, rope_parameters have it now
+    if "num_labels" in fields:
+        data = labels(data)
+    rest = {k: v for k, v in data.items() if k not in fields}
+    _refuse_unknown(cls, rest, ignore | frozenset(getattr(cls, "ignored", ())), where)
+    types = hints(cls)
+    known = {
+        k: read(types[k], v, where=f"{where}: {k}")
+        if dataclasses.is_dataclass(types[k]) and isinstance(v, Mapping)
+        else check(k, v, types[k], where)
+        for k, v in data.items()
+        if k in fields
+    }
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in known and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"{where}: {cls.__name__} needs {', '.join(missing)}, which the file does not give")
+    if any(f.name == "extra" for f in dataclasses.fields(cls)):
+        private = {k for k in rest if k.startswith("_")} - PRIVATE
+        dropped = {"extra", "generation", *DERIVED, *private}
+        known["extra"] = Frozen({k: v for k, v in rest.items() if k not in dropped})
+    return cls(**known)
+
+
+def _normalized(cls: type, data: dict[str, Any], where: str) -> dict[str, Any]:
+    """What the class makes of older spellings; where it stumbles over a value, the error says over which."""
     normalize = getattr(cls, "normalize", None)
-    if normalize is not None:
-        data = normalize(data)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    known = {k: freeze(v) for k, v in data.items() if k in fields and k not in ("extra", "generation")}
-    rest = {k: v for k, v in data.items() if k not in known}
+    if normalize is None:
+        return data
+    try:
+        return dict(normalize(dict(data)))
+    except (TypeError, AttributeError, KeyError, IndexError, ArithmeticError) as error:
+        types = hints(cls)
+        for name in types.keys() & data.keys():
+            check(name, data[name], types[name], where)
+        raise ValueError(f"{where}: {cls.__name__} cannot be read from it: {type(error).__name__}: {error}") from error
+
+
+def common(data: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
+    """The JSON with the keys that all checkpoints have in common checked."""
+    found = dict(data)
+    for key, hint in TYPES.items():
+        if key in found:
+            check(key, found[key], hint, where)
+    if found.get("quantization_config"):
+        quantization(found["quantization_config"], f"{where}: quantization_config")
+    return found
+
+
+def _refuse_unknown(cls: type, rest: Mapping[str, Any], ignore: frozenset[str], where: str) -> None:
     matters = {
         k: v
         for k, v in rest.items()
         if k not in IGNORABLE
         and k not in ignore
+        and k not in ("extra", "generation")
         and not k.startswith("_")
         and v is not None
         and not (v is False and k in SWITCHES)
@@ -79,20 +158,6 @@ def read(cls: type, data: Mapping[str, Any], ignore: frozenset[str] = frozenset(
             "results, so it is refused. If you are sure that it does not matter here, load with "
             f"config_overrides={{{', '.join(f'{k!r}: None' for k in sorted(matters))}}}."
         )
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in known and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ValueError(f"{where}: {cls.__name__} needs {', '.join(missing)}, which the file does not give")
-    for name, value in known.items():
-        whole = fields[name].type in (int, "int", "int | None") and value is not None
-        if whole and (not isinstance(value, int) or value < 0):
-            raise ValueError(f"{where}: {name}={value!r} must be an integer of at least 0")
-    if "extra" in fields:
-        known["extra"] = Frozen({k: v for k, v in rest.items() if k not in ("extra", "generation", *DERIVED)})
-    return cls(**known)
 
 
 def write(config: Any) -> dict[str, Any]:
@@ -102,7 +167,7 @@ def write(config: Any) -> dict[str, Any]:
         value = getattr(config, field.name)
         # What is None by default is left out: transformers takes a key that is null for said, not for its default.
         if field.name not in ("extra", "generation") and not (value is None and field.default is None):
-            data[field.name] = thaw(value)
+            data[field.name] = write(value) if dataclasses.is_dataclass(value) else thaw(value)
     if hasattr(config, "model_type"):
         data["model_type"] = config.model_type
     denormalize = getattr(type(config), "denormalize", None)
@@ -115,10 +180,8 @@ def ignored(config: Any) -> dict[str, Any]:
 
 
 def labels(data: dict[str, Any]) -> dict[str, Any]:
-    """`num_labels` as transformers derives it: from `id2label`."""
-    if "num_labels" not in data and data.get("id2label"):
-        data = {**data, "num_labels": len(data["id2label"])}
-    return data
+    """`num_labels` as transformers derives it: from `id2label`, which wins."""
+    return {**data, "num_labels": len(data["id2label"])} if data.get("id2label") else data
 
 
 def only(data: Mapping[str, Any], key: str, *allowed: Any) -> None:
@@ -130,59 +193,3 @@ def only(data: Mapping[str, Any], key: str, *allowed: Any) -> None:
     if value is not None and value not in allowed:
         known = " or ".join(map(repr, (*allowed, None)))
         raise UnknownConfigKey(f"config.json: {key}={value!r} is not implemented, only {known}")
-
-
-# What each kind cannot do without; transformers needs the same.
-_ROPE_NEEDS = {
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "longrope": ("short_factor", "long_factor"),
-}
-# What `nn.inverse_frequencies` reads (and `finetuned`, a remark). Another key (`mrope_section`, ...) would change the rotation.
-_ROPE_KEYS = frozenset(
-    """rope_type rope_theta partial_rotary_factor factor original_max_position_embeddings attention_factor
-    beta_fast beta_slow short_factor long_factor low_freq_factor high_freq_factor mscale mscale_all_dim
-    truncate finetuned""".split()  # noqa: SIM905
-)
-
-
-def rope_parameters(data: dict[str, Any], *, theta: float = 10000.0) -> dict[str, Any]:
-    """Rewrites older spellings of the rotary settings (`rope_theta`, `rope_scaling`) as `rope_parameters`.
-
-    Follows transformers `PreTrainedConfig.standardize_rope_params`. Parameters may be nested by kind of layer.
-    `theta` is the base of a family whose file gives none. Raises [`easyfn.UnknownConfigKey`][] for a parameter that
-    is not implemented.
-    """
-    data = dict(data)
-    scaling = data.pop("rope_scaling", None)
-    parameters = dict(scaling or data.get("rope_parameters") or {})
-    base = data.pop("rope_theta", None)
-    partial = data.pop("partial_rotary_factor", None)
-
-    def one(part: Mapping[str, Any]) -> dict[str, Any]:
-        part = dict(part)
-        kind = part.pop("type", None)
-        part["rope_type"] = part.get("rope_type") or kind or "default"
-        if part["rope_type"] == "su":  # the first name of longrope
-            part["rope_type"] = "longrope"
-        part.setdefault("rope_theta", theta if base is None else base)
-        if partial is not None:
-            part.setdefault("partial_rotary_factor", partial)
-        if part["rope_type"] in ("llama3", "yarn", "longrope"):
-            outer = data.get("original_max_position_embeddings")  # Phi-3's place for it; it wins
-            if outer is not None:
-                part["original_max_position_embeddings"] = outer
-            elif data.get("max_position_embeddings") is not None:
-                part.setdefault("original_max_position_embeddings", data["max_position_embeddings"])
-        if unknown := sorted(k for k, v in part.items() if k not in _ROPE_KEYS and v is not None):
-            raise UnknownConfigKey(f"config.json: rotary positions with {', '.join(unknown)} are not implemented")
-        if lost := [k for k in _ROPE_NEEDS.get(part["rope_type"], ()) if part.get(k) is None]:
-            raise ValueError(f"config.json: rope_type {part['rope_type']!r} needs {', '.join(lost)}; it has {part}")
-        return part
-
-    if any(isinstance(value, Mapping) for value in parameters.values()):
-        data["rope_parameters"] = {kind: None if part is None else one(part) for kind, part in parameters.items()}
-    else:
-        data["rope_parameters"] = one(parameters)
-    return data

@@ -89,7 +89,7 @@ def read_config(
             data = _json(file)
         if generation is None and (beside := file.with_name(GENERATION)).exists():
             generation = _json(beside)
-    data |= config_overrides or {}
+    data = configs.common(data | dict(config_overrides or {}), where)
     if not isinstance(data.get("model_type"), str):
         raise ValueError(f"{where}: it has no model_type, so there is no telling the architecture")
     believe(data, where)
@@ -108,7 +108,7 @@ def _json(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise LoadError(file.parent, [f"there is no {file.name}"]) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LoadError(file, [f"it is no JSON ({error})"]) from None
     if not isinstance(data, dict):
         raise LoadError(file, ["it is no JSON object"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..config.config import labels, only
+from ..config.fields import Size
 from ..core.frozen import Frozen
 from ..names.rules import Rule, rename
 from ..nn import (
@@ -26,13 +27,13 @@ class BertConfig:
     """The keys of a BERT `config.json`."""
 
     model_type: ClassVar[str] = "bert"
-    vocab_size: int = 30522
-    hidden_size: int = 768
+    vocab_size: Size = 30522
+    hidden_size: Size = 768
     num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    num_attention_heads: Size = 12
+    intermediate_size: Size = 3072
     hidden_act: str = "gelu"
-    max_position_embeddings: int = 512
+    max_position_embeddings: Size = 512
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float = 0.1

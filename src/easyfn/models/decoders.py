@@ -1,11 +1,62 @@
-"""What decoder-only families say in the same words: their tasks, their transformers classes, their windows."""
+"""What decoder-only families say in the same words: their parts, tasks, transformers classes, windows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..nn import CausalLM, SequenceClassifier
+from ..config.fields import head_dim
+from ..nn import Attention, CausalLM, Decoder, RMSNorm, SequenceClassifier
+from ..registry.family import Family, family
+
+
+def decoder_family(
+    name: str | None,
+    config: Any,
+    decoder: Callable[[Any], Any],
+    *,
+    head: Mapping[str, Callable[[Any], Any]] | None = None,
+    architectures: Mapping[str, str] | None = None,
+    ignore_tensors: Sequence[str] = (r"rotary_emb\.inv_freq$",),
+    **facts: Any,
+) -> Family:
+    """Registers a decoder-only family: its language model, its hidden states, its sequence classifier.
+
+    - `name` is what transformers' classes begin with: `"Llama"` of `LlamaForCausalLM`, `LlamaModel` and
+      `LlamaForSequenceClassification`. `architectures` are all of them, where one word does not tell.
+    - `decoder(config)` builds the `Decoder`; `head` are arguments of `nn.CausalLM` as functions of the config.
+    - `facts` (`names`, `ignore`, `prefix`, ...) are those of [`easyfn.family`][].
+    """
+    return family(
+        config.model_type,
+        config=config,
+        tasks=decoder_tasks(decoder, **(head or {})),
+        architectures=architectures or decoder_classes(name or ""),
+        ignore_tensors=ignore_tensors,
+        **facts,
+    )
+
+
+def attention(config: Any, **own: Any) -> Attention:
+    """The attention of a config with `DecoderFields`; `own` are the family's further arguments of `nn.Attention`."""
+    c = config
+    kv_heads = c.num_key_value_heads or c.num_attention_heads
+    given = {"dropout": c.attention_dropout or 0.0, **own}
+    return Attention(c.hidden_size, c.num_attention_heads, kv_heads, head_dim(c), **given)
+
+
+def norm(config: Any) -> RMSNorm:
+    """The RMSNorm of a config, as wide as its hidden states."""
+    return RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+def decoder(config: Any, block: Callable[[int], Any], **own: Any) -> Decoder:
+    """The decoder of a config with `DecoderFields`, whose layer `i` is `block(i)`, with one rotary table.
+
+    `own` are further arguments of `nn.Decoder`.
+    """
+    given = {"head_dim": head_dim(config), "rope": {"default": config.rope_parameters}, **own}
+    return Decoder(config, [block(i) for i in range(config.num_hidden_layers)], norm(config), **given)
 
 
 def decoder_tasks(decoder: Callable[[Any], Any], **head: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:

@@ -2,59 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.config import UnknownConfigKey, labels, only, rope_parameters
+from ..config.check import check
+from ..config.config import UnknownConfigKey, only
+from ..config.fields import DecoderFields, Size, rope
 from ..core.frozen import Frozen
-from ..nn import Attention, Decoder, GatedMLP, RMSNorm, SandwichBlock
-from ..registry.family import family
-from .decoders import decoder_tasks, layer_windows
+from ..nn import Decoder, GatedMLP, RMSNorm, SandwichBlock
+from .decoders import attention, decoder_family, layer_windows
 
 
-@dataclass(frozen=True)
-class Gemma3TextConfig:
+@dataclass(frozen=True, kw_only=True)
+class Gemma3TextConfig(DecoderFields):
     """The keys of a Gemma 3 text `config.json`. `rope_parameters` has one entry per kind of layer.
 
     Without `layer_types`, every sixth layer is global.
     """
 
     model_type: ClassVar[str] = "gemma3_text"
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int = 256
+    num_key_value_heads: Size = 4
+    head_dim: Size = 256
     hidden_activation: str = "gelu_pytorch_tanh"
-    max_position_embeddings: int = 131072
-    rms_norm_eps: float = 1e-6
-    rope_parameters: Frozen = Frozen(
-        sliding_attention={"rope_type": "default", "rope_theta": 10000.0},
-        full_attention={"rope_type": "default", "rope_theta": 1000000.0},
-    )
+    max_position_embeddings: Size = 131072
+    rope_parameters: Frozen = Frozen(sliding_attention=rope(10000.0), full_attention=rope(1000000.0))
     query_pre_attn_scalar: float | int = 256
-    sliding_window: int | None = 4096
+    sliding_window: Size | None = 4096
     layer_types: tuple[str, ...] | None = None
     attention_bias: bool = False
-    attention_dropout: float | int = 0.0
     final_logit_softcapping: float | int | None = None
     tie_word_embeddings: bool = True
-    num_labels: int = 2
     pad_token_id: int | None = 0
-    extra: Frozen = Frozen()
-    generation: Frozen = Frozen()
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         only(data, "use_bidirectional_attention", False)
         only(data, "attn_logit_softcapping")  # transformers reads it and never applies it
         data = dict(data)
-        pattern = data.pop("sliding_window_pattern", None) or data.get("_sliding_window_pattern") or 6
+        pattern = data.pop("sliding_window_pattern", None) or 6  # _sliding_window_pattern is written and never read
         if data.get("layer_types") is None and "num_hidden_layers" in data:
             data["layer_types"] = alternate(data["num_hidden_layers"], pattern)
-        return labels(two_bases(data))
+        return two_bases(data)
 
 
 def alternate(layers: int, pattern: int) -> tuple[str, ...]:
@@ -72,16 +61,21 @@ def two_bases(data: dict[str, Any]) -> dict[str, Any]:
         "sliding_attention": data.pop("rope_local_base_freq", None) or 10000.0,
         "full_attention": data.pop("rope_theta", None) or 1000000.0,
     }
-    given = dict(data.pop("rope_parameters", None) or {})
+    given = _object(data.pop("rope_parameters", None), "rope_parameters")
     if flat := sorted(set(given) - set(bases)):
         raise UnknownConfigKey(
             f"gemma3_text: rope_parameters has an entry for each of {', '.join(bases)}, not {', '.join(flat)}"
         )
-    scaling = {"full_attention": data.pop("rope_scaling", None) or {}}
+    scaling = {"full_attention": _object(data.pop("rope_scaling", None), "rope_scaling")}
     nested = {
-        kind: {"rope_theta": base, **(given.get(kind) or {}), **scaling.get(kind, {})} for kind, base in bases.items()
+        kind: {"rope_theta": base, **_object(given.get(kind), f"rope_parameters.{kind}"), **scaling.get(kind, {})}
+        for kind, base in bases.items()
     }
-    return rope_parameters({**data, "rope_parameters": nested})
+    return {**data, "rope_parameters": nested}
+
+
+def _object(value: Any, name: str) -> Mapping[str, Any]:
+    return check(name, value, Mapping | None, "config.json") or {}
 
 
 def gemma3(config: Gemma3TextConfig) -> Decoder:
@@ -94,18 +88,14 @@ def gemma3(config: Gemma3TextConfig) -> Decoder:
 
     layers = [
         SandwichBlock(
-            Attention(
-                c.hidden_size,
-                c.num_attention_heads,
-                c.num_key_value_heads,
-                c.head_dim,
+            attention(
+                c,
                 qkv_bias=c.attention_bias,
                 out_bias=c.attention_bias,
                 qk_norm=norm(c.head_dim),
                 scale=c.query_pre_attn_scalar**-0.5,
                 window=window,
                 rope=kind,
-                dropout=c.attention_dropout,
             ),
             GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_activation),
             *(norm(c.hidden_size) for _ in range(4)),
@@ -116,10 +106,11 @@ def gemma3(config: Gemma3TextConfig) -> Decoder:
     return Decoder(c, layers, norm(c.hidden_size), head_dim=c.head_dim, rope=rope, embed_scale=c.hidden_size**0.5)
 
 
-family(
-    "gemma3_text",
-    config=Gemma3TextConfig,
-    tasks=decoder_tasks(gemma3, softcap=lambda c: c.final_logit_softcapping),
+decoder_family(
+    None,
+    Gemma3TextConfig,
+    gemma3,
+    head={"softcap": lambda c: c.final_logit_softcapping},
     architectures={
         "Gemma3ForCausalLM": "causal-lm",
         "Gemma3TextModel": "base",

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 
 from ..config.config import labels, only
+from ..config.fields import Size, alias
 from ..core.frozen import Frozen
 from ..core.weight import shape_of
 from ..names.rules import Rule, rename, transposed
@@ -43,11 +44,11 @@ class GPT2Config:
     """The keys of a GPT-2 `config.json`."""
 
     model_type: ClassVar[str] = "gpt2"
-    vocab_size: int
-    n_positions: int
-    n_embd: int
+    vocab_size: Size
+    n_positions: Size
+    n_embd: Size
     n_layer: int
-    n_head: int
+    n_head: Size
     n_inner: int | None = None
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5
@@ -67,13 +68,10 @@ class GPT2Config:
         only(data, "add_cross_attention", False)
         return labels(data)
 
-    @property
-    def hidden_size(self) -> int:
-        return self.n_embd
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self.n_positions
+    hidden_size = alias("n_embd")
+    max_position_embeddings = alias("n_positions")
+    num_attention_heads = alias("n_head")
+    num_hidden_layers = alias("n_layer")
 
 
 class FusedAttention(eqx.Module):

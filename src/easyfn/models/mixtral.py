@@ -3,74 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ..config.config import labels, rope_parameters
+from ..config.fields import LlamaFields, Size, alias, rope
 from ..core.frozen import Frozen
 from ..names.rules import experts, rename
-from ..nn import Attention, Block, Decoder, Experts, RMSNorm, Router, SparseMoE
-from ..registry.family import family
-from .decoders import decoder_classes, decoder_tasks
+from ..nn import Block, Decoder, Experts, Router, SparseMoE
+from .decoders import attention, decoder, decoder_family, norm
 
 
-@dataclass(frozen=True)
-class MixtralConfig:
+@dataclass(frozen=True, kw_only=True)
+class MixtralConfig(LlamaFields):
     """The keys of a Mixtral `config.json`. `router_aux_loss_coef` weighs the load balancing loss in training."""
 
     model_type: ClassVar[str] = "mixtral"
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    hidden_act: str = "silu"
-    max_position_embeddings: int = 131072
+    num_experts = alias("num_local_experts")
+    num_key_value_heads: Size | None = 8
+    max_position_embeddings: Size = 131072
     rms_norm_eps: float = 1e-5
-    rope_parameters: Frozen = Frozen(rope_type="default", rope_theta=1000000.0)
-    sliding_window: int | None = None
-    num_local_experts: int = 8
-    num_experts_per_tok: int = 2
+    rope_parameters: Frozen = rope(1000000.0)
+    sliding_window: Size | None = None
+    num_local_experts: Size = 8
+    num_experts_per_tok: Size = 2
     router_aux_loss_coef: float = 0.001
     router_jitter_noise: float = 0.0
-    attention_dropout: float | int = 0.0
-    tie_word_embeddings: bool = False
-    num_labels: int = 2
-    extra: Frozen = Frozen()
-    generation: Frozen = Frozen()
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        return labels(rope_parameters(data, theta=1000000.0))
 
 
-def mixtral(config: MixtralConfig) -> Decoder:
+def mixtral(c: MixtralConfig) -> Decoder:
     """The decoder: RMSNorm, rotary grouped-query attention, a mixture of gated MLPs, all pre-norm."""
-    c = config
-    head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
-    layers = [
-        Block(
-            Attention(
-                c.hidden_size,
-                c.num_attention_heads,
-                c.num_key_value_heads or c.num_attention_heads,
-                head_dim,
-                window=c.sliding_window,
-                dropout=c.attention_dropout,
-            ),
+    return decoder(
+        c,
+        lambda _: Block(
+            attention(c, window=c.sliding_window),
             SparseMoE(
                 Router(c.hidden_size, c.num_local_experts, c.num_experts_per_tok),
                 Experts(c.num_local_experts, c.hidden_size, c.intermediate_size, c.hidden_act),
                 jitter=c.router_jitter_noise,
             ),
-            RMSNorm(c.hidden_size, c.rms_norm_eps),
-            RMSNorm(c.hidden_size, c.rms_norm_eps),
-        )
-        for _ in range(c.num_hidden_layers)
-    ]
-    return Decoder(
-        c, layers, RMSNorm(c.hidden_size, c.rms_norm_eps), head_dim=head_dim, rope={"default": c.rope_parameters}
+            norm(c),
+            norm(c),
+        ),
     )
 
 
@@ -86,11 +58,4 @@ NAMES = (
     rename("{rest}layers.{i}.mlp.gate.weight", _FILE + "gate.weight"),
 )
 
-family(
-    "mixtral",
-    config=MixtralConfig,
-    tasks=decoder_tasks(mixtral),
-    architectures=decoder_classes("Mixtral"),
-    names=NAMES,
-    ignore_tensors=(r"rotary_emb\.inv_freq$",),
-)
+decoder_family("Mixtral", MixtralConfig, mixtral, names=NAMES)

@@ -1,79 +1,45 @@
-"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv 2407.10671): Llama with biases on queries, keys and values."""
+"""Qwen2 (Yang et al. 2024, arXiv 2407.10671): Llama with biases on queries, keys and values, and windows in some layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ..config.config import labels, rope_parameters
-from ..core.frozen import Frozen
-from ..nn import Attention, Block, Decoder, GatedMLP, RMSNorm
-from ..registry.family import family
-from .decoders import decoder_classes, decoder_tasks, qwen_windows
+from ..config.fields import LlamaFields, Size
+from ..nn import Block, Decoder, GatedMLP
+from .decoders import attention, decoder, decoder_family, norm, qwen_windows
 
 
-@dataclass(frozen=True)
-class Qwen2Config:
+@dataclass(frozen=True, kw_only=True)
+class Qwen2Config(LlamaFields):
     """The keys of a Qwen2 `config.json`. `layer_types`, or else `max_window_layers`, says which layers slide."""
 
     model_type: ClassVar[str] = "qwen2"
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    hidden_act: str = "silu"
-    max_position_embeddings: int = 32768
-    rms_norm_eps: float = 1e-6
-    rope_parameters: Frozen = Frozen(rope_type="default", rope_theta=10000.0)
+    num_key_value_heads: Size | None = 32
+    max_position_embeddings: Size = 32768
     use_sliding_window: bool = False
-    sliding_window: int | None = 4096
+    sliding_window: Size | None = 4096
     max_window_layers: int = 28
     layer_types: tuple[str, ...] | None = None
-    attention_dropout: float | int = 0.0
-    tie_word_embeddings: bool = False
-    num_labels: int = 2
-    extra: Frozen = Frozen()
-    generation: Frozen = Frozen()
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        return labels(rope_parameters(data))
 
 
-def qwen2(config: Qwen2Config) -> Decoder:
+def qwen2(c: Qwen2Config) -> Decoder:
     """The decoder: RMSNorm, rotary grouped-query attention with qkv biases, gated MLP, all pre-norm."""
-    c = config
-    head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
-    layers = [
-        Block(
-            Attention(
-                c.hidden_size,
-                c.num_attention_heads,
-                c.num_key_value_heads or c.num_attention_heads,
-                head_dim,
-                qkv_bias=True,
-                window=window,
-                dropout=c.attention_dropout,
-            ),
+    windows = qwen_windows(c)
+    return decoder(
+        c,
+        lambda i: Block(
+            attention(c, qkv_bias=True, window=windows[i]),
             GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act),
-            RMSNorm(c.hidden_size, c.rms_norm_eps),
-            RMSNorm(c.hidden_size, c.rms_norm_eps),
-        )
-        for window in qwen_windows(c)
-    ]
-    return Decoder(
-        c, layers, RMSNorm(c.hidden_size, c.rms_norm_eps), head_dim=head_dim, rope={"default": c.rope_parameters}
+            norm(c),
+            norm(c),
+        ),
     )
 
 
-family(
-    "qwen2",
-    config=Qwen2Config,
-    tasks=decoder_tasks(qwen2),
-    architectures=decoder_classes("Qwen2"),
+decoder_family(
+    "Qwen2",
+    Qwen2Config,
+    qwen2,
     ignore=("dual_chunk_attention_config",),  # another engine's way past 256k tokens; transformers does not read it
-    ignore_tensors=(r"rotary_emb\.inv_freq$",),
 )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..config.fields import Size
 from ..core.frozen import Frozen
 from ..names.rules import Rule, rename
 from ..nn import (
@@ -47,13 +48,13 @@ class T5Config:
     """The keys of a T5 `config.json`."""
 
     model_type: ClassVar[str] = "t5"
-    vocab_size: int = 32128
-    d_model: int = 512
-    d_kv: int = 64
-    d_ff: int = 2048
-    num_layers: int = 6
-    num_decoder_layers: int | None = None
-    num_heads: int = 8
+    vocab_size: Size = 32128
+    d_model: Size = 512
+    d_kv: Size = 64
+    d_ff: Size = 2048
+    num_layers: Size = 6
+    num_decoder_layers: Size | None = None
+    num_heads: Size = 8
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     dropout_rate: float = 0.1

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..core.fields import needs
 from ..core.frozen import Frozen
 from .attention.rope import TYPES, rope_table, unknown_rope, whole_heads
 from .context import Context, dropout
@@ -50,6 +51,7 @@ class Decoder(eqx.Module):
         scale_inputs: bool = False,
         dropout: float = 0.0,
     ) -> None:
+        needs("nn.Decoder", config, "vocab_size", "hidden_size", "max_position_embeddings")
         for parameters in rope.values():  # fails here, not in the first forward pass
             if parameters.get("rope_type", "default") not in TYPES:
                 raise unknown_rope(parameters["rope_type"])

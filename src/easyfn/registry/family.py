@@ -16,6 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..config.check import short
 from ..core.tree import near
 from ..names.rules import Rule
 
@@ -140,8 +141,8 @@ def family_of(what: Any) -> Family:
         if what not in _families:
             known = families()
             raise ValueError(
-                f"unknown architecture {what!r}. {near(what, known)} easyfn knows: {', '.join(sorted(known))}. "
-                'Register your own with ef.family("' + what + '", config=..., model=...).'
+                f"unknown architecture {short(what)}. {near(what, known)} easyfn knows: {', '.join(sorted(known))}. "
+                f"Register your own with ef.family({short(what)}, config=..., model=...)."
             )
         return _families[what]
     config = getattr(what, "config", what)
