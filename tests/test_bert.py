@@ -254,7 +254,8 @@ def test_a_saved_sentence_embedding_is_a_sentence_transformers_folder(tmp_path, 
     ef.save(model, tmp_path)
     monkeypatch.setattr("easyfn.io.place._exchange", lambda *_: False)  # where folders cannot be exchanged
     ef.save(model, tmp_path)
-    again = ef.load(tmp_path, task="sentence-embedding")
+    again = ef.load(tmp_path)  # the folder says what it is
+    assert ef.task(again) == "sentence-embedding" and ef.task(ef.load(tmp_path, task="base")) == "base"
     assert (again.pooling, again.normalize) == (("mean",), True)
     assert json.loads((tmp_path / "modules.json").read_text())[2]["path"] == "2_Normalize"
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["1_Pooling"]

@@ -46,6 +46,26 @@ def moved(model):
     return eqx.combine(treedef.unflatten(noisy), frozen)
 
 
+def test_a_head_with_a_bias_is_a_layer_like_any():
+    """IA3 scales the sum, bias included: the head's scores are those of its layer, of the merged model and of PEFT."""
+    case = CASES["bert-untied"]
+    ids, mask = tokens(2, 6, pad=False)
+    tuned = moved(ef.apply_ia3(case.model(), "^decoder"))
+    scores = ef.forward(tuned, ids, attention_mask=mask).logits
+    hidden = jax.random.normal(jax.random.key(1), (2, 3, 48))
+    normed = tuned.norm(ef.nn.activation(tuned.act)(tuned.dense(hidden)))
+    np.testing.assert_allclose(ef.nn.head_logits(tuned, hidden), tuned.decoder(normed), atol=1e-6)
+    merged = ef.merge_lora(tuned)
+    np.testing.assert_allclose(ef.forward(merged, ids, attention_mask=mask).logits, scores, atol=1e-5)
+    layers = {"target_modules": ["cls.predictions.decoder"], "feedforward_modules": []}
+    hf = peft.get_peft_model(case.make(), peft.IA3Config(**layers))
+    module = hf.base_model.model.cls.predictions.decoder
+    module.ia3_l["default"].data = torch.tensor(np.array(tuned.decoder.weight.scale)).reshape(-1, 1)
+    with torch.no_grad():
+        want = hf(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.numpy()
+    np.testing.assert_allclose(np.asarray(scores)[mask > 0], want[mask > 0], atol=1e-4)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_laws(method):
     """Fresh changes nothing, merged is unmerged (biases too), removed is as before, in any order with stack."""

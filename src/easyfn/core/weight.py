@@ -187,17 +187,17 @@ _dot_low.defvjp(_dot_low_forward, _dot_low_backward)
 
 
 @verb
-def affine(w: Weight, x: jax.Array, bias: Any) -> jax.Array:
-    """`dot(w, x) + bias`, where `bias` `(out,)` may be `None`: what a layer with a bias computes.
+def affine(w: Weight, x: jax.Array, bias: Any, *, dtype: Any = None) -> jax.Array:
+    """`dot(w, x) + bias`, where `bias` `(out,)` may be `None`: what a layer with a bias computes, the head included.
 
-    For weights that act on the sum: few do.
+    For weights that act on the sum: few do. `dtype` is the result's, as in [`easyfn.dot`][].
 
     ```python
     import jax.numpy as jnp, easyfn as ef
     assert ef.affine(jnp.ones((2, 3)), jnp.ones((1, 3)), jnp.ones(2)).tolist() == [[4.0, 4.0]]
     ```
     """
-    y = dot(w, x)
+    y = dot(w, x, dtype=dtype)
     if bias is None:
         return y
     return y + dense(bias).astype(y.dtype).reshape((1,) * (y.ndim - 1) + shape_of(bias))

@@ -161,7 +161,8 @@ def load(
       by ranges of bytes.
     - `gguf_file`: the name of a `.gguf` file in the folder or repository (extra `gguf`). Its quantized tensors stay packed.
     - `dtype`: of the floating point arrays; `None` keeps each tensor's own.
-    - `task`: `causal-lm`, `base`, ...; `None` takes what the checkpoint was saved as. Heads that the task does not
+    - `task`: `causal-lm`, `base`, ...; `None` takes what the checkpoint was saved as (a folder of sentence-transformers:
+      `sentence-embedding`). Heads that the task does not
       have are dropped.
     - `key`: a PRNG key. A head that the checkpoint lacks is drawn at random with it; without one it is an error.
     - `mesh`, `rules`: load every array sharded, as [`easyfn.shard`][] would. The mesh may span many processes: each reads
@@ -202,6 +203,8 @@ def load(
         config = read_config(folder, config_overrides=config_overrides)
         if (sentence := sentence_settings(folder)) is not None:
             config = dataclasses.replace(config, extra=Frozen({**config.extra, "_sentence_transformers": sentence}))
+            if task is None and not sentence["other"] and "sentence-embedding" in family_of(config).tasks:
+                task = "sentence-embedding"  # what such a folder was saved as
         if is_gguf(folder):
             source = open_gguf(folder, config)
         else:

@@ -86,10 +86,10 @@ def _(w: IA3, x: jax.Array, *, dtype: Any = None) -> jax.Array:
 
 
 @affine.register(IA3)
-def _(w: IA3, x: jax.Array, bias: Any) -> jax.Array:
+def _(w: IA3, x: jax.Array, bias: Any, *, dtype: Any = None) -> jax.Array:
     if w.inputs:
-        return affine(w.base, scaled(x, _vector(w)), bias)
-    return scaled(affine(w.base, x, bias), _vector(w))
+        return affine(w.base, scaled(x, _vector(w)), bias, dtype=dtype)
+    return scaled(affine(w.base, x, bias, dtype=dtype), _vector(w))
 
 
 @gain.register(IA3)

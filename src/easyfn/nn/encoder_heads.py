@@ -11,11 +11,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..core.weight import Slot, Weight, dense, dot, slots
+from ..core.weight import Slot, Weight, slots
 from .activation import activation
 from .context import Context, dropout
-from .heads import head_logits, input_embeddings
-from .linear import Linear, along_last, declare
+from .heads import head_logits, vocabulary_scores
+from .linear import Linear, declare
 from .norm import LayerNorm
 from .output import Output
 from .pooling import POOLINGS, first_token, pool
@@ -77,10 +77,7 @@ def _(head: MaskedLM) -> dict[str, Slot]:
 @head_logits.register(MaskedLM)
 def _(head: MaskedLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
     hidden = head.norm(activation(head.act)(head.dense(hidden)))
-    table = input_embeddings(head) if head.decoder is None else head.decoder
-    bias = head.bias if head.decoder is None else head.decoder.bias
-    logits = dot(table.weight, hidden, dtype=dtype)
-    return logits if bias is None else logits + along_last(dense(bias).astype(logits.dtype), logits)
+    return vocabulary_scores(head, head.decoder, hidden, bias=head.bias, dtype=dtype)
 
 
 class NextSentence(eqx.Module):

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ..core.verb import verb
-from ..core.weight import dense, dot
+from ..core.weight import affine
 from .context import Context
-from .linear import Linear, along_last
+from .linear import Linear
 from .output import Output
 from .pooling import last_token_by_id
 
@@ -56,14 +56,19 @@ def head_logits(model: Any, hidden: jax.Array, *, dtype: Any = None) -> jax.Arra
     raise head_logits.missing(model, "It has no head over a vocabulary that easyfn knows of.")
 
 
+def vocabulary_scores(
+    model: Any, head: Linear | None, hidden: jax.Array, *, bias: Any = None, dtype: Any = None
+) -> jax.Array:
+    """What every head over a vocabulary computes: the `head`'s product, or that with the input embeddings where there is
+    none, and then `bias`. One place, so that a format or an adapter acts on heads as on any layer."""
+    if head is None:
+        return affine(input_embeddings(model).weight, hidden, bias, dtype=dtype)
+    return head(hidden, dtype=dtype)
+
+
 @head_logits.register(CausalLM)
 def _(model: CausalLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
-    if model.lm_head is None:
-        logits = dot(input_embeddings(model).weight, hidden, dtype=dtype)
-    else:
-        logits = dot(model.lm_head.weight, hidden, dtype=dtype)
-        if model.lm_head.bias is not None:
-            logits = logits + along_last(dense(model.lm_head.bias).astype(logits.dtype), logits)
+    logits = vocabulary_scores(model, model.lm_head, hidden, dtype=dtype)
     if model.scale != 1.0:
         logits = logits * jnp.asarray(model.scale, logits.dtype)
     if model.softcap is not None:

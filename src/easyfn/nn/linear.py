@@ -52,8 +52,8 @@ class Linear(eqx.Module):
         self.role = role
         self.std = std
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return affine(self.weight, x, self.bias)
+    def __call__(self, x: jax.Array, *, dtype: Any = None) -> jax.Array:
+        return affine(self.weight, x, self.bias, dtype=dtype)
 
 
 @slots.register(Linear)

@@ -9,11 +9,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..core.weight import dense, dot
 from .cache.cache import CrossKV, Held, empty_slots, layer_cache, stored
 from .context import Context, Mask
-from .heads import head_logits, input_embeddings
-from .linear import Embedding, Linear, along_last
+from .heads import head_logits, vocabulary_scores
+from .linear import Embedding, Linear
 from .output import Output
 
 
@@ -117,8 +116,4 @@ class Seq2SeqLM(eqx.Module):
 @head_logits.register(Seq2SeqLM)
 def _(model: Seq2SeqLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
     hidden = hidden * jnp.asarray(model.scale, hidden.dtype)
-    if model.lm_head is None:
-        return dot(input_embeddings(model).weight, hidden, dtype=dtype)
-    logits = dot(model.lm_head.weight, hidden, dtype=dtype)
-    bias = model.lm_head.bias
-    return logits if bias is None else logits + along_last(dense(bias).astype(logits.dtype), logits)
+    return vocabulary_scores(model, model.lm_head, hidden, dtype=dtype)
