@@ -113,6 +113,20 @@ def case(name: str, **facts: Any) -> Callable[[Callable[[], Any]], Callable[[], 
     return register
 
 
+IMAGES: dict[str, Case] = {}  # models whose main input is pixels, which the tests of tokens cannot run
+
+
+def images(name: str, **facts: Any) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """As `case`, for a model of images: `test_vision.py` compares it."""
+
+    def register(make: Callable[[], Any]) -> Callable[[], Any]:
+        assert name not in IMAGES, f"there is a case {name} already"
+        IMAGES[name] = Case(name, make, **{"causal": False, **facts})
+        return make
+
+    return register
+
+
 def names(**facts: Any) -> list[str]:
     """The names of the cases with the given facts: `names(task="causal-lm", variant=False)`, for `parametrize`."""
     return [n for n, c in CASES.items() if all(getattr(c, k) == v for k, v in facts.items())]
@@ -138,7 +152,7 @@ def reference(cls: Any, config: Any, seed: int = 0) -> Any:
 
 @functools.cache
 def _torch(name: str) -> Any:
-    return CASES[name].make()
+    return (CASES | IMAGES)[name].make()
 
 
 @functools.cache

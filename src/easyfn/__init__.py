@@ -65,6 +65,7 @@ from .generation.model import (
 from .generation.result import Generation as Generation
 from .generation.state import State as State
 from .generation.stream import stream as stream, stream_text as stream_text
+from .inputs import image as _image  # noqa: F401  (registers)
 from .inputs.sample import sample_inputs as sample_inputs
 from .inputs.statement import Input as Input, Inputs as Inputs, inputs as inputs
 from .inspect.card import model_card as model_card
@@ -153,7 +154,10 @@ from .sharding import (
     shard_fns as shard_fns,
 )
 from .sharding.pipeline import pipeline as pipeline, unpipeline as unpipeline
-from .tasks import encoders as _encoders  # noqa: F401  (registers)
+from .tasks import (
+    encoders as _encoders,  # noqa: F401  (registers)
+    images as _images,  # noqa: F401  (registers)
+)
 from .tasks.cross_entropy import LossConfig as LossConfig, loss_from_logits as loss_from_logits
 from .tasks.embeddings import (
     decoder as decoder,

@@ -99,15 +99,13 @@ def inputs(model: Any) -> Inputs:
     assert stated.fields["input_ids"].below == 64 and stated.main == ("input_ids", "inputs_embeds")
     ```
     """
-    names = accepted(model)
-    inner = getattr(model, "model", None)
-    below = inputs(inner) if inner is not None and accepted(inner) else None
-    known = {} if below is None else dict(below.fields)
-    for name in sorted(names - set(known)):
-        known[name] = by_custom(name, getattr(model, "config", None))
-    fields = {name: known[name] for name in sorted(known) if name in names or accepted.knows(type(model))}
-    if below is not None:
-        return below.replace(fields=fields)
+    names, inner = accepted(model), getattr(model, "model", None)
+    under = set() if inner is None else accepted(inner)
+    own = {name: by_custom(name, getattr(model, "config", None)) for name in sorted(names - under)}
+    if under:
+        below = inputs(inner)
+        return below.replace(fields={**{n: one for n, one in below.fields.items() if n in names}, **own})
+    fields = own
     main = tuple(name for name in ("input_ids", "inputs_embeds") if name in fields) or tuple(
         name for name in ("pixel_values", "input_features", "input_values") if name in fields
     )

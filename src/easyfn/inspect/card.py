@@ -16,6 +16,7 @@ _PIPELINES = {
     "masked-lm": "fill-mask",
     "sequence-classification": "text-classification",
     "token-classification": "token-classification",
+    "image-classification": "image-classification",
     "question-answering": "question-answering",
     "sentence-embedding": "sentence-similarity",
     "base": "feature-extraction",

@@ -45,6 +45,7 @@ from .context import (
     along_batch as along_batch,
     dropout as dropout,
 )
+from .conv import Conv as Conv
 from .decoder import Decoder as Decoder
 from .encoder import (
     AddNorm as AddNorm,
@@ -99,9 +100,18 @@ from .recurrent.ssd import (
     scan_chunks as scan_chunks,
     scan_step as scan_step,
 )
+from .resize import resize_grid as resize_grid, resize_matrix as resize_matrix
 from .seq2seq import (
     Seq2Seq as Seq2Seq,
     Seq2SeqLM as Seq2SeqLM,
     attend_to_encoder as attend_to_encoder,
     empty_cross as empty_cross,
+)
+from .vision import (
+    ClassTokens as ClassTokens,
+    EncoderBlock as EncoderBlock,
+    FirstToken as FirstToken,
+    ImageClassifier as ImageClassifier,
+    ImageEncoder as ImageEncoder,
+    LayerScale as LayerScale,
 )

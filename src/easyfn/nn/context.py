@@ -94,8 +94,8 @@ class Context(eqx.Module):
     left out: windows are measured by it), `position_ids` are what rotary and learned positions read.
     """
 
-    position_ids: jax.Array  # [batch, seq]
-    segment_ids: jax.Array  # [batch, seq], 0 = padding
+    position_ids: jax.Array  # [batch, seq], or [axes, batch, seq] where positions have several
+    segment_ids: jax.Array | None  # [batch, seq], 0 = padding; None in a tower of images, where nothing is
     slots: jax.Array  # [seq], place of each query in the sequence; [batch, seq] where each row is at its own
     order: jax.Array  # [seq] or [batch, seq], the number of tokens before each in its row
     cached_segment_ids: jax.Array | None = None  # [batch, max_length], with a cache: of every slot

@@ -1,0 +1,91 @@
+"""DeiT (Touvron et al. 2020, arXiv 2012.12877): a ViT with a second token that learns from a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import equinox as eqx
+
+from ..config.config import labels
+from ..core.frozen import Frozen
+from ..nn import Context, Linear, Output
+from ..nn.vision import ImageClassifier, ImageEncoder
+from ..registry.family import family
+from ..tasks.task import task
+from .vision import LEGACY, block_names, head_names
+from .vit import vit
+
+
+@dataclass(frozen=True)
+class DeiTConfig:
+    """The keys of a DeiT `config.json`."""
+
+    model_type: ClassVar[str] = "deit"
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    layer_norm_eps: float = 1e-12
+    image_size: int | tuple[int, ...] = 224
+    patch_size: int | tuple[int, ...] = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    pooler_output_size: int | None = None
+    pooler_act: str = "tanh"
+    num_labels: int = 2
+    extra: Frozen = Frozen()
+    generation: Frozen = Frozen()
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        return labels(data)
+
+
+class DistilledClassifier(eqx.Module):
+    """The mean of two classifiers: of the class token and of the token that learned from the teacher. For inference."""
+
+    model: ImageEncoder
+    cls_classifier: Linear
+    distillation_classifier: Linear
+    config: Any = eqx.field(static=True)
+
+    def __init__(self, model: ImageEncoder) -> None:
+        c = model.config
+        self.model = model
+        self.cls_classifier, self.distillation_classifier = (
+            Linear(c.hidden_size, c.num_labels, True, axes=(None, "embed"), role="head") for _ in range(2)
+        )
+        self.config = c
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        out = self.model(context, cache, **inputs)
+        x = out.last_hidden_state
+        return out.replace(logits=(self.cls_classifier(x[:, 0]) + self.distillation_classifier(x[:, 1])) / 2)
+
+
+@task.register(DistilledClassifier)
+def _(model: DistilledClassifier) -> str:
+    return "image-classification-with-teacher"
+
+
+family(
+    "deit",
+    config=DeiTConfig,
+    tasks={
+        "base": lambda c: vit(c, distilled=True),
+        "image-classification": lambda c: ImageClassifier(vit(c, pooler=False, distilled=True)),
+        "image-classification-with-teacher": lambda c: DistilledClassifier(vit(c, pooler=False, distilled=True)),
+    },
+    architectures={
+        "DeiTModel": "base",
+        "DeiTForImageClassification": "image-classification",
+        "DeiTForImageClassificationWithTeacher": "image-classification-with-teacher",
+    },
+    names=lambda model: head_names(model, ImageEncoder, block_names("layers", "encoder.layer", LEGACY), "deit"),
+    ignore=("encoder_stride",),  # of masked image modelling
+    prefix="deit",
+)

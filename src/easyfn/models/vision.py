@@ -1,0 +1,37 @@
+"""What families of images say in the same words: tensor names of their blocks, their config's keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..names.rules import Rule, rename
+
+# How transformers' files call the parts of a block since ViT, whatever its modules call them today.
+LEGACY = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "mlp.up_proj": "intermediate.dense",
+    "mlp.down_proj": "output.dense",
+}
+
+
+def block_names(ours: str, theirs: str, parts: Mapping[str, str]) -> list[Rule]:
+    """Rules for numbered blocks: `parts` of ours by the names of a file."""
+    named = [rename(f"{ours}.{{i}}.{a}.{{rest}}", f"{theirs}.{{i}}.{b}.{{rest}}") for a, b in parts.items()]
+    return [*named, rename(f"{ours}.{{i}}.{{rest}}", f"{theirs}.{{i}}.{{rest}}")]
+
+
+def under(rules: Sequence[Rule], ours: str, theirs: str) -> list[Rule]:
+    """Rules of a model for where it is a part of another: our prefix `ours`, the file's prefix `theirs`."""
+    inner = [r._replace(ours=f"{ours}.{r.ours}", theirs=tuple(f"{theirs}.{t}" for t in r.theirs)) for r in rules]
+    return [*inner, rename(f"{ours}.{{rest}}", f"{theirs}.{{rest}}")]
+
+
+def head_names(model: Any, base: type, rules: Sequence[Rule], prefix: str) -> list[Rule]:
+    """Rules of a base model, or of a head that holds it in its field `model`, which files call `prefix`."""
+    return list(rules) if isinstance(model, base) else under(rules, "model", prefix)

@@ -1,0 +1,69 @@
+"""ViT (Dosovitskiy et al. 2020, arXiv 2010.11929): an image is a sequence of patches, read by a pre-norm encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..config.config import labels
+from ..core.frozen import Frozen
+from ..nn.mlp import MLP
+from ..nn.vision import ClassTokens, EncoderBlock, FirstToken, ImageClassifier, ImageEncoder, SelfAttention
+from ..registry.family import family
+from .vision import LEGACY, block_names, head_names
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """The keys of a ViT `config.json`."""
+
+    model_type: ClassVar[str] = "vit"
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    layer_norm_eps: float = 1e-12
+    image_size: int | tuple[int, ...] = 224
+    patch_size: int | tuple[int, ...] = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    pooler_output_size: int | None = None
+    pooler_act: str = "tanh"
+    num_labels: int = 2
+    extra: Frozen = Frozen()
+    generation: Frozen = Frozen()
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        return labels(data)
+
+
+def vit_block(c: Any) -> EncoderBlock:
+    bias = (c.qkv_bias, c.qkv_bias, c.qkv_bias, True)
+    attention = SelfAttention(c.hidden_size, c.num_attention_heads, bias=bias, dropout=c.attention_probs_dropout_prob)
+    mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_act, bias=True)
+    return EncoderBlock(c.hidden_size, attention, mlp, c.layer_norm_eps, dropout=c.hidden_dropout_prob)
+
+
+def vit(c: Any, *, pooler: bool = True, distilled: bool = False) -> ImageEncoder:
+    """An encoder of patches, with a class token (and DeiT's distillation token)."""
+    pooled = FirstToken((c.hidden_size, c.pooler_output_size or c.hidden_size), c.pooler_act) if pooler else None
+    layers = [vit_block(c) for _ in range(c.num_hidden_layers)]
+    return ImageEncoder(c, ClassTokens(c, distilled=distilled), layers, pooler=pooled)
+
+
+family(
+    "vit",
+    config=ViTConfig,
+    tasks={
+        "base": vit,
+        "image-classification": lambda c: ImageClassifier(vit(c, pooler=False)),
+    },
+    architectures={"ViTModel": "base", "ViTForImageClassification": "image-classification"},
+    names=lambda model: head_names(model, ImageEncoder, block_names("layers", "encoder.layer", LEGACY), "vit"),
+    ignore=("encoder_stride",),  # of masked image modelling
+    prefix="vit",
+)

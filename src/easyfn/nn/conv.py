@@ -1,0 +1,90 @@
+"""Convolutions over channels-last arrays, with weights in Hugging Face's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ..core.weight import Slot, Weight, dense, dot, shape_of, slots
+from .linear import along_last, declare
+
+_AXES = "DHW"
+
+
+def _each(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    return (value,) * rank if isinstance(value, int) else tuple(value)
+
+
+class Conv(eqx.Module):
+    """A convolution over the spatial axes of `x` `(batch, *spatial, in)`, to `(batch, *spatial, out)`.
+
+    `weight` is torch's: `(out, in / groups, *kernel)`; `bias` `(out,)`. The channels come last, where linear layers and norms
+    want them. `padding` is how many zeros are added on both sides of each axis.
+    """
+
+    weight: Weight
+    bias: Weight | None
+    stride: tuple[int, ...] = eqx.field(static=True)
+    padding: tuple[int, ...] = eqx.field(static=True)
+    groups: int = eqx.field(static=True)
+    axes: tuple[str | None, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int],
+        bias: bool = True,
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        axes: tuple[str | None, str | None] = ("embed", None),
+    ) -> None:
+        rank = len(kernel)
+        self.weight = declare(out_channels, in_channels // groups, *kernel)
+        self.bias = declare(out_channels) if bias else None
+        self.stride = _each(stride, rank)
+        self.padding = _each(padding, rank)
+        self.groups = groups
+        self.axes = (*axes, *(None,) * rank)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = shape_of(self.weight)[2:]
+        if self.stride == kernel and self.groups == 1 and not any(self.padding):
+            return self._by_patches(x, kernel)
+        weight = dense(self.weight)
+        spatial = _AXES[-len(kernel) :]
+        common = jnp.result_type(weight.dtype, x.dtype)
+        y = jax.lax.conv_general_dilated(
+            x.astype(common),
+            weight.astype(common),
+            self.stride,
+            [(p, p) for p in self.padding],
+            dimension_numbers=(f"N{spatial}C", f"OI{spatial}", f"N{spatial}C"),
+            feature_group_count=self.groups,
+            preferred_element_type=jnp.float32,
+        ).astype(common)
+        return self._biased(y)
+
+    def _by_patches(self, x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
+        """Patches that do not overlap: one matrix product, which is faster than a convolution on every backend."""
+        counts = tuple(n // k for n, k in zip(x.shape[1:-1], kernel, strict=True))
+        x = x[(slice(None), *(slice(0, n * k) for n, k in zip(counts, kernel, strict=True)))]
+        split = [x.shape[0], *(m for pair in zip(counts, kernel, strict=True) for m in pair), x.shape[-1]]
+        rank = len(kernel)
+        order = [0, *range(1, 2 * rank, 2), 2 * rank + 1, *range(2, 2 * rank + 1, 2)]
+        rows = x.reshape(split).transpose(order).reshape(x.shape[0], *counts, -1)
+        weight = dense(self.weight)
+        return self._biased(dot(weight.reshape(weight.shape[0], -1), rows))
+
+    def _biased(self, y: jax.Array) -> jax.Array:
+        return y if self.bias is None else y + along_last(dense(self.bias).astype(y.dtype), y)
+
+
+@slots.register(Conv)
+def _(conv: Conv) -> dict[str, Slot]:
+    return {"weight": Slot("conv", conv.axes), "bias": Slot("bias", conv.axes[:1], "zeros")}

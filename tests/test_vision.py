@@ -1,0 +1,209 @@
+"""Models of images against transformers: the same numbers, files both ways, gradients, and all transforms together."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import easyfn as ef
+from cases import IMAGES
+
+ANSWERS = ("last_hidden_state", "pooler_output", "logits", "hidden_states", "attentions")
+ANSWERS += ("image_embeds", "text_embeds", "logits_per_image", "logits_per_text")
+NAMES = list(IMAGES)
+SMALLER = [n for n in NAMES if not IMAGES[n].variant]
+
+
+def model_of(name):
+    case = IMAGES[name]
+    if name not in MODELS:
+        MODELS[name] = ef.from_torch(case.torch(), task=case.task)
+    return MODELS[name]
+
+
+MODELS: dict[str, object] = {}
+
+
+def batch(model, rows=2, seed=0):
+    drawn = ef.sample_inputs(model, rows, 9, key=jax.random.key(seed))
+    return {name: np.asarray(value) for name, value in drawn.items()}
+
+
+def torch_run(module, inputs, **more):
+    import torch
+
+    with torch.no_grad():
+        out = module(**{name: torch.tensor(value) for name, value in inputs.items()}, **more)
+    return {k: jax.tree.map(lambda t: t.float().numpy(), out[k]) for k in ANSWERS if out.get(k) is not None}
+
+
+def close(got, want, what, atol=1e-4):
+    assert np.shape(got) == np.shape(want), f"{what}: {np.shape(got)} against {np.shape(want)}"
+    np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=atol, rtol=1e-4, err_msg=what)
+
+
+def agree(out, want):
+    for name, value in want.items():
+        mine = getattr(out, name)
+        assert mine is not None, f"there is no {name}"
+        if isinstance(value, tuple):
+            assert len(mine) == len(value), name
+            for i, (a, b) in enumerate(zip(mine, value, strict=True)):
+                close(a, b, f"{name}[{i}]")
+        else:
+            close(mine, value, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_agrees_with_transformers(name):
+    model, module = model_of(name), IMAGES[name].torch()
+    inputs = batch(model)
+    wants = {"output_hidden_states": True, "output_attentions": True}
+    want = torch_run(module, inputs, **wants)
+    assert want
+    agree(jax.jit(lambda m, x: ef.forward(m, **x, **wants))(model, inputs), want)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_both_ways(name, tmp_path):
+    """Names, shapes and bits of the file are transformers'; what we save it reads, and it says the same."""
+    from safetensors.numpy import load_file
+
+    case, model = IMAGES[name], model_of(name)
+    case.torch().save_pretrained(tmp_path / "theirs")
+    theirs = load_file(tmp_path / "theirs" / "model.safetensors")
+    ef.save(model, tmp_path / "ours")
+    ours = load_file(tmp_path / "ours" / "model.safetensors")
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    assert all(np.array_equal(ours[k], theirs[k]) for k in ours)
+    back = ef.load(tmp_path / "theirs", progress=False)
+    assert ef.task(back) == case.task
+    for path, value in ef.params(back).items():
+        assert np.array_equal(value, ef.params(model)[path]), path
+    again = type(case.torch()).from_pretrained(tmp_path / "ours").eval()
+    inputs = batch(model)
+    want = torch_run(case.torch(), inputs)
+    for key, value in torch_run(again, inputs).items():
+        close(value, want[key], key, 1e-6)
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_gradient_and_transforms(name):
+    """Every weight that answers has transformers' gradient; stacked, quantized, adapted and sharded it is one function."""
+    import torch
+
+    model, module = model_of(name), IMAGES[name].make()
+    inputs = batch(model)
+    answers = {k: v for k, v in torch_run(module, inputs).items() if not isinstance(v, tuple)}
+    noise = {k: np.random.RandomState(3).randn(*np.shape(v)).astype(np.float32) for k, v in answers.items()}
+
+    def total(m, x):
+        out = ef.forward(m, **x)
+        return sum(jnp.sum(getattr(out, k) * noise[k]) for k in noise)
+
+    slopes = jax.jit(jax.grad(total))(model, inputs)
+    module.requires_grad_(True)
+    out = module(**{k: torch.tensor(v) for k, v in inputs.items()})
+    sum((out[k] * torch.tensor(noise[k])).sum() for k in noise).backward()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+    want = ef.params(ef.from_torch(module, task=IMAGES[name].task))
+    largest = max(np.abs(v).max() for v in want.values())
+    for path, value in ef.params(slopes).items():
+        np.testing.assert_allclose(value, want[path], atol=2e-5 * largest, rtol=1e-3, err_msg=path)
+
+    key = jax.random.key(0)
+    small = ef.apply_lora(ef.quantize(model, "8bit"), "all-linear", rank=2, key=key)
+    whole = jax.jit(lambda m, x: total(m, x))
+    want = whole(small, inputs)
+    rules = dataclasses.replace(ef.default_rules(small), indivisible="replicate")
+    split = ef.shard(ef.stack(small), rules, ef.make_mesh(dp=2, fsdp=2, tp=2))
+    np.testing.assert_allclose(whole(split, inputs), want, rtol=1e-4, atol=1e-4 * abs(float(want)) + 1e-3)
+
+
+def test_sizes():
+    """Another size is refused unless positions are interpolated, as transformers does it; DINOv2 always does."""
+    pixels = np.random.RandomState(0).randn(1, 2, 40, 24).astype(np.float32)
+    model, module = model_of("vit-classifier"), IMAGES["vit-classifier"].torch()
+    with pytest.raises(ValueError, match=r"5 x 3 patches.*3 x 3.*interpolate_pos_encoding=True"):
+        ef.forward(model, pixel_values=pixels)
+    want = torch_run(module, {"pixel_values": pixels}, interpolate_pos_encoding=True)
+    agree(ef.forward(model, pixel_values=pixels, interpolate_pos_encoding=True), want)
+    pixels = np.random.RandomState(0).randn(1, 3, 26, 16).astype(np.float32)
+    mask = np.array([[True, False, True, False, False, False]])
+    module = IMAGES["dinov2"].torch()
+    for more in ({}, {"bool_masked_pos": mask}):
+        agree(
+            ef.forward(model_of("dinov2"), pixel_values=pixels, **more),
+            torch_run(module, {"pixel_values": pixels, **more}),
+        )
+    with pytest.raises(TypeError, match="takes no bool_masked_pos"):
+        ef.forward(model, pixel_values=pixels[:, :2], bool_masked_pos=mask)
+
+
+def test_loss_and_training():
+    """Image classification learns; dropout and stochastic depth need a key."""
+    model = model_of("vit-classifier")
+    inputs = {**batch(model), "labels": np.array([1, 3])}
+    loss, metrics = ef.compute_loss(model, inputs)
+    import torch
+
+    want = (
+        IMAGES["vit-classifier"]
+        .torch()(pixel_values=torch.tensor(inputs["pixel_values"]), labels=torch.tensor([1, 3]))
+        .loss
+    )
+    np.testing.assert_allclose(loss, want.item(), rtol=1e-5)
+    assert ef.task(model) == "image-classification" and metrics["num_tokens"] == 2
+    assert ef.flops(model, 2, 1) == 2 * ef.flops(model, 1, 1) > 0
+    config = ef.models.Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8, drop_path_rate=0.5
+    )
+    deep = ef.init(config, key=jax.random.key(0), task="base")
+    pixels = jnp.ones((4, 3, 16, 16))
+    a, b = (ef.forward(deep, pixel_values=pixels, key=k).last_hidden_state for k in (None, jax.random.key(1)))
+    assert not np.allclose(a, b) and np.isfinite(b).all()
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("old", "new"), [((5, 5), (7, 3)), ((4, 6), (8, 6)), ((7, 5), (2, 5))])
+def test_resampling_is_torchs(method, antialias, old, new):
+    import torch
+
+    table = np.random.RandomState(0).randn(old[0] * old[1], 3).astype(np.float32)
+    grid = torch.tensor(table).reshape(1, *old, 3).permute(0, 3, 1, 2)
+    want = torch.nn.functional.interpolate(grid, size=new, mode=method, align_corners=False, antialias=antialias)
+    got = ef.nn.resize_grid(jnp.asarray(table), old, new, method=method, antialias=antialias)
+    np.testing.assert_allclose(got, want.permute(0, 2, 3, 1).reshape(-1, 3), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        ((3, 3), {"stride": 2, "padding": 1}),
+        ((2, 3), {"stride": (2, 3)}),
+        ((7, 7), {"padding": 3, "groups": 4}),
+        ((5,), {"padding": 2}),
+    ],
+)
+def test_convolutions_are_torchs(kernel, options):
+    import torch
+
+    kind = {1: torch.nn.Conv1d, 2: torch.nn.Conv2d}[len(kernel)]
+    theirs = kind(4, 8, kernel, **options)
+    conv = ef.init(ef.nn.Conv(4, 8, kernel, **options), key=jax.random.key(0))
+    conv = eqx.tree_at(
+        lambda c: (c.weight, c.bias), conv, tuple(jnp.asarray(t.detach().numpy()) for t in (theirs.weight, theirs.bias))
+    )
+    x = np.random.RandomState(0).randn(2, 4, *(11, 9)[: len(kernel)]).astype(np.float32)
+    want = theirs(torch.tensor(x)).detach().numpy()
+    np.testing.assert_allclose(
+        np.moveaxis(np.asarray(conv(jnp.moveaxis(jnp.asarray(x), 1, -1))), -1, 1), want, atol=1e-5
+    )
