@@ -22,11 +22,11 @@ tokens), and noise on every parameter, so that no norm or bias is neutral. Keep 
 fewest that show each kind of layer twice. The function imports its transformers classes itself, so that collecting
 the tests stays cheap.
 
-What is run on it: a family's first case keeps the laws of `test_families.py` (parity with both paddings, cached decode,
-greedy tokens, files, one gradient, one check of all transforms together) within a budget of compiled programs; a
-variant only agrees with transformers. A law that the family does not keep is named with its reason in
-`expected_failures={"name_of_the_law": "why"}`, and must fail. `make test-all` runs every law on every case that is no
-variant. What holds for a *kind* of layer (windows, experts, recurrence, ...) is tested on the model of `KINDS` that has
+What is run on it: a family's first case is held to `test_families.py` (parity with both paddings, cached decode, greedy
+tokens, one gradient, all transforms together) and to `test_io.py` (files both ways); a variant only agrees with
+transformers and keeps its files. `make test-all` runs every law of `easyfn.testing` on every case that is no variant: a
+law that the family does not keep is named with its reason in `expected_failures={"name_of_the_law": "why"}`, and must
+fail. What holds for a *kind* of layer (windows, experts, recurrence, ...) is tested on the model of `KINDS` that has
 it, and not again on each family.
 """
 
@@ -68,6 +68,7 @@ class Case:
     encoder_decoder: bool = False
     recurrent: bool = False  # no attention: state, and no attentions to compare
     moe: bool = False
+    inputs: Callable[[], dict[str, np.ndarray]] | None = None  # what a model takes that reads no plain `input_ids`
     variant: bool = False  # one more setting of a family that is here already: it agrees with torch, and that is all
     expected_failures: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name of a law -> the reason
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from cases import CASES, VOCAB
+from cases import CASES, VOCAB, kinds
 from easyfn.generation.beams import run_beams
 from easyfn.generation.plan import prepare
 from easyfn.nn.parallel.exchange import exchange
 
 NEW = 7
-FAMILIES = [name for name, case in CASES.items() if case.generates and not case.variant]
+FAMILIES = kinds(task="causal-lm") + kinds(task="seq2seq-lm")
 
 
 def prompts(rows=2, length=7, seed=0, right=False):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import easyfn as ef
-from cases import CASES, names
+from cases import CASES, kinds
 from easyfn.inspect.flops import count
 
 LLAMA = ef.models.LlamaConfig(
@@ -45,8 +45,8 @@ def xla(model, inputs):
     return (found[0] if isinstance(found, list) else found)["flops"]
 
 
-@pytest.mark.parametrize("name", names(variant=False, moe=False))
-def test_every_family_against_xla(name):
+@pytest.mark.parametrize("name", kinds(moe=False))
+def test_every_kind_against_xla(name):
     """XLA also counts elementwise work, which weighs much in models as small as these; never less than ours."""
     model = jax.eval_shape(lambda m: m, CASES[name].model())
     ours = ef.flops(model, 2, 16)
@@ -54,7 +54,7 @@ def test_every_family_against_xla(name):
     assert 0.4 * theirs < ours <= theirs
 
 
-@pytest.mark.parametrize("name", names(variant=False, moe=True))
+@pytest.mark.parametrize("name", kinds(moe=True))
 def test_experts_count_for_the_tokens_that_choose_them(name):
     model = jax.eval_shape(lambda m: m, CASES[name].model())  # XLA counts one turn of the loop over blocks of rows
     config, tokens = model.config, 2 * 16

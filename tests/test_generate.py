@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from cases import CASES, VOCAB
+from cases import CASES, VOCAB, kinds
 from easyfn.generation.config import FIELDS
 from easyfn.generation.loop import run
 from easyfn.generation.options import HARMLESS, HARMLESS_IN_FILES, REFUSED, resolve
 from easyfn.generation.plan import prepare
 
 GENERATING = [name for name, case in CASES.items() if case.generates]
-FAMILIES = [name for name in GENERATING if not CASES[name].variant]
+FAMILIES = kinds(task="causal-lm") + kinds(task="seq2seq-lm")
 NEW = 10
 
 

@@ -1,4 +1,4 @@
-"""Every family keeps every law."""
+"""Every kind of layer keeps every law; `make test-all` holds every family to them."""
 
 import sys
 from pathlib import Path
@@ -24,13 +24,14 @@ def case(name: str) -> Case:
         make=lambda key: known.model(),
         causal=known.encoder_decoder or (known.causal and known.generates),
         tokens="decoder_input_ids" if known.encoder_decoder else "input_ids",
-        inputs=DECODER if known.encoder_decoder else {},
+        inputs=DECODER if known.encoder_decoder else known.inputs() if known.inputs else {},
         expected_failures=known.expected_failures,
     )
 
 
 QUICK = ["llama", "bert", "t5", "mamba2"]  # a decoder, an encoder, both, and a recurrence
-REST = [name for name in cases.names(variant=False) if name not in QUICK]
+KINDS = [name for name in cases.kinds() if name not in QUICK]
+REST = [name for name in cases.names(variant=False) if name not in cases.kinds()]
 
 
 ELSEWHERE = ["shard_changes_nothing"]  # on many meshes: test_sharding.py
@@ -42,6 +43,12 @@ def test_family(law):
 
 
 @pytest.mark.slow
-@laws.parametrize(*(case(name) for name in REST), without=ELSEWHERE)
+@laws.parametrize(*(case(name) for name in KINDS), without=ELSEWHERE)
+def test_kind(law):
+    law()
+
+
+@pytest.mark.every_family
+@laws.parametrize(*(case(name) for name in REST))
 def test_every_family(law):
     law()

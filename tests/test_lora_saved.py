@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from cases import CASES, tokens
+from cases import CASES, kinds, tokens
 from easyfn.core.tree import replace
 
 
@@ -44,7 +44,13 @@ def _(w):
     return ef.shape_of(w.inner)
 
 
-@pytest.mark.parametrize("name", [n for n, c in CASES.items() if not c.variant or c.task != "causal-lm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *kinds(),
+        *(n for n, c in CASES.items() if c.variant and c.task != "causal-lm" and c.family in ("bert", "t5", "llama")),
+    ],
+)
 def test_a_pytree_may_sit_in_every_slot(name):
     """The program is the same one, whatever role the slot has: `dense` of an array costs nothing."""
     case = CASES[name]

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from cases import CASES, VOCAB, Case, names, port, positions, tokens
+from cases import CASES, VOCAB, Case, kinds, names, port, positions, tokens
 from easyfn.config.config import read, write
 from easyfn.names.rules import tensors
 from easyfn.registry.family import abstract_config, family_of
 
-DECODERS = [n for n, c in CASES.items() if c.causal and not c.encoder_decoder]
-LANGUAGE = [n for n in DECODERS if CASES[n].task == "causal-lm"]
-FAMILIES = [n for n in LANGUAGE if not CASES[n].variant]
+DECODERS = [n for n, c in CASES.items() if c.causal and not c.encoder_decoder and c.inputs is None]
+FAMILIES = kinds(task="causal-lm")
 CACHED = [*(n for n in FAMILIES if not CASES[n].recurrent), "qwen2-window"]  # Mamba-2 has its own in test_mamba2
 
 
@@ -59,23 +58,18 @@ def close(got, want, mask, atol=1e-4):
     np.testing.assert_allclose(at_tokens(got, mask), at_tokens(want, mask), atol=atol, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_agrees_with_transformers(name):
+@pytest.mark.parametrize("name", [n for n in FAMILIES if not CASES[n].recurrent])
+def test_attention_weights(name):
+    """Those of every layer; outputs and hidden states are compared in `test_families.py`."""
     case = CASES[name]
     ids, mask = tokens()
-    wants = {"output_hidden_states": True, "output_attentions": not case.recurrent}
-    want = torch_run(case, ids, mask, **wants)
-    got = ef.forward(case.model(), ids, attention_mask=mask, output_router_logits=case.moe, **wants)
-    answer = "last_hidden_state" if case.task == "base" else "logits"
-    close(getattr(got, answer), want[answer], mask)
-    for field in ("hidden_states", "attentions"):
-        if field in want and not case.recurrent:  # transformers' Mamba-2 leaves out the embeddings
-            assert len(getattr(got, field)) == len(want[field])
-            for a, b in zip(getattr(got, field), want[field], strict=True):
-                close(a, b, mask)
+    want = torch_run(case, ids, mask, output_attentions=True)["attentions"]
+    got = ef.forward(case.model(), ids, attention_mask=mask, output_attentions=True).attentions
+    for a, b in zip(got, want, strict=True):
+        close(a, b, mask)
 
 
-@pytest.mark.parametrize("name", [n for n in DECODERS if CASES[n].moe])
+@pytest.mark.parametrize("name", kinds(moe=True))
 def test_router_logits(name):
     case = CASES[name]
     ids, mask = tokens()

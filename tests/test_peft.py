@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import easyfn as ef
-from cases import CASES, names, positions, tokens
+from cases import CASES, kinds, positions, tokens
 
 peft = pytest.importorskip("peft")
 
@@ -88,7 +88,7 @@ def from_peft(case, folder, seed=0, **config):
 
 # PEFT refuses an adapter on Mamba's out_proj, whose weight a fused kernel reads; its "all-linear" has a bug on Mixtral.
 REACHED = {"mamba2": ["in_proj"], "mixtral": ["q_proj", "v_proj"]}
-FAMILIES = [n for n in names(variant=False)]
+FAMILIES = kinds()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

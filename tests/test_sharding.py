@@ -226,7 +226,7 @@ MIXES = [
     {"fsdp": 8},
     {"fsdp": 2, "sp": 4},
 ]
-FAMILIES = [name for name in cases.names(variant=False) if name != "bert-base"]
+FAMILIES = cases.kinds()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

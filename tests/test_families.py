@@ -1,0 +1,171 @@
+"""Every family against transformers: forward, decode, tokens, one gradient; and all transforms on it at once.
+
+What holds for a kind of layer is tested on one family that has it (`cases.KINDS`), every law on every family by
+`make test-all`. Here each family pays for four compiled programs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import easyfn as ef
+from cases import CASES, VOCAB, Case, names, positions, tokens
+
+FAMILIES = names(variant=False)
+ANSWERS = {  # of transformers' output -> of ours
+    **{name: name for name in ("logits", "last_hidden_state", "start_logits", "end_logits", "seq_relationship_logits")},
+    "prediction_logits": "logits",
+}
+
+
+def given(case: Case, pad: bool = True) -> tuple[dict[str, Any], np.ndarray | None]:
+    """The inputs of a case, and the mask of its tokens (None where it does not read text)."""
+    if case.inputs is not None:
+        inputs = case.inputs()
+        return inputs, inputs.get("attention_mask")
+    ids, mask = tokens(pad=pad)
+    if (
+        not case.causal and not case.encoder_decoder
+    ):  # answers are read from the first place, which padding must not take
+        ids[0], mask[0] = np.roll(ids[0], -3), np.roll(mask[0], -3) if pad else mask[0]
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if case.encoder_decoder:
+        inputs["decoder_input_ids"] = ids[:, :5]
+    return inputs, mask
+
+
+def torch_inputs(module: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same for transformers, which must be told the positions of padded rows."""
+    import torch
+
+    takes = inspect.signature(module.forward).parameters
+    if "position_ids" in takes and "input_ids" in inputs and "position_ids" not in inputs:
+        inputs = {**inputs, "position_ids": positions(inputs["attention_mask"])}
+    return {k: torch.tensor(np.asarray(v)) for k, v in inputs.items() if k in takes or k == "labels"}
+
+
+def close(got: Any, want: Any, mask: np.ndarray | None, atol: float = 1e-4) -> None:
+    """Equal where there are tokens."""
+    got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+    assert got.shape == want.shape
+    if mask is not None and got.shape[:2] == mask.shape:
+        got, want = got[mask > 0], want[mask > 0]
+    np.testing.assert_allclose(got, want, atol=atol, rtol=1e-4)
+
+
+# Shared by the tests of a family, which run one after the other: its programs are these two, a generation and a `step`.
+loss_and_gradient = jax.jit(jax.value_and_grad(lambda model, batch: ef.compute_loss(model, batch)[0], allow_int=True))
+forward = jax.jit(lambda model, inputs: ef.forward(model, **inputs, output_hidden_states=True))
+
+
+@pytest.mark.parametrize("name", list(CASES), scope="module")
+def test_agrees_with_transformers(name):
+    """Outputs and every hidden state, with rows padded on the left and on the right."""
+    import torch
+
+    case = CASES[name]
+    inputs, mask = given(case)
+    module = case.make() if "dynamic" in name else case.torch()  # dynamic frequencies are state of the module
+    with torch.no_grad():
+        want = module(**torch_inputs(module, inputs), output_hidden_states=True)
+    got = forward(case.model(), inputs)
+    answers = [k for k in ANSWERS if k in want]
+    for key in answers:
+        side = mask if mask is None or not case.encoder_decoder else mask[:, :5]
+        close(getattr(got, ANSWERS[key]), want[key], side)
+    theirs = want.get("hidden_states")
+    if theirs is not None and got.hidden_states is not None and not case.encoder_decoder:
+        assert len(got.hidden_states) == len(theirs)
+        for a, b in zip(got.hidden_states, theirs, strict=True):
+            close(a, b, mask)
+    assert answers or theirs is not None
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in FAMILIES if CASES[n].generates and CASES[n].inputs is None], scope="module"
+)
+def test_greedy_decoding(name):
+    """Ten tokens after prompts padded on the left, past the window of those that have one: each step's logits, too."""
+    import torch
+
+    case = CASES[name]
+    ids = np.random.RandomState(3).randint(3, VOCAB, (3, 11))
+    mask = np.ones_like(ids)
+    mask[1, :2] = mask[2, :4] = 0
+    ids = np.where(mask > 0, ids, 0)
+    options = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
+    options |= {"repetition_penalty": 1.3, "output_logits": True, "return_dict_in_generate": True}  # no token for ever
+    with torch.no_grad():  # without its cache: an encoder-decoder's fails where the decoder is deeper than the encoder
+        theirs = case.torch().generate(
+            torch.tensor(ids), attention_mask=torch.tensor(mask), use_cache=not case.encoder_decoder, **options
+        )
+    ours = ef.generate(case.model(), ids, attention_mask=mask, **options)
+    np.testing.assert_array_equal(np.asarray(ours.sequences), theirs.sequences.numpy())
+    for got, want in zip(ours.logits, theirs.logits, strict=True):
+        np.testing.assert_allclose(got, want.numpy(), atol=1e-4, rtol=1e-4)
+
+
+TRAINS = {
+    "causal-lm": lambda ids, mask: np.where(mask * np.roll(mask, 1, axis=1) > 0, ids, -100),  # none after padding
+    "seq2seq-lm": lambda ids, mask: ids[:, :5],
+    "masked-lm": lambda ids, mask: np.where(mask > 0, ids, -100),
+    "sequence-classification": lambda ids, mask: np.arange(len(ids)) % 2,
+    "image-classification": lambda ids, mask: np.arange(2) % 2,
+}
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if CASES[n].task in TRAINS], scope="module")
+def test_gradient(name):
+    """The loss of transformers, and its gradient by every parameter that is stored as transformers stores it."""
+    case = CASES[name]
+    inputs, mask = given(case)
+    inputs.pop("decoder_input_ids", None)
+    labels = TRAINS[case.task](inputs.get("input_ids"), mask)
+    module = case.make().requires_grad_(True)
+    want = module(**torch_inputs(module, {**inputs, "labels": labels})).loss
+    want.backward()
+
+    loss, grads = loss_and_gradient(case.model(), {**inputs, "labels": labels})
+    np.testing.assert_allclose(loss, want.item(), rtol=1e-4)
+    ours = ef.to_state_dict(jax.tree.map(lambda g: g if g.dtype != jax.dtypes.float0 else np.zeros(g.shape), grads))
+    theirs = {n: p.grad.numpy() for n, p in module.named_parameters() if p.grad is not None}
+    both = [n for n in theirs if n in ours and ours[n].shape == theirs[n].shape]
+    assert len(both) > len(theirs) // 2, sorted(set(theirs) - set(both))
+    for n in both:
+        scale = np.abs(theirs[n]).max() + 1e-3
+        np.testing.assert_allclose(np.asarray(ours[n]) / scale, theirs[n] / scale, atol=3e-4, err_msg=n)
+
+
+COMPOSED = [n for n in FAMILIES if CASES[n].task in TRAINS]
+
+
+@jax.jit
+def step(base: Any, adapter: Any, batch: dict[str, Any]) -> Any:
+    """The step of training that a user writes: the loss and its gradient by the adapter."""
+    return jax.value_and_grad(lambda a: ef.compute_loss(ef.join_lora(base, a), batch)[0])(adapter)
+
+
+@pytest.mark.parametrize("name", COMPOSED, scope="module")
+def test_all_transforms_at_once(name):
+    """Stacked, quantized, adapted and sharded: the loss is that of the dense, merged, listed model on one device."""
+    case = CASES[name]
+    inputs, mask = given(case)
+    inputs.pop("decoder_input_ids", None)
+    batch = {**inputs, "labels": TRAINS[case.task](inputs.get("input_ids"), mask)}
+
+    model = ef.quantize(case.model(), ef.QuantConfig("8bit"))
+    base, adapter = ef.split_lora(ef.apply_lora(model, "all-linear", rank=2, key=jax.random.key(0)))
+    noise = np.random.default_rng(1)
+    adapter = jax.tree.map(lambda x: x + 0.05 * noise.standard_normal(x.shape, np.float32), adapter)
+    model = ef.join_lora(base, adapter)
+    rules = ef.ShardingRules(indivisible="replicate")  # three rows, 97 tokens
+    moved = ef.shard(ef.stack(model), rules, ef.make_mesh(fsdp=2, tp=2, dp=2))
+    loss, grads = step(*ef.split_lora(moved), batch)
+    want = jax.jit(lambda m, b: ef.compute_loss(ef.merge_lora(ef.dequantize(m)), b)[0])(model, batch)
+    np.testing.assert_allclose(loss, want, rtol=5e-5)
+    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
