@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..inputs.checks import rectangular
-from ..nn.cache.cache import KV, Cache, CrossKV, Ring, layer_cache
+from ..nn.cache.cache import Cache, layer_cache, rewindable
 from ..nn.heads import max_positions
 from .config import GenerationConfig
 
@@ -151,10 +151,9 @@ def drafts(model: Any, c: GenerationConfig, draft: Any) -> tuple[int, int]:
 
 def can_forget(model: Any) -> bool:
     """Whether every layer keeps its past by slots, so that the newest can be dropped."""
-    by_slots = (KV, Ring, CrossKV)
     found = jax.eval_shape(lambda: layer_cache(model, 1, 8, jnp.float32))
-    parts = jax.tree.leaves(found, is_leaf=lambda node: isinstance(node, by_slots))
-    return all(isinstance(part, by_slots) for part in parts)
+    kind = lambda node: rewindable.knows(type(node))
+    return all(kind(part) and rewindable(part) for part in jax.tree.leaves(found, is_leaf=kind))
 
 
 # What does not go together, and why.

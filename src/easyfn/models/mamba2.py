@@ -22,8 +22,8 @@ from ..nn import (
     GatedRMSNorm,
     Linear,
     Output,
+    RecurrentState,
     RMSNorm,
-    SSMState,
     activation,
     declare,
     fold,
@@ -112,8 +112,8 @@ class Mamba2Mixer(eqx.Module):
         self.config = c
 
     def __call__(
-        self, x: jax.Array, context: Context, cache: SSMState | None = None
-    ) -> tuple[jax.Array, SSMState | None]:
+        self, x: jax.Array, context: Context, cache: RecurrentState | None = None
+    ) -> tuple[jax.Array, RecurrentState | None]:
         c = self.config
         (batch, length, _), f32 = x.shape, jnp.float32
         state = empty_state(self, batch, x.dtype) if cache is None else cache
@@ -135,7 +135,7 @@ class Mamba2Mixer(eqx.Module):
             y, ssm = scan_chunks(u, dt, a, b, c_, documents, state.ssm, chunk=c.chunk_size)
         y = y + u * dense(self.D).astype(f32)[None, None, :, None]
         y = self.out_proj(self.norm(y.reshape(batch, length, inner), gate))
-        return y, None if cache is None else SSMState(conv, ssm, documents.last)
+        return y, None if cache is None else RecurrentState(conv, ssm, documents.last)
 
 
 @slots.register(Mamba2Mixer)
@@ -157,10 +157,10 @@ def _(mixer: Mamba2Mixer) -> dict[str, Slot]:
     }
 
 
-def empty_state(mixer: Mamba2Mixer, batch_size: int, dtype: Any) -> SSMState:
+def empty_state(mixer: Mamba2Mixer, batch_size: int, dtype: Any) -> RecurrentState:
     """The state before the first token."""
     c = mixer.config
-    return SSMState(
+    return RecurrentState(
         jnp.zeros((batch_size, c.conv_kernel - 1, c.num_heads * c.head_dim + 2 * c.n_groups * c.state_size), dtype),
         jnp.zeros((batch_size, c.num_heads, c.head_dim, c.state_size), jnp.float32),
         jnp.zeros((batch_size,), jnp.int32),
@@ -168,7 +168,7 @@ def empty_state(mixer: Mamba2Mixer, batch_size: int, dtype: Any) -> SSMState:
 
 
 @layer_cache.register(Mamba2Mixer)
-def _(mixer: Mamba2Mixer, batch_size: int, max_length: int, dtype: Any) -> SSMState:
+def _(mixer: Mamba2Mixer, batch_size: int, max_length: int, dtype: Any) -> RecurrentState:
     if not jnp.issubdtype(dtype, jnp.floating):  # int8 is for keys and values: a state is added to at every token
         dtype = dense(mixer.norm.weight).dtype
     return empty_state(mixer, batch_size, dtype)

@@ -19,7 +19,7 @@ Reader = Callable[[tuple[slice, ...]], np.ndarray]
 
 
 class Rule(NamedTuple):
-    """`ours` is a template of a path (`{i}` stands for a number, `{rest}` for anything), `theirs` of a tensor's name.
+    """`ours` is a template of a path (`{i}` stands for a number, `{rest}` and `{tail}` for anything), `theirs` of a tensor's name.
 
     `kind`: `rename` applies to what other rules produce; `transposed` swaps the last two axes; `experts` gathers one
     tensor per expert `{e}` along a new leading axis; `concatenated` joins several tensors along an axis.
@@ -139,7 +139,7 @@ def _template(template: str) -> re.Pattern[str]:
         if n % 2 == 0:
             out += re.escape(part)
         else:
-            out += f"(?P<{part}>.*)" if part == "rest" else f"(?P<{part}>\\d+)"
+            out += f"(?P<{part}>.*)" if part in ("rest", "tail") else f"(?P<{part}>\\d+)"
     return re.compile(out)
 
 

@@ -10,6 +10,7 @@ from .attention.attention import (
     split_heads as split_heads,
     split_qkv as split_qkv,
 )
+from .attention.gated import GatedAttention as GatedAttention
 from .attention.latent import LatentAttention as LatentAttention
 from .attention.rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
 from .block import (
@@ -33,6 +34,7 @@ from .cache.cache import (
     layer_cache as layer_cache,
     order_of as order_of,
     reorder as reorder,
+    rewindable as rewindable,
     stored as stored,
     value_sums as value_sums,
 )
@@ -92,14 +94,11 @@ from .pooling import (
     last_token_by_id as last_token_by_id,
     pool as pool,
 )
-from .recurrent.ssd import (
-    CausalConv1d as CausalConv1d,
-    Documents as Documents,
-    GatedRMSNorm as GatedRMSNorm,
-    SSMState as SSMState,
-    scan_chunks as scan_chunks,
-    scan_step as scan_step,
-)
+from .recurrent.block import RecurrentBlock as RecurrentBlock
+from .recurrent.conv import CausalConv1d as CausalConv1d
+from .recurrent.delta import GatedDeltaNet as GatedDeltaNet, delta_chunks as delta_chunks, delta_step as delta_step
+from .recurrent.ssd import GatedRMSNorm as GatedRMSNorm, scan_chunks as scan_chunks, scan_step as scan_step
+from .recurrent.state import Documents as Documents, RecurrentState as RecurrentState
 from .resize import resize_grid as resize_grid, resize_matrix as resize_matrix
 from .seq2seq import (
     Seq2Seq as Seq2Seq,

@@ -64,6 +64,21 @@ def layer_cache(layer: Any, batch_size: int, max_length: int, dtype: Any) -> Any
     return found[0] if found else None
 
 
+@verb(example="@ef.nn.rewindable.register({type})\ndef _(cache): return False")
+def rewindable(cache: Any) -> bool:
+    """Whether the newest tokens can be taken back out of one layer's cache by a smaller `Cache.length`.
+
+    Keys that were written beyond it are seen by nobody. A state that every token was added to has no such place, so drafts of
+    [`easyfn.generate`][] are refused for a model with one. A kind of cache that is not registered cannot.
+    """
+    return False
+
+
+@rewindable.register(KV, Ring, CrossKV)
+def _(cache: Any) -> bool:
+    return True
+
+
 def empty_kv(batch: int, heads: int, head_dim: int, max_length: int, window: int | None, dtype: Any) -> KV | Ring:
     """The cache of an attention layer: a ring if its window is shorter than the sequence."""
     size = max_length if window is None else min(window, max_length)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from ...core.verb import verb
 from ..context import Context
-from .cache import KV, at_layer, attend_to, seen, seen_here
+from .cache import KV, at_layer, attend_to, rewindable, seen, seen_here
 
 
 class Paged(eqx.Module):
@@ -52,6 +52,11 @@ def _(cache: KV, num_pages: int, page_size: int) -> Paged:
 @at_layer.register(Paged)
 def _(cache: Paged, layer: Any) -> Paged:
     return dataclasses.replace(cache, layer=layer)
+
+
+@rewindable.register(Paged)
+def _(cache: Paged) -> bool:
+    return True
 
 
 @attend_to.register(Paged)

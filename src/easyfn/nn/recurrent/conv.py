@@ -1,0 +1,77 @@
+"""The short causal convolution of recurrent layers."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ...core.weight import Slot, Weight, dense, slots
+from ..linear import along_last, declare
+from .state import Documents
+
+
+class CausalConv1d(eqx.Module):
+    """A depthwise causal convolution over the sequence: every channel mixes its own last `kernel` inputs."""
+
+    weight: Weight  # [channels, 1, kernel], as torch's Conv1d stores it
+    bias: Weight | None
+    axes: tuple[str | None, ...] = eqx.field(static=True)
+
+    def __init__(
+        self, channels: int, kernel: int, bias: bool = True, *, axes: tuple[str | None, ...] = ("mlp", None, None)
+    ):
+        self.weight = declare(channels, 1, kernel)
+        self.bias = declare(channels) if bias else None
+        self.axes = axes
+
+    def __call__(self, x: jax.Array, documents: Documents, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`x` `(batch, seq, channels)` after the inputs in `state`; returns float32 and the next state."""
+        weight = dense(self.weight).astype(jnp.float32)[:, 0]
+
+        def convolve(x: jax.Array, index: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """Padding only at the end of each row."""
+            width, length = state.shape[1], x.shape[1]
+            inputs = jnp.concatenate([state.astype(x.dtype), x], axis=1)
+            index = jnp.concatenate([jnp.zeros_like(index, shape=(x.shape[0], width)), index], axis=1)
+            y = jnp.zeros(x.shape, jnp.float32)
+            for j in range(width + 1):
+                same = index[:, j : j + length] == index[:, width:]
+                y = (
+                    y
+                    + jnp.where(same[..., None], inputs[:, j : j + length].astype(jnp.float32), 0.0)
+                    * weight[None, None, :, j]
+                )
+            count = jnp.sum(real, axis=1)
+            kept = count[:, None] + jnp.arange(width)[None]  # the last `width` inputs before the padding
+            same = jnp.take_along_axis(index, kept, axis=1) == index[:, -1:]
+            new = jnp.take_along_axis(inputs, kept[..., None], axis=1)
+            return y, jnp.where(same[..., None], new, jnp.zeros_like(new))
+
+        def packed(x: jax.Array, index: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """Padding anywhere: the tokens move to the front of their rows, in their order, and back."""
+            order = jnp.argsort(~real, axis=1, stable=True)
+            move = lambda a, to: jnp.take_along_axis(a, to.reshape(to.shape + (1,) * (a.ndim - 2)), axis=1)
+            last = jnp.where(move(real, order), move(index, order), index[:, -1:])
+            y, new = convolve(move(x, order), last, real)
+            return move(y, jnp.argsort(order, axis=1)), new
+
+        x = jnp.where(documents.real[..., None], x, jnp.zeros_like(x))
+        arguments = (x, documents.index, documents.real)
+        if x.shape[1] == 1:
+            y, new = convolve(*arguments)
+        else:
+            before = jnp.any(documents.real[:, 1:] & ~documents.real[:, :-1])  # a token after padding
+            y, new = jax.lax.cond(before, packed, convolve, *arguments)
+        if self.bias is not None:
+            y = y + along_last(dense(self.bias).astype(jnp.float32), y)
+        return y, new.astype(state.dtype)
+
+
+@slots.register(CausalConv1d)
+def _(conv: CausalConv1d) -> dict[str, Slot]:
+    def uniform(key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+        bound = shape[-1] ** -0.5  # torch's own default for a convolution
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound).astype(dtype)
+
+    return {"weight": Slot("conv", conv.axes, uniform), "bias": Slot("bias", conv.axes[:1], "zeros")}
