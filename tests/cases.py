@@ -148,6 +148,9 @@ def reference(cls: Any, config: Any, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.05 if parameter.ndim > 1 else 0.2))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.2)
     return model.requires_grad_(False)
 
 
@@ -165,6 +168,7 @@ def port(hf: Any, task: str = "causal-lm", dtype: Any = None) -> Any:
     """The easyfn model with the numbers of a Hugging Face module, without files."""
     from easyfn.config.config import read
     from easyfn.core.tree import replace
+    from easyfn.io.torch.modules import tensors_of
     from easyfn.names.rules import tensors
     from easyfn.registry.family import abstract_config, family_of
 
@@ -172,6 +176,7 @@ def port(hf: Any, task: str = "causal-lm", dtype: Any = None) -> Any:
     config = read(known.config, {**hf.config.to_dict(), "architectures": [type(hf).__name__]}, known.ignore)
     model = abstract_config(config, task, None)
     held = {name: value.float().numpy() for name, value in hf.state_dict().items()}
+    held |= {name: np.asarray(value, np.float32) for name, value in tensors_of(hf).items()}  # under the names of files
     new = {}
     for path, (found,) in tensors(model, known.names(model)).items():
         if found.names[0] not in held:  # a file may hold in pieces what the module holds whole

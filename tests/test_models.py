@@ -77,7 +77,7 @@ def test_router_logits(name):
         want = torch_run(case, ids, mask, output_router_logits=True)["router_logits"]
         got = ef.forward(case.model(), ids, attention_mask=mask, output_router_logits=True).router_logits
         for a, b in zip(got, want, strict=True):
-            assert a.shape == b.shape == (ids.size, case.torch().config.num_local_experts)
+            assert a.shape == b.shape and a.shape[0] == ids.size
             np.testing.assert_allclose(a[mask.reshape(-1) > 0], b[mask.reshape(-1) > 0], atol=1e-4)
     assert ef.forward(case.model(), ids, attention_mask=mask).router_logits is None
 

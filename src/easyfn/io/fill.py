@@ -139,7 +139,7 @@ def _leftovers(
     names: list[str], used: set[str], out: Sources, config: Any, known: Family, task: str, source: Source
 ) -> None:
     """Tensors that nothing asked for: buffers, tied twins and heads of other tasks are dropped, the rest is wrong."""
-    names = [n for n in names if not any(re.search(p, n) for p in known.ignore_tensors)]
+    names = [n for n in names if not any(re.search(p, n) for p in known.ignore_tensors(config))]
     if not names:
         return
     other: set[str] = set()

@@ -17,7 +17,7 @@ def decoder_family(
     *,
     head: Mapping[str, Callable[[Any], Any]] | None = None,
     architectures: Mapping[str, str] | None = None,
-    ignore_tensors: Sequence[str] = (r"rotary_emb\.inv_freq$",),
+    ignore_tensors: Callable[[Any], Sequence[str]] | Sequence[str] = (r"rotary_emb\.inv_freq$",),
     **facts: Any,
 ) -> Family:
     """Registers a decoder-only family: its language model, its hidden states, its sequence classifier.

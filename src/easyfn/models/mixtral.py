@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from ..config.fields import LlamaFields, Size, alias, rope
 from ..core.frozen import Frozen
-from ..names.rules import experts, rename
+from ..names.rules import rename
 from ..nn import Block, Decoder, Experts, Router, SparseMoE
 from .decoders import attention, decoder, decoder_family, norm
+from .mixtures import per_expert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +47,14 @@ def mixtral(c: MixtralConfig) -> Decoder:
     )
 
 
-# In memory the experts are stacked, as in transformers' modules; in files each has its w1 (gate), w3 (up), w2 (down).
-_FILE = "{rest}layers.{i}.block_sparse_moe."
-NAMES = (
-    experts(
-        "{rest}layers.{i}.mlp.experts.gate_up_proj",
-        _FILE + "experts.{e}.w1.weight",
-        _FILE + "experts.{e}.w3.weight",
-    ),
-    experts("{rest}layers.{i}.mlp.experts.down_proj", _FILE + "experts.{e}.w2.weight"),
-    rename("{rest}layers.{i}.mlp.gate.weight", _FILE + "gate.weight"),
-)
+_ROUTER = "{rest}layers.{i}.%s.gate.weight"
 
-decoder_family("Mixtral", MixtralConfig, mixtral, names=NAMES)
+decoder_family(
+    "Mixtral",
+    MixtralConfig,
+    mixtral,
+    names=(
+        *per_expert("w1", "w3", "w2", theirs="block_sparse_moe"),
+        rename(_ROUTER % "mlp", _ROUTER % "block_sparse_moe"),
+    ),
+)

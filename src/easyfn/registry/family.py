@@ -33,7 +33,7 @@ class Family:
     architectures: Mapping[str, str]  # name of the transformers class -> task
     names: Callable[[Any], Sequence[Rule]]  # of a model, which may be of any task
     ignore: frozenset[str]  # keys of config.json without influence on the mathematics
-    ignore_tensors: tuple[str, ...]  # patterns of tensors that hold no weights
+    ignore_tensors: Callable[[Any], Sequence[str]]  # of a config: patterns of tensors that hold no weights
     prefix: str  # transformers' base_model_prefix
     aliases: Mapping[str, tuple[str, ...]]  # name of a tensor -> its names in older files
     settle: Callable[[Any, Collection[str]], Any]  # (config, names of a checkpoint's tensors) -> the config they mean
@@ -66,7 +66,7 @@ def family(
     architectures: Mapping[str, str] | None = None,
     names: Callable[[Any], Sequence[Rule]] | Sequence[Rule] = (),
     ignore: Sequence[str] = (),
-    ignore_tensors: Sequence[str] = (),
+    ignore_tensors: Callable[[Any], Sequence[str]] | Sequence[str] = (),
     prefix: str = "model",
     aliases: Mapping[str, Sequence[str]] | None = None,
     settle: Callable[[Any, Collection[str]], Any] | None = None,
@@ -81,7 +81,8 @@ def family(
       builder may also have the signature `(config, *, key)`, as Equinox modules do.
     - `architectures`: which transformers class is which task, as in `config.json`'s `architectures`.
     - `names`: rules (or a function of the model giving rules) where our paths differ from the file's.
-    - `ignore`, `ignore_tensors`: config keys and patterns of tensor names that do not matter.
+    - `ignore`, `ignore_tensors`: config keys and patterns of tensor names that do not matter (or a function of the config
+      giving such patterns).
     - `prefix`: transformers' `base_model_prefix`.
     - `aliases`: other names under which files hold a tensor, tried in turn where it is missing.
     - `settle(config, names)`: the config that a checkpoint with tensors of these names means, where its `config.json`
@@ -102,6 +103,7 @@ def family(
         raise ValueError("family: give tasks={...} or model=..., not both and not neither")
     all_tasks = dict(tasks) if tasks is not None else {"causal-lm": model}
     rules = names if callable(names) else (lambda _: tuple(names))
+    ignored = ignore_tensors if callable(ignore_tensors) else (lambda _: tuple(ignore_tensors))
     made = Family(
         model_type,
         config,
@@ -109,7 +111,7 @@ def family(
         dict(architectures or {}),
         rules,
         frozenset(ignore),
-        tuple(ignore_tensors),
+        ignored,
         prefix,
         {name: tuple(others) for name, others in (aliases or {}).items()},
         settle or (lambda config, names: config),

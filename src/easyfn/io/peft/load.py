@@ -132,7 +132,7 @@ def load_adapter(
             if (one := reader.adapter(single, f, shape)) is not None:
                 adapter[single] = one
     reader.tied(adapter)
-    ignored = family_of(model).ignore_tensors
+    ignored = family_of(model).ignore_tensors(model.config)
     for name in [n for n in left if any(re.search(p, n) for p in ignored)]:
         del left[name]
     errors = [*reader.errors, *_unused(folder, left, model)]

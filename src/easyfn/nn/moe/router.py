@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.verb import verb
-from ...core.weight import Slot, Weight, affine, slots
+from ...core.weight import Slot, Weight, affine, shape_of, slots
 from ..context import Runtime
 from ..linear import along_last, declare
 from ..parallel.experts import by_token
@@ -40,8 +40,8 @@ def route(
 
     `logits`: `(..., experts)`. Returns the weights `(..., k)` in float32 and the chosen experts `(..., k)`.
 
-    - `correction`, `(experts,)`, is added to the scores for the choice only, not to the weights: how DeepSeek-V3 keeps the
-      load even without a loss (arXiv 2412.19437, equation 16).
+    - `correction`, `(experts,)` or `(1, experts)`, is added to the scores for the choice only, not to the weights: how
+      DeepSeek-V3 keeps the load even without a loss (arXiv 2412.19437, equation 16).
     - With `groups`, only experts of the `topk_groups` best groups are chosen; a group is as good as the sum of its `best`
       best experts (DeepSeek-V2, arXiv 2405.04434, section 2.1.2, has `best=1`; V3 has 2).
     - `normalize`: the weights add up to 1 (their sum is taken to be at least `floor`). Then they are multiplied by `scale`.
@@ -55,7 +55,7 @@ def route(
     ```
     """
     scores = SCORES[score](logits.astype(jnp.float32))
-    choice = scores if correction is None else scores + along_last(correction.astype(jnp.float32), scores)
+    choice = scores if correction is None else scores + along_last(correction.reshape(-1).astype(jnp.float32), scores)
     if groups > 1:
         choice = _best_groups(choice, groups, topk_groups, best)
     weights, chosen = jax.lax.top_k(choice, k)
@@ -86,8 +86,9 @@ class Routing(NamedTuple):
 class Router(eqx.Module):
     """A score for every expert, `weight` `(experts, embed)` and maybe a `bias`, and the choice that [`route`] makes of them.
 
-    `correction`: with an `e_score_correction_bias` `(experts,)`, a buffer: it is loaded, saved and moved, and no training
-    step, quantization or adapter changes it. `float32`: the logits are computed in float32 whatever the model's dtype.
+    `correction`: with an `e_score_correction_bias`, `(experts,)` or of the shape given, a buffer: it is loaded, saved and
+    moved, and no training step, quantization or adapter changes it. `float32`: the logits are computed in float32 whatever
+    the model's dtype.
 
     ```python
     import jax, easyfn as ef
@@ -118,7 +119,7 @@ class Router(eqx.Module):
         k: int,
         *,
         bias: bool = False,
-        correction: bool = False,
+        correction: bool | tuple[int, ...] = False,
         normalize: bool = True,
         score: str = "softmax",
         groups: int | None = None,
@@ -142,7 +143,8 @@ class Router(eqx.Module):
             raise ValueError(f"a group of {num_experts // groups} experts has no best {best}")
         self.weight = declare(num_experts, hidden_size)
         self.bias = declare(num_experts) if bias else None
-        self.e_score_correction_bias = declare(num_experts) if correction else None
+        shape = correction if isinstance(correction, tuple) else (num_experts,)
+        self.e_score_correction_bias = declare(*shape) if correction else None
         self.k = k
         self.normalize = normalize
         self.score = score
@@ -175,10 +177,11 @@ class Router(eqx.Module):
 
 @slots.register(Router)
 def _(router: Router) -> dict[str, Slot]:
+    rank = 1 if router.e_score_correction_bias is None else len(shape_of(router.e_score_correction_bias))
     return {
         "weight": Slot("router", (None, "embed")),
         "bias": Slot("bias", (None,), "zeros"),
-        "e_score_correction_bias": Slot("buffer", (None,), "zeros"),
+        "e_score_correction_bias": Slot("buffer", (None,) * rank, "zeros"),
     }
 
 
