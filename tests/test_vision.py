@@ -207,3 +207,35 @@ def test_convolutions_are_torchs(kernel, options):
     np.testing.assert_allclose(
         np.moveaxis(np.asarray(conv(jnp.moveaxis(jnp.asarray(x), 1, -1))), -1, 1), want, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_contrastive_loss(name):
+    """The reference's loss, padded texts included; on eight devices the negatives of all of them, the same number."""
+    import torch
+
+    model, module = model_of(name), IMAGES[name].torch()
+    rng = np.random.RandomState(0)
+    ids = rng.randint(3, 90, (8, 9))
+    mask = np.ones_like(ids)
+    mask[1::2, 6:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": rng.randn(8, 3, 24, 24).astype(np.float32)}
+    if name == "clip":
+        inputs["input_ids"] = np.where(np.arange(9)[None] == 5, 96, ids)  # the end of every text
+    with torch.no_grad():
+        want = module(**{k: torch.tensor(v) for k, v in inputs.items()}, return_loss=True).loss.item()
+    compiled = jax.jit(lambda m, b: jax.value_and_grad(lambda m: ef.compute_loss(m, b)[0])(m))
+    loss, slopes = compiled(model, inputs)
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    mesh = ef.make_mesh(dp=8, fsdp=1)
+    split = ef.shard(model, mesh=mesh)
+    loss, others = compiled(split, ef.shard_batch(inputs, mesh))
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    for path, value in ef.params(others).items():
+        np.testing.assert_allclose(value, ef.params(slopes)[path], atol=1e-5, err_msg=path)
+    with pytest.raises(ValueError, match="needs batch\\['pixel_values'\\]"):
+        ef.compute_loss(model, {"input_ids": ids})
+    only = ef.forward(model, pixel_values=inputs["pixel_values"])
+    both = ef.forward(model, **inputs)
+    np.testing.assert_allclose(only.image_embeds, both.image_embeds, atol=1e-6)
+    assert only.text_embeds is None and both.logits_per_image.shape == (8, 8)

@@ -24,8 +24,9 @@ def checked(stated: Inputs, given: Mapping[str, Any], model: Any) -> dict[str, A
         raise TypeError(f"forward: {type(model).__name__} takes no {', '.join(sorted(unknown))}; it takes {known}")
     main = [name for name in stated.main if name in given]
     if not main or {"input_ids", "inputs_embeds"} <= set(given):
-        every = " or ".join(stated.main)
-        raise ValueError(f"forward takes {every}: give {'exactly one of them' if len(stated.main) == 2 else 'it'}")
+        exclusive = "inputs_embeds" in stated.main
+        how = "exactly one of them" if exclusive else "it" if len(stated.main) == 1 else "one of them, or both"
+        raise ValueError(f"forward takes {' or '.join(stated.main)}: give {how}")
     return {name: _checked(name, value, stated.fields[name]) for name, value in given.items()}
 
 

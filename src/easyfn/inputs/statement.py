@@ -21,7 +21,7 @@ class Input:
     - `shape`: its axes, a number where the size is fixed and a name where it is free. `batch` and `seq` are the rows and
       the tokens of the main sequence; `None` where the shape is not stated.
     - `below`: integers lie in `[0, below)`.
-    - `optional`: the model answers without it.
+    - `optional`: samples leave it out; others are what a full answer needs.
     """
 
     kind: str

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 
-from ..config.config import labels
-from ..core.frozen import Frozen
+from ..config.fields import CommonFields, Size
 from ..nn import Context, Linear, Output
 from ..nn.vision import ImageClassifier, ImageEncoder
 from ..registry.family import family
@@ -17,32 +16,25 @@ from .vision import LEGACY, block_names, head_names
 from .vit import vit
 
 
-@dataclass(frozen=True)
-class DeiTConfig:
+@dataclass(frozen=True, kw_only=True)
+class DeiTConfig(CommonFields):
     """The keys of a DeiT `config.json`."""
 
     model_type: ClassVar[str] = "deit"
-    hidden_size: int = 768
+    hidden_size: Size = 768
     num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    num_attention_heads: Size = 12
+    intermediate_size: Size = 3072
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.0
-    attention_probs_dropout_prob: float = 0.0
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
     layer_norm_eps: float = 1e-12
     image_size: int | tuple[int, ...] = 224
     patch_size: int | tuple[int, ...] = 16
-    num_channels: int = 3
+    num_channels: Size = 3
     qkv_bias: bool = True
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
-    num_labels: int = 2
-    extra: Frozen = Frozen()
-    generation: Frozen = Frozen()
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        return labels(data)
 
 
 class DistilledClassifier(eqx.Module):

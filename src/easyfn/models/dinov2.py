@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ..config.config import labels
-from ..core.frozen import Frozen
+from ..config.fields import CommonFields, Size
 from ..names.rules import Rule
 from ..nn.mlp import MLP, FusedGatedMLP
 from ..nn.vision import ClassTokens, EncoderBlock, FirstToken, ImageClassifier, ImageEncoder, SelfAttention
@@ -14,34 +13,27 @@ from ..registry.family import family
 from .vision import LEGACY, block_names, head_names
 
 
-@dataclass(frozen=True)
-class Dinov2Config:
+@dataclass(frozen=True, kw_only=True)
+class Dinov2Config(CommonFields):
     """The keys of a DINOv2 `config.json`."""
 
     model_type: ClassVar[str] = "dinov2"
-    hidden_size: int = 768
+    hidden_size: Size = 768
     num_hidden_layers: int = 12
-    num_attention_heads: int = 12
+    num_attention_heads: Size = 12
     mlp_ratio: int = 4
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.0
-    attention_probs_dropout_prob: float = 0.0
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
     layer_norm_eps: float = 1e-6
     image_size: int | tuple[int, ...] = 224
     patch_size: int | tuple[int, ...] = 14
-    num_channels: int = 3
+    num_channels: Size = 3
     qkv_bias: bool = True
-    layerscale_value: float = 1.0
-    drop_path_rate: float = 0.0
+    layerscale_value: float | int = 1.0
+    drop_path_rate: float | int = 0.0
     use_swiglu_ffn: bool = False
     use_mask_token: bool = True
-    num_labels: int = 2
-    extra: Frozen = Frozen()
-    generation: Frozen = Frozen()
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        return labels(data)
 
 
 def dinov2(c: Dinov2Config) -> ImageEncoder:

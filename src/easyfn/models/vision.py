@@ -35,3 +35,16 @@ def under(rules: Sequence[Rule], ours: str, theirs: str) -> list[Rule]:
 def head_names(model: Any, base: type, rules: Sequence[Rule], prefix: str) -> list[Rule]:
     """Rules of a base model, or of a head that holds it in its field `model`, which files call `prefix`."""
     return list(rules) if isinstance(model, base) else under(rules, "model", prefix)
+
+
+# The blocks of CLIP's towers, and of all that came after.
+TOWER = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attention.o_proj": "self_attn.out_proj",
+    "attention.q_proj": "self_attn.q_proj",
+    "attention.k_proj": "self_attn.k_proj",
+    "attention.v_proj": "self_attn.v_proj",
+    "mlp.up_proj": "mlp.fc1",
+    "mlp.down_proj": "mlp.fc2",
+}

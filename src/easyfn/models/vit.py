@@ -5,40 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.config import labels
-from ..core.frozen import Frozen
+from ..config.fields import CommonFields, Size
 from ..nn.mlp import MLP
 from ..nn.vision import ClassTokens, EncoderBlock, FirstToken, ImageClassifier, ImageEncoder, SelfAttention
 from ..registry.family import family
 from .vision import LEGACY, block_names, head_names
 
 
-@dataclass(frozen=True)
-class ViTConfig:
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig(CommonFields):
     """The keys of a ViT `config.json`."""
 
     model_type: ClassVar[str] = "vit"
-    hidden_size: int = 768
+    hidden_size: Size = 768
     num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    num_attention_heads: Size = 12
+    intermediate_size: Size = 3072
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.0
-    attention_probs_dropout_prob: float = 0.0
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
     layer_norm_eps: float = 1e-12
     image_size: int | tuple[int, ...] = 224
     patch_size: int | tuple[int, ...] = 16
-    num_channels: int = 3
+    num_channels: Size = 3
     qkv_bias: bool = True
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
-    num_labels: int = 2
-    extra: Frozen = Frozen()
-    generation: Frozen = Frozen()
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        return labels(data)
 
 
 def vit_block(c: Any) -> EncoderBlock:

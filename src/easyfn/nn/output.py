@@ -30,6 +30,12 @@ class Output(eqx.Module):
     start_logits: Array | None = None
     end_logits: Array | None = None
     embeddings: Array | None = None
+    text_embeds: Array | None = None  # [texts, embed]
+    image_embeds: Array | None = None  # [images, embed]
+    logits_per_image: Array | None = None  # [images, texts]
+    logits_per_text: Array | None = None
+    text_model_output: Any = None  # an `Output` of one tower
+    vision_model_output: Any = None
     encoder_last_hidden_state: Array | None = None
     encoder_hidden_states: tuple[Array, ...] | None = None
     encoder_attentions: tuple[Array, ...] | None = None

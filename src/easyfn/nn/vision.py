@@ -181,11 +181,13 @@ def attend_all(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Attention without a cache over heads `(batch, heads, seq, dim)`, with the context's mask, if anything is masked."""
     seen, places = context.segment_ids, context.slots
+    # Padding that is read both ways asks like a token, as in transformers: some towers pool it.
+    asks = seen if seen is None or context.causal else jnp.where(seen == 0, 1, seen)
     return attend(
         q,
         k,
         v,
-        None if seen is None else Mask(places, seen, places, seen, context.causal),
+        None if seen is None else Mask(places, asks, places, seen, context.causal),
         scale=q.shape[-1] ** -0.5,
         bias=context.bias if bias is None else bias,
         runtime=context.runtime,
@@ -274,9 +276,11 @@ class ImageClassifier(eqx.Module):
     pooling: str = eqx.field(static=True)
     extra: int = eqx.field(static=True)
 
-    def __init__(self, model: Any, *, pooling: str = "cls", size: int | None = None, extra: int = 1) -> None:
-        config = model.config
-        width = size or config.hidden_size * (2 if pooling == "cls_mean" else 1)
+    def __init__(
+        self, model: Any, config: Any = None, *, pooling: str = "cls", size: int | None = None, extra: int = 1
+    ) -> None:
+        config = model.config if config is None else config  # of the whole, where the model is one of its towers
+        width = size or model.config.hidden_size * (2 if pooling == "cls_mean" else 1)
         self.model = model
         self.classifier = Linear(width, config.num_labels, True, axes=(None, "embed"), role="head")
         self.config = config
