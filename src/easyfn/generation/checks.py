@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..inputs.checks import rectangular
+from ..inputs.statement import inputs
 from ..nn.cache.cache import Cache, layer_cache, rewindable
 from ..nn.heads import max_positions
 from .config import GenerationConfig
@@ -27,7 +28,8 @@ def prompt(model: Any, ids: Any, mask: Any, name: str = "ids") -> tuple[Any, Any
         raise ValueError(f"generate: the prompt is empty (shape {ids.shape}); start it with the model's bos_token_id")
     if not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"generate: {name} must be integers, not {ids.dtype}")
-    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    stated = inputs(model).fields.get("input_ids")
+    size = None if stated is None else stated.below
     if size is not None and not isinstance(ids, Tracer):
         held = np.asarray(ids)
         if held.min() < 0 or held.max() >= size:
@@ -174,6 +176,10 @@ _APART: tuple[tuple[str, str, str], ...] = (
     ("cache", "second", "an encoder-decoder keeps its source in the cache; give encoder_outputs instead"),
     ("cache", "inner", "of the columns in the cache nothing is known"),
     ("chunks", "inner", "the prompt is not run at once"),
+    ("images", "guided", "the second prompt has no places for their features"),
+    ("images", "cache", "their features would have to be told from those that it holds"),
+    ("images", "chunks", "their features enter with the whole prompt"),
+    ("images", "drafts", "a draft model of text knows nothing of them"),
     ("chunks", "second", "the prompt of a decoder after an encoder is short; leave it out"),
 )
 

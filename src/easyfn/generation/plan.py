@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..inputs.checks import check_ids
-from ..inputs.statement import accepted
+from ..inputs.checks import check_ids, checked, fits
+from ..inputs.statement import accepted, inputs as inputs_of
 from ..nn.cache.cache import Cache
 from ..nn.context import Runtime
 from . import checks
@@ -107,6 +107,7 @@ def prepare(
         )
     ids, attention_mask = checks.prompt(model, ids, attention_mask)
     inputs, options = _inputs(model, options)
+    images = features_of(model, ids, inputs)
     c = resolve(getattr(model, "config", None), config, options)
 
     start_id = c.decoder_start_token_id if c.decoder_start_token_id is not None else c.bos_token_id
@@ -139,6 +140,7 @@ def prepare(
         guided=guided and f"guidance_scale={c.guidance_scale}",
         cache=cache is not None and "cache",
         second=second and type(model).__name__,
+        images=not second and images,
         chunks=c.prefill_chunk_size and f"prefill_chunk_size={c.prefill_chunk_size}",
         inner=(c.output_hidden_states and "output_hidden_states") or (c.output_attentions and "output_attentions"),
         scores=(c.output_scores and "output_scores") or (c.output_logits and "output_logits"),
@@ -210,6 +212,19 @@ def _inputs(model: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dic
         inputs["decoder_input_ids"], _ = check_ids(model, inputs["decoder_input_ids"], None, prefix="decoder_")
     inputs = {name: jnp.asarray(v) if isinstance(v, (list, np.ndarray)) else v for name, v in inputs.items()}
     return inputs, {name: value for name, value in options.items() if name not in takes}
+
+
+def features_of(model: Any, ids: Any, inputs: dict[str, Any]) -> str:
+    """The names of inputs that are no text (pixels, sound), checked against what the model states; `""` for none."""
+    stated = inputs_of(model)
+    names = [name for name in inputs if name in stated.fields and stated.fields[name].floating]
+    if names:
+        given = {name: inputs[name] for name in inputs if name in stated.fields}
+        inputs |= {
+            name: value for name, value in checked(stated, {"input_ids": ids, **given}, model).items() if name in given
+        }
+        fits(model, {"input_ids": ids, **inputs})
+    return ", ".join(names)
 
 
 def _stop(c: GenerationConfig, tokenizer: Any, model: Any) -> Any:

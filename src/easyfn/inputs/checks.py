@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.multihost import on_host
+from ..core.verb import verb
 from .statement import Input, Inputs
 
 
@@ -28,6 +29,14 @@ def checked(stated: Inputs, given: Mapping[str, Any], model: Any) -> dict[str, A
         how = "exactly one of them" if exclusive else "it" if len(stated.main) == 1 else "one of them, or both"
         raise ValueError(f"forward takes {' or '.join(stated.main)}: give {how}")
     return {name: _checked(name, value, stated.fields[name]) for name, value in given.items()}
+
+
+@verb
+def fits(model: Any, given: Mapping[str, Any]) -> None:
+    """`ValueError` where inputs do not fit each other: as many places for images as there are features. By default what
+    the model that a head wraps says of them."""
+    if hasattr(model, "model"):
+        fits(model.model, given)
 
 
 def sequence_of(stated: Inputs, given: Mapping[str, Any]) -> tuple[int, int]:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from ..nn.context import Context
+from ..nn.image_text import ImageText, check_places
 from ..nn.towers import ImageTower, TwoTowers
 from ..nn.vision import ImageEncoder, pair
+from .checks import fits
 from .statement import Input, Inputs, inputs
 
 
@@ -39,3 +46,23 @@ def _(model: TwoTowers) -> Inputs:
     types = {name: one for name, one in text.fields.items() if name == "token_type_ids"}
     fields = {"input_ids": ids, **types, **image.fields, "pixel_values": pixels}
     return Inputs(fields, ("input_ids", "pixel_values"), {**image.sizes, "images": 2})
+
+
+@inputs.register(ImageText)
+def _(model: ImageText) -> Inputs:
+    text, image = inputs(model.language_model), inputs(model.vision_tower)
+    pixels = image.fields["pixel_values"]
+    pixels = dataclasses.replace(pixels, shape=("images", *pixels.shape[1:]), optional=True)
+    ids = text.fields["input_ids"]
+    below = None if ids.below is None else max(ids.below, model.image_token + 1)  # it may lie beyond the vocabulary
+    fields = {**text.fields, "input_ids": dataclasses.replace(ids, below=below), "pixel_values": pixels}
+    return text.replace(fields=fields, sizes={**image.sizes, "images": 1})
+
+
+@fits.register(ImageText)
+def _(model: ImageText, given: Mapping[str, Any]) -> None:
+    if given.get("pixel_values") is None:
+        return
+    none = jnp.zeros((1, 1), jnp.int32)
+    found = jax.eval_shape(model.features, Context(none, None, slots=none[0], order=none[0]), given["pixel_values"])
+    check_places(given["input_ids"], model.image_token, found.shape[0] * found.shape[1])

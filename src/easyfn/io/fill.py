@@ -16,7 +16,7 @@ import numpy as np
 from ..core.params import abstract_of
 from ..core.tree import expand, is_leaf, join, leaves, nodes, rebuild, replace
 from ..names.part import whole
-from ..names.rules import Tensors, tensors
+from ..names.rules import Tensors, template, tensors
 from ..registry.family import Family, abstract_config
 from .arrays import dense, put, read_part
 from .checkpoint import LoadError, Source
@@ -41,7 +41,7 @@ class Sources:
 def find_name(name: str, held: Mapping[str, Any], known: Family) -> str | None:
     """How a checkpoint calls a tensor: as asked, with or without a head model's prefix, or in an older spelling."""
     head = f"{known.prefix}."
-    each = (name, *known.aliases.get(name, ()))
+    each = (name, *older_names(name, known))
     for candidate in (c for n in each for c in (n, n.removeprefix(head) if n.startswith(head) else head + n)):
         if candidate in held:
             return candidate
@@ -50,6 +50,15 @@ def find_name(name: str, held: Mapping[str, Any], known: Family) -> str | None:
             if old in held:
                 return old
     return None
+
+
+def older_names(name: str, known: Family) -> list[str]:
+    """The other names of a tensor in a family's `aliases`, whose names may be templates: `"tower.{rest}"`."""
+    found = list(known.aliases.get(name, ()))
+    for ours, theirs in known.aliases.items():
+        if "{" in ours and (match := template(ours).fullmatch(name)) is not None:
+            found += [t.format(**match.groupdict()) for t in theirs]
+    return found
 
 
 def _in_its_layer(name: str, layers: set[str], known: Family) -> str:

@@ -6,6 +6,7 @@ matrices (GPT-2's Conv1D) and experts that the file holds one by one.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -132,8 +133,10 @@ def _joined(
             yield name, (*index[:axis], theirs, *index[axis + 1 :]), out[here]
 
 
-def _template(template: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)\}", template)
+@functools.cache
+def template(text: str) -> re.Pattern[str]:
+    """The expression that a template of a name stands for."""
+    parts = re.split(r"\{(\w+)\}", text)
     out = ""
     for n, part in enumerate(parts):
         if n % 2 == 0:
@@ -144,7 +147,7 @@ def _template(template: str) -> re.Pattern[str]:
 
 
 def _apply(rule: Rule, path: str) -> dict[str, str] | None:
-    match = _template(rule.ours).fullmatch(path)
+    match = template(rule.ours).fullmatch(path)
     return None if match is None else match.groupdict()
 
 

@@ -1,0 +1,69 @@
+"""What families of images and text say in the same words: configs of their halves, tensor names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from ..config.check import Reader
+from ..config.config import read
+from ..names.rules import Rule, rename
+from ..registry.family import family_of
+from .vision import under
+
+LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+
+
+def sub_config(default: str, **given: Any) -> Any:
+    """The annotation of a nested config whose `model_type` says of which family it is, by default `default`.
+
+    `given` are the values that the reference has where the file leaves keys out.
+    """
+
+    def make(value: Any, where: str) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        known = family_of(value.get("model_type", default))
+        return read(known.config, {**given, **value}, known.ignore, where)
+
+    return Annotated[Any, Reader(make)]
+
+
+def part(config: Any) -> Any:
+    """The base model of a nested config."""
+    return family_of(config).tasks["base"](config)
+
+
+def part_names(model: Any) -> list[Rule]:
+    """The rules of a part, as its own family has them."""
+    return list(family_of(model).names(model))
+
+
+def two_halves(tower: str = "vision_tower") -> Callable[[Any], list[Rule]]:
+    """The rules of a language model with images, in the names of its files: `language_model.model.`, `vision_tower.`."""
+
+    def names(model: Any) -> list[Rule]:
+        return [
+            rename("lm_head.{rest}", "language_model.lm_head.{rest}"),
+            *under(part_names(model.model.language_model), "model.language_model", "language_model.model"),
+            *under(part_names(model.model.vision_tower), "model.vision_tower", tower),
+            rename("model.{rest}", "{rest}"),
+        ]
+
+    return names
+
+
+class of_text:
+    """A fact of the nested `text_config` under the same name: `hidden_size = of_text()`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, config: Any, cls: type | None = None) -> Any:
+        return self if config is None else getattr(config.text_config, self.name, None)

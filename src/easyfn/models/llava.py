@@ -1,0 +1,86 @@
+"""LLaVA (Liu et al. 2023, arXiv 2304.08485): features of a CLIP tower, projected, are words of a language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..config.fields import CommonFields
+from ..nn import CausalLM
+from ..nn.image_text import ImageText, Projector
+from ..registry.family import family
+from .image_text import LLAMA, of_text, part, sub_config, two_halves
+
+CLIP = {
+    "intermediate_size": 4096,
+    "hidden_size": 1024,
+    "patch_size": 14,
+    "image_size": 336,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "projection_dim": 768,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlavaConfig(CommonFields):
+    """The keys of a LLaVA `config.json`."""
+
+    model_type: ClassVar[str] = "llava"
+    text_config: sub_config("llama", **LLAMA)
+    vision_config: sub_config("clip_vision_model")
+    image_token_index: int = 32000
+    projector_hidden_act: str = "gelu"
+    vision_feature_select_strategy: str = "default"
+    vision_feature_layer: Any = -2
+    multimodal_projector_bias: bool = True
+    tie_word_embeddings: bool = False
+
+    vocab_size: ClassVar = of_text()
+    hidden_size: ClassVar = of_text()
+    max_position_embeddings: ClassVar = of_text()
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        if "image_token_id" in data:  # its other name
+            data["image_token_index"] = data.pop("image_token_id")
+        return {
+            **data,
+            "text_config": data.get("text_config") or {},
+            "vision_config": data.get("vision_config") or CLIP,
+        }
+
+
+def llava(c: LlavaConfig) -> ImageText:
+    if c.vision_feature_select_strategy not in ("default", "full"):
+        raise ValueError(
+            f"vision_feature_select_strategy={c.vision_feature_select_strategy!r} is no 'default' or 'full'"
+        )
+    layers = (c.vision_feature_layer,) if isinstance(c.vision_feature_layer, int) else tuple(c.vision_feature_layer)
+    wide = len(layers) * c.vision_config.hidden_size
+    projector = Projector(wide, c.text_config.hidden_size, c.projector_hidden_act, bias=c.multimodal_projector_bias)
+    return ImageText(
+        c,
+        part(c.vision_config),
+        projector,
+        part(c.text_config),
+        image_token=c.image_token_index,
+        feature_layers=layers,
+        drop_first=c.vision_feature_select_strategy == "default",
+    )
+
+
+def tied(c: Any) -> bool:
+    return c.tie_word_embeddings or bool(getattr(c.text_config, "tie_word_embeddings", False))
+
+
+family(
+    "llava",
+    config=LlavaConfig,
+    tasks={"causal-lm": lambda c: CausalLM(llava(c), tied=tied(c))},
+    architectures={"LlavaForConditionalGeneration": "causal-lm"},
+    names=two_halves(),
+    ignore=("image_seq_length",),  # of the processor
+    ignore_tensors=(r"embeddings\.position_ids$", r"rotary_emb\.inv_freq$"),
+    aliases={"vision_tower.{rest}": ("vision_tower.vision_model.{rest}",)},  # before transformers 5
+)

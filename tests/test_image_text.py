@@ -1,0 +1,102 @@
+"""Images among words, against transformers: logits, cached decoding, greedy tokens, files; padded on both sides."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+import easyfn as ef
+from cases import IMAGES
+from test_vision import close, model_of, torch_run
+
+NAMES = [n for n, c in IMAGES.items() if c.task == "causal-lm"]
+
+
+def prompt(name, pad="left"):
+    """Two rows with an image each, of what the processor would make: padded ids, mask, pixels."""
+    model = model_of(name)
+    config = model.config
+    token = config.image_token_index
+    size = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    full = getattr(config, "vision_feature_select_strategy", "full") == "full"
+    count = size + (1 if full and config.vision_config.model_type == "clip_vision_model" else 0)
+    rng = np.random.RandomState(0)
+    rows = [[*rng.randint(10, 90, 3), *[token] * count, *rng.randint(10, 90, n)] for n in (5, 2)]
+    width = max(map(len, rows))
+    ids, mask = np.zeros((2, width), int), np.zeros((2, width), int)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if pad == "left" else slice(0, len(row))
+        ids[i, place], mask[i, place] = row, 1
+    pixels = rng.randn(2, 3, config.vision_config.image_size, config.vision_config.image_size).astype(np.float32)
+    return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_and_cache(name):
+    model, module, inputs = model_of(name), IMAGES[name].torch(), prompt(name)
+    mask = inputs["attention_mask"]
+    want = torch_run(module, {**inputs, "position_ids": np.maximum(mask.cumsum(1) - 1, 0)})["logits"]
+    out = jax.jit(lambda m, x: ef.forward(m, **x))(model, inputs)
+    close(np.asarray(out.logits)[mask > 0], want[mask > 0], "logits")
+    cache, head = ef.init_cache(model, 2, 32), mask.shape[1] - 2
+    first = ef.forward(model, **{k: v if k == "pixel_values" else v[:, :head] for k, v in inputs.items()}, cache=cache)
+    rest = ef.forward(model, inputs["input_ids"][:, head:], cache=first.cache)
+    close(rest.logits, want[:, head:], "cached")
+
+
+@pytest.mark.parametrize("pad", ["left", "right"])
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_tokens(name, pad):
+    model, module, inputs = model_of(name), IMAGES[name].torch(), prompt(name)
+    given = {k: torch.tensor(v) for k, v in inputs.items()}
+    want = module.generate(**given, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
+    if pad == "right":
+        inputs = prompt(name, "right")
+    got = ef.generate(model, inputs.pop("input_ids"), **inputs, max_new_tokens=5, do_sample=False, eos_token_id=None)
+    assert np.array_equal(got.sequences[:, -5:], want[:, -5:].numpy())
+
+
+def test_what_does_not_fit():
+    model, inputs = model_of("llava"), prompt("llava")
+    with pytest.raises(ValueError, match=r"have 9 features and input_ids 18 places"):
+        ef.forward(model, **{**inputs, "pixel_values": inputs["pixel_values"][:1]})
+    ids = inputs.pop("input_ids")
+    with pytest.raises(ValueError, match=r"have 9 features and input_ids 18 places"):
+        ef.generate(model, ids, **{**inputs, "pixel_values": inputs["pixel_values"][:1]}, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"pixel_values must have shape \(images, 3, height, width\)"):
+        ef.generate(model, ids, **{**inputs, "pixel_values": inputs["pixel_values"][0]}, max_new_tokens=2)
+    with pytest.raises(ValueError, match="pixel_values and prefill_chunk_size=4 do not go together"):
+        ef.generate(model, ids, **inputs, max_new_tokens=2, prefill_chunk_size=4)
+    blind = jax.jit(lambda m, i, p: ef.forward(m, i, pixel_values=p))(model, ids, inputs["pixel_values"][:1]).logits
+    assert np.isnan(blind[:, -1]).any()  # nobody can raise in a compiled function
+    assert np.isfinite(ef.forward(model, ids).logits).all()  # text alone, as everywhere
+
+
+def test_loss_learns_text_after_images():
+    model, module, inputs = model_of("llava"), IMAGES["llava"].torch(), prompt("llava", "right")
+    labels = np.where((inputs["attention_mask"] > 0) & (inputs["input_ids"] != 7), inputs["input_ids"], -100)
+    with torch.no_grad():
+        want = module(**{k: torch.tensor(v) for k, v in {**inputs, "labels": labels}.items()}).loss.item()
+    loss, slopes = jax.value_and_grad(lambda m: ef.compute_loss(m, {**inputs, "labels": labels})[0])(model)
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    assert np.abs(slopes.model.multi_modal_projector.linear_1.weight).max() > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_beams_and_rows(name):
+    """Features enter once: beams and several answers share the prompt's cache."""
+    model, inputs = model_of(name), prompt(name)
+    ids = inputs.pop("input_ids")
+    with torch.no_grad():
+        given = {k: torch.tensor(v) for k, v in inputs.items()}
+        want = (
+            IMAGES[name]
+            .torch()
+            .generate(
+                input_ids=torch.tensor(ids), **given, max_new_tokens=4, num_beams=2, do_sample=False, eos_token_id=None
+            )
+        )
+    got = ef.generate(model, ids, **inputs, max_new_tokens=4, num_beams=2, eos_token_id=None)
+    assert np.array_equal(got.sequences[:, -4:], want[:, -4:].numpy())
