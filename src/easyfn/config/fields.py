@@ -60,8 +60,8 @@ class CommonFields:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderFields(CommonFields):
-    """The keys of a decoder with RMSNorm, rotary positions and grouped key heads."""
+class RotaryFields(CommonFields):
+    """The keys of a decoder with rotary positions and grouped key heads."""
 
     vocab_size: Size
     hidden_size: Size
@@ -71,10 +71,16 @@ class DecoderFields(CommonFields):
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
     max_position_embeddings: Size = 2048
-    rms_norm_eps: float = 1e-6
     rope_parameters: Frozen = rope()
     attention_dropout: float | int | None = 0.0
     tie_word_embeddings: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderFields(RotaryFields):
+    """`RotaryFields` of a decoder with RMSNorm."""
+
+    rms_norm_eps: float = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

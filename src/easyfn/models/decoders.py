@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..config.check import check
+from ..config.config import UnknownConfigKey
 from ..config.fields import head_dim
-from ..nn import Attention, CausalLM, Decoder, RMSNorm, SequenceClassifier
+from ..nn import Attention, CausalLM, Decoder, GatedMLP, RMSNorm, SequenceClassifier
 from ..registry.family import Family, family
 
 
@@ -17,13 +19,14 @@ def decoder_family(
     *,
     head: Mapping[str, Callable[[Any], Any]] | None = None,
     architectures: Mapping[str, str] | None = None,
+    classifies: bool = True,
     ignore_tensors: Callable[[Any], Sequence[str]] | Sequence[str] = (r"rotary_emb\.inv_freq$",),
     **facts: Any,
 ) -> Family:
     """Registers a decoder-only family: its language model, its hidden states, its sequence classifier.
 
     - `name` is what transformers' classes begin with: `"Llama"` of `LlamaForCausalLM`, `LlamaModel` and
-      `LlamaForSequenceClassification`. `architectures` are all of them, where one word does not tell.
+      `LlamaForSequenceClassification` (if it `classifies`). `architectures` are all of them, where one word does not tell.
     - `decoder(config)` builds the `Decoder`; `head` are arguments of `nn.CausalLM` as functions of the config.
     - `facts` (`names`, `ignore`, `prefix`, ...) are those of [`easyfn.family`][].
     """
@@ -31,18 +34,32 @@ def decoder_family(
         config.model_type,
         config=config,
         tasks=decoder_tasks(decoder, **(head or {})),
-        architectures=architectures or decoder_classes(name or ""),
+        architectures=architectures or decoder_classes(name or "", classifies),
         ignore_tensors=ignore_tensors,
         **facts,
     )
 
 
 def attention(config: Any, **own: Any) -> Attention:
-    """The attention of a config with `DecoderFields`; `own` are the family's further arguments of `nn.Attention`."""
+    """The attention of a config with `RotaryFields`; `own` are the family's further arguments of `nn.Attention`.
+
+    A config's `attention_bias` is for all four projections, as in Llama.
+    """
+    c, bias = config, getattr(config, "attention_bias", False)
+    given = {"qkv_bias": bias, "out_bias": bias, "dropout": c.attention_dropout or 0.0, **own}
+    return Attention(c.hidden_size, c.num_attention_heads, key_heads(c), head_dim(c), **given)
+
+
+def key_heads(config: Any) -> int:
+    """The number of key heads: as many as there are query heads, where a config does not say."""
+    return config.num_key_value_heads or config.num_attention_heads
+
+
+def mlp(config: Any, **own: Any) -> GatedMLP:
+    """The gated MLP of a config with `hidden_act`; its `mlp_bias` is for all three projections, as in Llama."""
     c = config
-    kv_heads = c.num_key_value_heads or c.num_attention_heads
-    given = {"dropout": c.attention_dropout or 0.0, **own}
-    return Attention(c.hidden_size, c.num_attention_heads, kv_heads, head_dim(c), **given)
+    given = {"bias": getattr(c, "mlp_bias", False), **own}
+    return GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act, **given)
 
 
 def norm(config: Any) -> RMSNorm:
@@ -50,13 +67,20 @@ def norm(config: Any) -> RMSNorm:
     return RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
-def decoder(config: Any, block: Callable[[int], Any], **own: Any) -> Decoder:
-    """The decoder of a config with `DecoderFields`, whose layer `i` is `block(i)`, with one rotary table.
+def row_norms(config: Any) -> tuple[RMSNorm, RMSNorm]:
+    """RMSNorms of all queries and of all keys of a token, for `attention(..., normed="rows")`."""
+    queries, keys = (heads * head_dim(config) for heads in (config.num_attention_heads, key_heads(config)))
+    return RMSNorm(queries, config.rms_norm_eps), RMSNorm(keys, config.rms_norm_eps)
 
-    `own` are further arguments of `nn.Decoder`.
+
+def decoder(config: Any, block: Callable[[int], Any], last: Any = None, **own: Any) -> Decoder:
+    """The decoder of a config with `RotaryFields`, whose layer `i` is `block(i)`, with one rotary table.
+
+    `last` is the last norm, by default that of the config; `own` are further arguments of `nn.Decoder`.
     """
     given = {"head_dim": head_dim(config), "rope": {"default": config.rope_parameters}, **own}
-    return Decoder(config, [block(i) for i in range(config.num_hidden_layers)], norm(config), **given)
+    blocks = [block(i) for i in range(config.num_hidden_layers)]
+    return Decoder(config, blocks, norm(config) if last is None else last, **given)
 
 
 def decoder_tasks(decoder: Callable[[Any], Any], **head: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
@@ -76,13 +100,48 @@ def decoder_tasks(decoder: Callable[[Any], Any], **head: Callable[[Any], Any]) -
     }
 
 
-def decoder_classes(name: str) -> dict[str, str]:
-    """The tasks by the names of transformers' classes: `"LlamaForCausalLM"` of `"Llama"` is `"causal-lm"`."""
-    return {
-        f"{name}ForCausalLM": "causal-lm",
-        f"{name}Model": "base",
-        f"{name}ForSequenceClassification": "sequence-classification",
+def decoder_classes(name: str, classifies: bool = True) -> dict[str, str]:
+    """The tasks by the names of transformers' classes: `"LlamaForCausalLM"` of `"Llama"` is `"causal-lm"`.
+
+    `classifies`: transformers has a `...ForSequenceClassification` of the family.
+    """
+    found = {f"{name}ForCausalLM": "causal-lm", f"{name}Model": "base"}
+    return {**found, f"{name}ForSequenceClassification": "sequence-classification"} if classifies else found
+
+
+def alternate(
+    layers: int, every: int, first: str = "sliding_attention", last: str = "full_attention"
+) -> tuple[str, ...]:
+    """Kinds of attention where the last of `every` so many layers is of the kind `last`, and the others of `first`."""
+    return tuple(last if (i + 1) % every == 0 else first for i in range(layers))
+
+
+def rope_by_kind(data: dict[str, Any], *, sliding: float, full: float) -> dict[str, Any]:
+    """Rotary settings with one entry per kind of layer, also from older spellings (`rope_theta`, `rope_local_base_freq`).
+
+    `sliding` and `full` are the bases of a family whose file gives none. Scaling (`rope_scaling`) and `rope_theta` are for
+    the full layers only, as in transformers.
+    """
+    data = dict(data)
+    bases = {
+        "sliding_attention": data.pop("rope_local_base_freq", None) or sliding,
+        "full_attention": data.pop("rope_theta", None) or full,
     }
+    given = _object(data.pop("rope_parameters", None), "rope_parameters")
+    if flat := sorted(set(given) - set(bases)):
+        raise UnknownConfigKey(
+            f"config.json: rope_parameters has an entry for each of {', '.join(bases)}, not {', '.join(flat)}"
+        )
+    scaling = {"full_attention": _object(data.pop("rope_scaling", None), "rope_scaling")}
+    nested = {
+        kind: {"rope_theta": base, **_object(given.get(kind), f"rope_parameters.{kind}"), **scaling.get(kind, {})}
+        for kind, base in bases.items()
+    }
+    return {**data, "rope_parameters": nested}
+
+
+def _object(value: Any, name: str) -> Mapping[str, Any]:
+    return check(name, value, Mapping | None, "config.json") or {}
 
 
 def layer_windows(config: Any, layer_types: Sequence[str], window: int | None) -> tuple[int | None, ...]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.check import check
-from ..config.config import UnknownConfigKey, only
+from ..config.config import only
 from ..config.fields import DecoderFields, Size, rope
 from ..core.frozen import Frozen
 from ..nn import Decoder, GatedMLP, RMSNorm, SandwichBlock
-from .decoders import attention, decoder_family, layer_windows
+from .decoders import alternate, attention, decoder_family, layer_windows, rope_by_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,39 +41,7 @@ class Gemma3TextConfig(DecoderFields):
         pattern = data.pop("sliding_window_pattern", None) or 6  # _sliding_window_pattern is written and never read
         if data.get("layer_types") is None and "num_hidden_layers" in data:
             data["layer_types"] = alternate(data["num_hidden_layers"], pattern)
-        return two_bases(data)
-
-
-def alternate(layers: int, pattern: int) -> tuple[str, ...]:
-    """Kinds of attention where the last of every `pattern` layers is global."""
-    return tuple("full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers))
-
-
-def two_bases(data: dict[str, Any]) -> dict[str, Any]:
-    """Older spellings of the rotary settings, `rope_theta` and `rope_local_base_freq`, as one entry per kind of layer.
-
-    Scaling (`rope_scaling`) is for the global layers only.
-    """
-    data = dict(data)
-    bases = {
-        "sliding_attention": data.pop("rope_local_base_freq", None) or 10000.0,
-        "full_attention": data.pop("rope_theta", None) or 1000000.0,
-    }
-    given = _object(data.pop("rope_parameters", None), "rope_parameters")
-    if flat := sorted(set(given) - set(bases)):
-        raise UnknownConfigKey(
-            f"gemma3_text: rope_parameters has an entry for each of {', '.join(bases)}, not {', '.join(flat)}"
-        )
-    scaling = {"full_attention": _object(data.pop("rope_scaling", None), "rope_scaling")}
-    nested = {
-        kind: {"rope_theta": base, **_object(given.get(kind), f"rope_parameters.{kind}"), **scaling.get(kind, {})}
-        for kind, base in bases.items()
-    }
-    return {**data, "rope_parameters": nested}
-
-
-def _object(value: Any, name: str) -> Mapping[str, Any]:
-    return check(name, value, Mapping | None, "config.json") or {}
+        return rope_by_kind(data, sliding=10000.0, full=1000000.0)
 
 
 def gemma3(config: Gemma3TextConfig) -> Decoder:
@@ -90,8 +56,6 @@ def gemma3(config: Gemma3TextConfig) -> Decoder:
         SandwichBlock(
             attention(
                 c,
-                qkv_bias=c.attention_bias,
-                out_bias=c.attention_bias,
                 qk_norm=norm(c.head_dim),
                 scale=c.query_pre_attn_scalar**-0.5,
                 window=window,

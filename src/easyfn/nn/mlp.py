@@ -12,22 +12,27 @@ from .linear import Linear
 
 
 class GatedMLP(eqx.Module):
-    """`down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202)."""
+    """`down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202), with dropout on what comes out where a family has it."""
 
     gate_proj: Linear
     up_proj: Linear
     down_proj: Linear
     act: str = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
 
-    def __init__(self, hidden_size: int, intermediate_size: int, act: str = "silu", *, bias: bool = False) -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, act: str = "silu", *, bias: bool = False, dropout: float = 0.0
+    ) -> None:
         activation(act)  # an unknown name fails here, not in the first forward pass
         self.gate_proj = Linear(hidden_size, intermediate_size, bias, axes=("mlp", "embed"))
         self.up_proj = Linear(hidden_size, intermediate_size, bias, axes=("mlp", "embed"))
         self.down_proj = Linear(intermediate_size, hidden_size, bias, axes=("embed", "mlp"))
         self.act = act
+        self.dropout = dropout
 
     def __call__(self, x: jax.Array, context: Context | None = None) -> jax.Array:
-        return self.down_proj(activation(self.act)(self.gate_proj(x)) * self.up_proj(x))
+        y = self.down_proj(activation(self.act)(self.gate_proj(x)) * self.up_proj(x))
+        return y if context is None else dropout(y, self.dropout, context, 4)
 
 
 class FusedGatedMLP(eqx.Module):

@@ -1,0 +1,61 @@
+"""Gemma 2 (Gemma Team 2024, arXiv 2408.00118): local and global layers in turn, norms around each part, soft caps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..config.config import only
+from ..config.fields import DecoderFields, Size
+from ..nn import Decoder, GatedMLP, RMSNorm, SandwichBlock
+from .decoders import alternate, attention, decoder, decoder_family, layer_windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemma2Config(DecoderFields):
+    """The keys of a Gemma 2 `config.json`. Without `layer_types`, every second layer is global."""
+
+    model_type: ClassVar[str] = "gemma2"
+    num_key_value_heads: Size = 4
+    head_dim: Size = 256
+    max_position_embeddings: Size = 8192
+    hidden_activation: str = "gelu_pytorch_tanh"
+    attention_bias: bool = False
+    query_pre_attn_scalar: int = 256
+    sliding_window: Size | None = 4096
+    layer_types: tuple[str, ...] | None = None
+    final_logit_softcapping: float | int | None = 30.0
+    attn_logit_softcapping: float | int | None = 50.0
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = 0
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        only(data, "use_bidirectional_attention", False)
+        return data
+
+
+def gemma2(c: Gemma2Config) -> Decoder:
+    """The decoder: scaled embeddings, and scores capped before the softmax."""
+    windows = layer_windows(c, c.layer_types or alternate(c.num_hidden_layers, 2), c.sliding_window)
+    scale, softcap = c.query_pre_attn_scalar**-0.5, c.attn_logit_softcapping
+    norm = lambda: RMSNorm(c.hidden_size, c.rms_norm_eps, offset=1.0)
+    return decoder(
+        c,
+        lambda i: SandwichBlock(
+            attention(c, scale=scale, softcap=softcap, window=windows[i]),
+            GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_activation),
+            *(norm() for _ in range(4)),
+        ),
+        norm(),
+        embed_scale=c.hidden_size**0.5,
+    )
+
+
+decoder_family(
+    "Gemma2",
+    Gemma2Config,
+    gemma2,
+    head={"softcap": lambda c: c.final_logit_softcapping},
+    ignore=("use_bidirectional_attention",),
+)
