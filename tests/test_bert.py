@@ -252,7 +252,7 @@ def test_a_saved_sentence_embedding_is_a_sentence_transformers_folder(tmp_path, 
     ef.save(SentenceEmbedding(model.model, pooling="cls"), tmp_path)
     assert not ef.load(tmp_path, task="sentence-embedding").normalize
     ef.save(model, tmp_path)
-    monkeypatch.setattr("easyfn.io.place._exchange", lambda *_: False)  # where folders cannot be exchanged
+    monkeypatch.setattr("easyfn.core.atomic.exchange", lambda *_: False)  # where folders cannot be exchanged
     ef.save(model, tmp_path)
     again = ef.load(tmp_path)  # the folder says what it is
     assert ef.task(again) == "sentence-embedding" and ef.task(ef.load(tmp_path, task="base")) == "base"

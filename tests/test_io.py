@@ -518,7 +518,7 @@ def test_merged_lora_is_saved(tmp_path):
 @pytest.mark.parametrize("exchange", [True, False])
 def test_save_keeps_other_files_and_drops_stale_shards(exchange, tmp_path, monkeypatch):
     if not exchange:
-        monkeypatch.setattr("easyfn.io.place._exchange", lambda a, b: False)
+        monkeypatch.setattr("easyfn.core.atomic.exchange", lambda a, b: False)
     folder = tmp_path / "model"
     ef.save(tiny(), folder, max_shard_size="10KB")
     shards = list(folder.glob("model-*.safetensors"))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from ..names.part import Index
 from .safetensors import BadFile, Info, mapped, read_header, read_part
+
+T = TypeVar("T")
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -122,6 +125,39 @@ def open_checkpoint(folder: Path, files: Files = LOCAL, *, where: str | None = N
         files.read_part(flat, out, (slice(start, start + out.nbytes),))
 
     return Source(where or str(folder), tensors, into, value, problems, read_part=part, workers=files.workers)
+
+
+def one_version(folder: Path, read: Callable[[], T]) -> T:
+    """What `read()` brings of a folder (or a file), read again if another process saved into it meanwhile.
+
+    Files that are open stay what they were, so `read` opens those that are read later. Raises [`easyfn.LoadError`][] if
+    there is no moment between two saves.
+    """
+    for _ in range(20):
+        before, error = _stamps(folder), None
+        try:
+            found = read()
+        except (ValueError, OSError) as raised:
+            error = raised
+        if _stamps(folder) == before:
+            if error is not None:
+                raise error
+            return found
+    raise LoadError(folder, ["it changes while it is read: another process saves into it. Read it when that is done"])
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What tells whether the files of a checkpoint are those of before."""
+    if folder.is_file():
+        each = [folder]
+    else:
+        each = [p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")] if folder.is_dir() else []
+    found = {}
+    for path in each:
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            found[path.name] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return found
 
 
 def read_index(path: Path) -> dict[str, str]:

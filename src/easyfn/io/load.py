@@ -22,7 +22,7 @@ from ..names.part import Index
 from ..registry.family import Family, abstract_config, family_of, task_of
 from ..registry.init import fill
 from .arrays import put
-from .checkpoint import LOCAL, LoadError, Source, open_checkpoint
+from .checkpoint import LOCAL, LoadError, Source, one_version, open_checkpoint
 from .fill import assemble, match
 from .formats import disk_format
 from .gguf.models import config_data, open_gguf
@@ -200,15 +200,19 @@ def load(
         else:
             folder = locate(name_or_path, progress=progress, gguf_file=gguf_file, **options)
             files, where = LOCAL, str(folder)
-        config = read_config(folder, config_overrides=config_overrides)
-        if (sentence := sentence_settings(folder)) is not None:
-            config = dataclasses.replace(config, extra=Frozen({**config.extra, "_sentence_transformers": sentence}))
-            if task is None and not sentence["other"] and "sentence-embedding" in family_of(config).tasks:
-                task = "sentence-embedding"  # what such a folder was saved as
-        if is_gguf(folder):
-            source = open_gguf(folder, config)
-        else:
-            source = open_checkpoint(folder, files, where=where, mmap=mmap)
+
+        def read() -> tuple[Any, Source]:
+            config = read_config(folder, config_overrides=config_overrides)
+            if (sentence := sentence_settings(folder)) is not None:
+                config = dataclasses.replace(config, extra=Frozen({**config.extra, "_sentence_transformers": sentence}))
+            if is_gguf(folder):
+                return config, open_gguf(folder, config)
+            return config, open_checkpoint(folder, files, where=where, mmap=mmap)
+
+        config, source = one_version(folder, read)
+        sentence = (getattr(config, "extra", None) or {}).get("_sentence_transformers")
+        if task is None and sentence and not sentence["other"] and "sentence-embedding" in family_of(config).tasks:
+            task = "sentence-embedding"  # what such a folder was saved as
         return _build(
             config,
             source,

@@ -11,6 +11,8 @@ import json
 import math
 import os
 import struct
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -56,6 +58,43 @@ class BadFile(ValueError):
     """A file that is not what it says: truncated, or with a header that lies."""
 
 
+class Held:
+    """A file that stays open while anything refers to it: what takes its name meanwhile is another file."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self.descriptor)
+        self.lock = threading.Lock()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.descriptor).st_size
+
+    def read_at(self, target: memoryview, start: int) -> int:
+        """Fills `target` from a byte of the file on; how many there were. Threads may read at once."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self.descriptor, [target], start)
+        with self.lock:
+            os.lseek(self.descriptor, start, os.SEEK_SET)
+            found = os.read(self.descriptor, len(target))
+        target[: len(found)] = found
+        return len(found)
+
+    def open(self) -> Any:
+        """The same file as Python's own, from its start."""
+        file = os.fdopen(os.dup(self.descriptor), "rb", buffering=0)
+        file.seek(0)
+        return file
+
+
 class Info(NamedTuple):
     """Where one tensor lies: `offset` counts from the start of the file.
 
@@ -64,7 +103,7 @@ class Info(NamedTuple):
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    file: PurePath
+    file: PurePath | Held
     offset: int
     nbytes: int
     kind: str = ""
@@ -72,12 +111,22 @@ class Info(NamedTuple):
 
 def read_header(path: str | os.PathLike[str]) -> tuple[dict[str, Info], dict[str, str]]:
     """The tensors of a file by name, and its metadata. Raises [`BadFile`][easyfn.io.safetensors.BadFile]."""
-    path = Path(path)
-    with open(path, "rb") as file:
-        return parse_header(path, os.fstat(file.fileno()).st_size, file.read)
+    held = Held(path)
+    at = 0
+
+    def read(count: int) -> bytes:
+        nonlocal at
+        found = bytearray(min(count, held.size))
+        got = held.read_at(memoryview(found), at)
+        at += got
+        return bytes(found[:got])
+
+    return parse_header(held, held.size, read)
 
 
-def parse_header(path: PurePath, size: int, read: Callable[[int], bytes]) -> tuple[dict[str, Info], dict[str, str]]:
+def parse_header(
+    path: PurePath | Held, size: int, read: Callable[[int], bytes]
+) -> tuple[dict[str, Info], dict[str, str]]:
     """The same of a file of `size` bytes whose beginning `read(count)` brings, piece after piece."""
     first = read(8)
     if len(first) < 8:
@@ -108,14 +157,14 @@ def parse_header(path: PurePath, size: int, read: Callable[[int], bytes]) -> tup
     return tensors, metadata
 
 
-def _unique(path: PurePath, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(path: PurePath | Held, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise BadFile(f"{path}: the header names a tensor twice")
     return found
 
 
-def _info(path: PurePath, name: str, entry: Any, start: int, size: int) -> Info:
+def _info(path: PurePath | Held, name: str, entry: Any, start: int, size: int) -> Info:
     def natural(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -151,24 +200,27 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 def read_into(info: Info, out: np.ndarray, *, start: int = 0) -> None:
     """Fills `out`, C-contiguous, with the bytes of a tensor from byte `start` of it."""
-    with open(info.file, "rb", buffering=0) as file:
-        _fill(file, info, bytes_of(out), start)
+    _fill(held(info), info, bytes_of(out), start)
 
 
 def read_part(info: Info, out: np.ndarray, index: Index) -> None:
     """Fills `out`, C-contiguous, with `tensor[index]`: no byte outside of it is read."""
     target = bytes_of(out)
-    with open(info.file, "rb", buffering=0) as file:
-        starts, length = runs(info.shape, info.dtype.itemsize, index)
-        for n, start in enumerate(starts.tolist()):
-            _fill(file, info, target[n * length : (n + 1) * length], start)
+    file = held(info)
+    starts, length = runs(info.shape, info.dtype.itemsize, index)
+    for n, start in enumerate(starts.tolist()):
+        _fill(file, info, target[n * length : (n + 1) * length], start)
 
 
-def _fill(file: Any, info: Info, target: memoryview, start: int) -> None:
-    file.seek(info.offset + start)
+def held(info: Info) -> Held:
+    """The file of a tensor, open."""
+    return info.file if isinstance(info.file, Held) else Held(info.file)
+
+
+def _fill(file: Held, info: Info, target: memoryview, start: int) -> None:
     done = 0
     while done < len(target):
-        got = file.readinto(target[done : done + _CHUNK])
+        got = file.read_at(target[done : done + _CHUNK], info.offset + start + done)
         if not got:
             raise BadFile(f"{info.file}: the file ended while it was read")
         done += got
@@ -178,7 +230,13 @@ def mapped(info: Info) -> np.ndarray | None:
     """One tensor where it lies in the file, read only; `None` if it lies where XLA on CPU would have to copy it."""
     if info.offset % ALIGNMENT or not info.nbytes:
         return None
-    return np.memmap(info.file, info.dtype, "r", info.offset, info.shape)
+    return memory(info, info.dtype, info.shape)
+
+
+def memory(info: Info, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The bytes of a tensor where they lie in the file, read only."""
+    with held(info).open() as file:
+        return np.memmap(file, dtype, "r", info.offset, shape)
 
 
 def bytes_of(array: np.ndarray) -> memoryview:
@@ -222,9 +280,14 @@ def write(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a file and flushes it to the disk. `arrays` come in the order of `shapes`, one at a time."""
-    with open(path, "wb", buffering=0) as file:
-        write_to(file, shapes, arrays, metadata)
-        os.fsync(file.fileno())
+    try:
+        with open(path, "wb", buffering=0) as file:
+            write_to(file, shapes, arrays, metadata)
+            os.fsync(file.fileno())
+    except OSError as error:  # a full disk does not say which
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_to(

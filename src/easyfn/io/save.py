@@ -6,8 +6,6 @@ import logging
 import math
 import operator
 import re
-import secrets
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..config import config as configs
+from ..core.atomic import beside
 from ..core.dtype import cast
 from ..core.frozen import thaw
-from ..core.multihost import first, local, same_number, spans
+from ..core.multihost import local, spans
 from ..core.slots import find_slots
 from ..core.trainable import is_adapter
 from ..core.tree import expand, is_abstract, is_leaf, nodes
@@ -106,34 +105,25 @@ def save(
         return url
     target = Path(directory).expanduser() if step is None else Path(directory).expanduser() / f"checkpoint-{step}"
     target = target.resolve()
-    beside = target.parent / f".{target.name}.{same_number(secrets.randbits(31), alone):08x}.tmp"
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"save: {target} is a file; give a folder")
+    with beside(target, "save", alone) as folder:
 
-    def make() -> None:
-        if target.exists() and not target.is_dir():
-            raise FileExistsError(f"save: {target} is a file; give a folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside.mkdir()
+        def write_one(name: str, shapes: Shapes, arrays: Iterator[np.ndarray]) -> None:
+            write(folder / name, shapes, arrays, {"format": "pt"})
 
-    def write_one(name: str, shapes: Shapes, arrays: Iterator[np.ndarray]) -> None:
-        write(beside / name, shapes, arrays, {"format": "pt"})
+        def finish() -> None:
+            if lost := [name for name in shards if not (folder / name).exists()]:
+                raise OSError(
+                    f"save: {lost[0]}, which another process wrote, is not in {target.parent}: give a folder that all "
+                    "processes share, or the URL of a bucket"
+                )
+            for name, data in documents.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                write_json(folder / name, data)
+            put_in_place(folder, target)
 
-    def finish() -> None:
-        if lost := [name for name in shards if not (beside / name).exists()]:
-            raise OSError(
-                f"save: {lost[0]}, which another process wrote, is not in {target.parent}: give a folder that all "
-                "processes share, or the URL of a bucket"
-            )
-        for name, data in documents.items():
-            (beside / name).parent.mkdir(exist_ok=True)
-            write_json(beside / name, data)
-        put_in_place(beside, target)
-
-    first(make, "save", alone)
-    try:
         write_all(shards, write_one, finish, alone)
-    finally:
-        if alone or jax.process_index() == 0:
-            shutil.rmtree(beside, ignore_errors=True)
     _tell(model, target)
     return target
 

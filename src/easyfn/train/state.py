@@ -6,18 +6,21 @@ and renamed when every process is done, so a step is there whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from ..core import atomic
 from ..core.multihost import first
 from ..core.tree import is_leaf, near, nodes
 
-_UNFINISHED = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|removed)")
+_UNFINISHED = re.compile(r"\d+(\.new)?\.orbax-checkpoint-tmp.*|\d+\.(removed|new)")
 
 
 def save_state(
@@ -33,12 +36,13 @@ def save_state(
 
     - `step`: by default the state's own count.
     - `keep`: how many of the latest steps stay, by default all.
-    - `overwrite`: a step that exists is a `FileExistsError` without it; with it, the old one is removed first.
+    - `overwrite`: a step that exists is a `FileExistsError` without it; with it, the old one stays until the new is whole.
     - `data_state`: anything that JSON holds, such as where the data's iterator stands; see [`easyfn.load_data_state`][].
       That of process 0 is written.
 
-    The write is atomic: a step is there whole or not at all. Each device writes what it holds, on many processes too,
-    into a `directory` that they share. [`easyfn.Checkpoints`][] writes while training goes on.
+    The write is atomic: a step is there whole or not at all, and what saves that were killed have left is removed. Each
+    device writes what it holds, on many processes too, into a `directory` that they share. [`easyfn.Checkpoints`][] writes
+    while training goes on.
 
     ```python
     import tempfile, jax.numpy as jnp, easyfn as ef
@@ -52,9 +56,13 @@ def save_state(
     root, number = _folder(directory), _number(state, step)
     _check_keep(keep, "save_state")
     path = _free(root, number, "save_state", overwrite)
-    with orbax.Checkpointer(_handler(orbax)) as checkpointer:
-        checkpointer.save(path, args=_args(orbax, state, data_state), force=overwrite)
-    _prune(root, number, keep)
+    beside = path.with_name(f"{number}.new") if overwrite else path
+    with _writing(root, "save_state"):
+        with orbax.Checkpointer(_handler(orbax)) as checkpointer:
+            checkpointer.save(beside, args=_args(orbax, state, data_state), force=overwrite)
+        if overwrite:
+            first(lambda: _take(beside, path), "save_state")
+        _prune(root, number, keep)
     return path
 
 
@@ -97,7 +105,9 @@ class Checkpoints:
         self.directory, self.keep, self.every = _folder(directory), keep, every
         self._saver = orbax.AsyncCheckpointer(_handler(orbax))
         self._writing: int | None = None
-        first(lambda: _clean(self.directory), "Checkpoints")
+        self._held = contextlib.ExitStack()  # while it writes
+        with _writing(self.directory, "Checkpoints"):
+            pass
 
     def save(self, state: Any, *, step: int | None = None, data_state: Any = None) -> bool:
         number = _number(state, step)
@@ -105,15 +115,17 @@ class Checkpoints:
             return False
         self.wait()
         path = _free(self.directory, number, "Checkpoints.save", False)
+        self._held.enter_context(_writing(self.directory, "Checkpoints.save"))
         self._saver.save(path, args=_args(self._orbax, state, data_state))
         self._writing = number
         return True
 
     def wait(self) -> None:
-        self._saver.wait_until_finished()
-        if self._writing is not None:
-            _prune(self.directory, self._writing, self.keep)
-        self._writing = None
+        with self._held:
+            self._saver.wait_until_finished()
+            if self._writing is not None:
+                _prune(self.directory, self._writing, self.keep)
+            self._writing = None
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -126,6 +138,7 @@ class Checkpoints:
                 self._saver.wait_until_finished()
         finally:
             self._saver.close()
+            self._held.close()
 
 
 def load_state(like: Any, directory: str | Path, *, step: int | None = None) -> Any:
@@ -139,11 +152,16 @@ def load_state(like: Any, directory: str | Path, *, step: int | None = None) -> 
     path = _step(directory, step, "load_state")
     wanted = {name: _target(leaf) for name, leaf in _flat(like).items()}
     with orbax.Checkpointer(_handler(orbax)) as checkpointer:
-        saved = checkpointer.metadata(path).item_metadata["state"]
-        _compare(wanted, getattr(saved, "tree", saved), path)
-        how = orbax.checkpoint_utils.construct_restore_args(wanted)
-        args = orbax.args.Composite(state=orbax.args.PyTreeRestore(item=wanted, restore_args=how))
-        found = checkpointer.restore(path, args=args)["state"]
+        with _reading(path, "load_state"):
+            saved = checkpointer.metadata(path).item_metadata["state"]
+            saved = dict(getattr(saved, "tree", saved))
+            for there in saved.values():
+                tuple(there.shape), there.dtype
+        _compare(wanted, saved, path)
+        with _reading(path, "load_state"):
+            how = orbax.checkpoint_utils.construct_restore_args(wanted)
+            args = orbax.args.Composite(state=orbax.args.PyTreeRestore(item=wanted, restore_args=how))
+            found = checkpointer.restore(path, args=args)["state"]
     leaves = [
         jax.random.wrap_key_data(found[name], impl=_impl(leaf)) if _is_key(leaf) else found[name]
         for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)
@@ -160,7 +178,7 @@ def load_data_state(directory: str | Path, *, step: int | None = None) -> Any:
     path = _step(directory, step, "load_data_state")
     if not (path / "data_state").exists():
         return None
-    with orbax.Checkpointer(_handler(orbax)) as checkpointer:
+    with orbax.Checkpointer(_handler(orbax)) as checkpointer, _reading(path / "data_state", "load_data_state"):
         return checkpointer.restore(path, args=orbax.args.Composite(data_state=orbax.args.JsonRestore()))["data_state"]
 
 
@@ -170,7 +188,8 @@ def saved_steps(directory: str | Path) -> tuple[int, ...]:
     The example is at [`easyfn.Checkpoints`][].
     """
     root = _folder(directory)
-    return tuple(sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())) if root.is_dir() else ()
+    names = [p.name.removesuffix(".old") for p in root.iterdir()] if root.is_dir() else []
+    return tuple(sorted({int(name) for name in names if name.isdigit()}))
 
 
 def _handler(orbax: Any) -> Any:
@@ -210,7 +229,8 @@ def _step(directory: str | Path, step: int | None, who: str) -> Path:
     if not steps or (step is not None and step not in steps):
         asked = "no steps" if step is None else f"no step {step}"
         raise FileNotFoundError(f"{who}: {asked} in {root}; there are {', '.join(map(str, steps)) or 'none'}")
-    return root / str(steps[-1] if step is None else step)
+    path = root / str(steps[-1] if step is None else step)
+    return path if path.exists() else path.with_name(f"{path.name}.old")
 
 
 def _args(orbax: Any, state: Any, data_state: Any) -> Any:
@@ -231,10 +251,52 @@ def _prune(root: Path, latest: int, keep: int | None) -> None:
     first(remove, "save_state")
 
 
+@contextlib.contextmanager
+def _writing(root: Path, who: str) -> Iterator[None]:
+    """Around what writes into a directory; at its start, what is left of saves that were killed goes."""
+
+    def clean() -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        with atomic.if_free(root) as free:  # nobody else is in this block
+            if free:
+                _clean(root)
+
+    first(clean, who)
+    with atomic.locked(root, shared=True) if jax.process_index() == 0 else contextlib.nullcontext():
+        yield
+
+
 def _clean(root: Path) -> None:
-    for path in root.iterdir() if root.is_dir() else ():
-        if _UNFINISHED.fullmatch(path.name):
+    for path in list(root.iterdir()):
+        if path.suffix == ".old" and path.stem.isdigit():
+            there = path.with_name(path.stem).exists()
+            shutil.rmtree(path) if there else path.rename(path.with_name(path.stem))
+        elif _UNFINISHED.fullmatch(path.name):
             shutil.rmtree(path)
+
+
+def _take(new: Path, path: Path) -> None:
+    """Puts a whole step in the place of another. Where the two cannot be exchanged at once, the old one has a name of its
+    own for a moment, by which it is found if that moment is the last."""
+    if path.exists() and not atomic.exchange(new, path):
+        path.rename(path.with_name(f"{path.name}.old"))
+    if not path.exists():
+        new.rename(path)
+    atomic.sync(path.parent)
+    for old in (new, path.with_name(f"{path.name}.old")):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _reading(path: Path, who: str) -> Iterator[None]:
+    """Around what reads files that may be damaged: Orbax has no error of its own for that."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{who}: {path} is damaged ({type(error).__name__}: {error}). Load another step with step=, of those that "
+            "ef.saved_steps lists"
+        ) from error
 
 
 def _orbax(who: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from ...core.tree import near
 from ...names.rules import Rule, concatenated, rename, tensors
 from ..checkpoint import Source
-from ..safetensors import read_into
+from ..safetensors import memory, read_into
 from .facts import ARCHITECTURES, Architecture, Change, Data, has, value_of
 from .read import GGUF, read_gguf
 
@@ -184,7 +184,7 @@ def open_gguf(path: Path, config: Any) -> Source:
         target = out.reshape(-1).view(np.uint8)
         if change.moves:
             info, rows = file.tensors[name], file.tensors[name].shape[0]
-            table = np.memmap(info.file, np.uint8, "r", info.offset, (rows, info.nbytes // rows))
+            table = memory(info, np.uint8, (rows, info.nbytes // rows))
             first, some = start // table.shape[1], target.reshape(-1, table.shape[1])
             order = change.read(np.arange(rows), config)[first : first + len(some)]
             np.take(table, order, axis=0, out=some, mode="clip")

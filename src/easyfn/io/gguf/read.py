@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ..safetensors import BadFile, Info
+from ..safetensors import BadFile, Held, Info
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
@@ -87,7 +87,7 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUF:
 class _Cursor:
     """Reads forward in a file and never past its end."""
 
-    def __init__(self, path: Path, data: Any) -> None:
+    def __init__(self, path: Held, data: Any) -> None:
         self.path, self.data, self.at = path, data, 0
 
     def take(self, size: int, what: str) -> int:
@@ -129,15 +129,15 @@ class _Cursor:
 
 
 def _read_one(path: Path) -> GGUF:
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < 24 or file.read(4) != MAGIC:
+    held = Held(path)
+    with held.open() as file:
+        if held.size < 24 or file.read(4) != MAGIC:
             raise BadFile(f"{path}: this is no GGUF file: it does not begin with {MAGIC.decode()!r}")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read_header(path, _Cursor(path, data))
+            return _read_header(held, _Cursor(held, data))
 
 
-def _read_header(path: Path, cursor: _Cursor) -> GGUF:
+def _read_header(path: Held, cursor: _Cursor) -> GGUF:
     cursor.at = 4
     version = cursor.number("I", "the version")
     if version not in (2, 3):

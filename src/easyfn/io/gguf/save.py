@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...config import config as configs
+from ...core.atomic import beside, sync
 from ...core.frozen import thaw
 from ...core.tree import is_abstract
 from ...registry.family import build, family_of
@@ -93,19 +93,16 @@ def save_gguf(model: Any, path: Any, *, dtype: Any = None, metadata: Mapping[str
         **(metadata or {}),
     }
     keys = {key: value for key, value in keys.items() if value is not None and not key.startswith("split.")}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
 
     def arrays() -> Iterator[np.ndarray]:
         yield from extra.values()
         for _, _, array in _tensors(model, floats):
             yield array
 
-    try:
-        write_gguf(beside, keys, plan, arrays())
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(target, "save") as folder:
+        write_gguf(folder / target.name, keys, plan, arrays())
+        os.replace(folder / target.name, target)
+        sync(target.parent)
     return target
 
 

@@ -16,7 +16,7 @@ from ...core.weight import shape_of
 from ...lora import LoRA, join_lora
 from ...lora.inits import CHANGES_BASE, start
 from ...registry.family import family_of
-from ..checkpoint import LoadError
+from ..checkpoint import LoadError, one_version
 from ..safetensors import Info, read_header
 from . import prompt, slots  # noqa: F401  (they register their methods)
 from .methods import METHODS, Method
@@ -111,10 +111,9 @@ def load_adapter(
     """
     options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     folder = _locate(path, (CONFIG, WEIGHTS), options)
-    config = read_adapter_config(folder)
+    config, (infos, _) = one_version(folder, lambda: (read_adapter_config(folder), read_header(folder / WEIGHTS)))
     method = METHODS.get(config.get("peft_type", "LORA"))
     _refuse(folder, config, method)
-    infos, _ = read_header(folder / WEIGHTS)
     left = {_plain(name): info for name, info in infos.items()}
     if len(left) != len(infos):
         raise LoadError(folder, [f"{WEIGHTS} holds more than one adapter"])

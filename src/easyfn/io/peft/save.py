@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ...core.atomic import beside
 from ...core.multihost import first, spans
 from ...core.slots import find_slots
 from ...core.trainable import is_adapter
@@ -21,6 +21,7 @@ from ...lora import LoRA, Rows, adapter_names
 from ...names.rules import file_name
 from ...nn import CausalLM, head_logits, input_embeddings
 from ...registry.family import family_of
+from ..place import put_in_place, write_json
 from ..safetensors import write
 from .methods import method_of
 from .names import (
@@ -41,6 +42,7 @@ from .saved import Saved, saved
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+_OURS = re.compile(rf"{re.escape(CONFIG)}|{re.escape(WEIGHTS)}")
 _TASKS = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}
 # Tasks for which PEFT saves the head by itself, so that a file without it cannot say them.
 _HEADED = {
@@ -143,17 +145,16 @@ def save_adapter(
 def _write(directory: Any, data: Mapping[str, Any], tensors: Mapping[str, np.ndarray], alone: bool) -> Path:
     folder = Path(directory).expanduser()
     shapes = {name: (tuple(array.shape), array.dtype) for name, array in sorted(tensors.items())}
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"save_adapter: {folder} is a file; give a folder")
+    with beside(folder.resolve(), "save_adapter", alone) as new:
 
-    def put() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{WEIGHTS}.part"
-        write(temporary, shapes, (tensors[name] for name in shapes), {"format": "pt"})
-        settings = folder / f".{CONFIG}.part"
-        settings.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", "utf-8")
-        os.replace(temporary, folder / WEIGHTS)
-        os.replace(settings, folder / CONFIG)
+        def put() -> None:
+            write(new / WEIGHTS, shapes, (tensors[name] for name in shapes), {"format": "pt"})
+            write_json(new / CONFIG, data)
+            put_in_place(new, folder.resolve(), _OURS)
 
-    first(put, "save_adapter", alone)
+        first(put, "save_adapter", alone)
     return folder
 
 
