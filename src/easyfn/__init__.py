@@ -75,14 +75,16 @@ from .inspect.observe import observe as observe, second_moment as second_moment
 from .inspect.show import describe as describe, num_bytes as num_bytes, num_params as num_params, show as show
 from .io.adapters import load_adapters as load_adapters, save_adapters as save_adapters
 from .io.checkpoint import LoadError as LoadError
+from .io.configs import abstract as abstract, read_config as read_config
 from .io.gguf.read import read_gguf as read_gguf
 from .io.gguf.save import save_gguf as save_gguf
 from .io.gguf.tokenizer import gguf_tokenizer as gguf_tokenizer, tokenizer_metadata as tokenizer_metadata
-from .io.hub import push_to_hub as push_to_hub
-from .io.load import abstract as abstract, from_state_dict as from_state_dict, load as load, read_config as read_config
+from .io.load import from_state_dict as from_state_dict, load as load
 from .io.peft.load import load_adapter as load_adapter, read_adapter_config as read_adapter_config
 from .io.peft.save import save_adapter as save_adapter
+from .io.push import push_to_hub as push_to_hub
 from .io.save import save as save, to_state_dict as to_state_dict
+from .io.tokenizer import tokenizer as tokenizer
 from .io.torch.modules import from_torch as from_torch, to_torch as to_torch, torch_class as torch_class
 from .lora import (
     IA3 as IA3,

@@ -8,32 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .parts import extra as extra, tokenizer_of as tokenizer_of
 from .together import add_options, is_first, joined, places
-
-
-def extra(module: str, name: str = "cli") -> Any:
-    """An optional dependency, or an error that names the extra."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise SystemExit(
-            f'easyfn: this command needs {module}; install it with: pip install "easyfn[{name}]"'
-        ) from error
-
-
-def tokenizer_of(checkpoint: str) -> Any:
-    """The `tokenizer.json` beside a checkpoint, or what a `.gguf` file says of it."""
-    if checkpoint.endswith(".gguf"):
-        import easyfn as ef
-
-        extra("tokenizers")
-        return ef.gguf_tokenizer(checkpoint)
-    path = Path(checkpoint) / "tokenizer.json"
-    if not path.is_file():
-        raise SystemExit(f"easyfn: {checkpoint} has no tokenizer.json; give token ids with --ids instead of text")
-    return extra("tokenizers").Tokenizer.from_file(str(path))
 
 
 def dtype_option(parser: argparse.ArgumentParser) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 
 import easyfn as ef
 
-from . import extra, tokenizer_of
 from .finetune import blocks, tune
+from .parts import extra, tokenizer_of
 
 
 def curve(losses: list[float], width: int = 72, height: int = 10) -> str:

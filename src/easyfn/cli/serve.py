@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> None:
 
     import easyfn as ef
 
-    from . import extra, tokenizer_of
+    from .parts import extra, tokenizer_of
 
     uvicorn = extra("uvicorn", "serve")
     folder = _files_of(args.checkpoint)

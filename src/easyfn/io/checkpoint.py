@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import os
+import re
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -12,14 +14,21 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from ..core.schema import by_name, read_json, record, word
 from ..names.part import Index
 from .safetensors import BadFile, Info, mapped, read_header, read_part
 
 T = TypeVar("T")
 
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
+
+
+# What reading a damaged file may end in, where no check of ours came before.
+DAMAGE = (TypeError, AttributeError, LookupError, ArithmeticError, UnicodeError, RecursionError, re.error, struct.error)
 
 
 class LoadError(ValueError):
@@ -154,7 +163,7 @@ def _stamps(folder: Path) -> dict[str, tuple[int, ...]]:
         each = [p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")] if folder.is_dir() else []
     found = {}
     for path in each:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             stat = path.stat()
             found[path.name] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
     return found
@@ -162,12 +171,10 @@ def _stamps(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def read_index(path: Path) -> dict[str, str]:
     """The `weight_map` of an index: which file holds which tensor."""
-    try:
-        weight_map = json.loads(path.read_text("utf-8"))["weight_map"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise LoadError(path, [f"it is no index of safetensors files ({error!r})"]) from None
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise LoadError(path, ["its weight_map is no map of tensor names to file names"])
+    data = read_json(path, LoadError)
+    if found := list(record({"weight_map": by_name(word)}, needs=("weight_map",))("", data)):
+        raise LoadError(path, ["it is no index of safetensors files", *found])
+    weight_map = data["weight_map"]
     for name in sorted(set(weight_map.values())):
         inside(path.parent, name)
     return weight_map
@@ -178,14 +185,18 @@ def inside(folder: Path, name: str) -> Path:
     pure = PurePosixPath(name)
     path = folder / name
     refused = pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or "\0" in name or not pure.parts
-    if not refused:
+    try:
+        refused = refused or any(len(os.fsencode(part)) > 255 for part in pure.parts)
         real, home = path.resolve(), folder.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # no name of a file; or a link to itself
+        raise LoadError(folder / INDEX, [f"it names {name!a:.80}, which is no file here ({error})"]) from None
+    if not refused:
         allowed = [home]
         if home.parent.name == "snapshots":  # the cache of the hub: its snapshots are links to ../../blobs
             allowed.append(home.parent.parent / "blobs")
         refused = not any(real.is_relative_to(a) for a in allowed)
     if refused:
-        raise LoadError(folder / INDEX, [f"it names a file outside its folder: {name!r}; this is refused"])
+        raise LoadError(folder / INDEX, [f"it names a file outside its folder: {name!r:.300}; this is refused"])
     return path
 
 

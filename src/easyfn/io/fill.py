@@ -19,7 +19,7 @@ from ..names.part import whole
 from ..names.rules import Tensors, template, tensors
 from ..registry.family import Family, abstract_config
 from .arrays import dense, put, read_part
-from .checkpoint import LoadError, Source
+from .checkpoint import DAMAGE, LoadError, Source
 from .encode import encode_into, reader
 from .formats import Packed
 from .safetensors import BadFile, aligned
@@ -326,4 +326,9 @@ def _unpack(packed: Packed, source: Source, dtype: Any) -> Any:
         out = aligned(tuple(source.tensors[name].shape), source.tensors[name].dtype)
         source.read_into(name, out, 0)
         parts.append(out)
-    return packed.make(parts, dtype)
+    try:
+        return packed.make(parts, dtype)
+    except DAMAGE as error:
+        raise LoadError(
+            source.where, [f"{packed.names[0]} and what belongs to it are damaged ({type(error).__name__}: {error})"]
+        ) from error

@@ -1,17 +1,13 @@
-"""The hub: checkpoints by the name of their repository, fetched into huggingface_hub's cache; and the way back."""
+"""The hub: checkpoints by the name of their repository, fetched into huggingface_hub's cache."""
 
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import INDEX, PICKLES, SINGLE, LoadError, inside, read_index, refuse_pickles
+from .checkpoint import CONFIG, GENERATION, INDEX, PICKLES, SINGLE, LoadError, inside, read_index, refuse_pickles
 from .sentence import MODULES, settings_files
-
-CONFIG = "config.json"
-GENERATION = "generation_config.json"
 
 
 def locate(
@@ -156,44 +152,3 @@ def _instead(repo: str, options: dict[str, Any]) -> str:
         return f"{message} (as far as the cache tells)"
     pickles = [n for n in names if any(fnmatch(n, pattern) for pattern in PICKLES)]
     return refuse_pickles(pickles) if pickles else f"{message}; it holds {', '.join(sorted(names)[:12]) or 'nothing'}"
-
-
-def push_to_hub(
-    model: Any,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str = "Upload a model with easyfn",
-    commit_description: str | None = None,
-    dtype: Any = None,
-    max_shard_size: int | str = "5GB",
-) -> str:
-    """Uploads a model as [`easyfn.save`][] writes it, in one commit; returns the commit's URL.
-
-    The repository is created if there is none (`private` as asked). `revision` is a branch, created if need be;
-    `create_pr` opens a pull request instead of committing. Files of the repository that easyfn does not write are
-    kept; shards of the model that the new one no longer has are deleted in the same commit.
-    """
-    from huggingface_hub import HfApi
-
-    from .save import save
-
-    api = HfApi(token=token)
-    repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if revision is not None and not create_pr:
-        api.create_branch(repo, branch=revision, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="easyfn-push-") as folder:
-        save(model, folder, dtype=dtype, max_shard_size=max_shard_size)
-        commit = api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            delete_patterns=["model.safetensors", "model-*-of-*.safetensors", INDEX],
-        )
-    return str(commit)

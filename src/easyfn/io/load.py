@@ -5,132 +5,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
-from ..config import config as configs
 from ..core.frozen import Frozen
+from ..core.schema import mapping, maybe, problems, word
 from ..names.part import Index
 from ..registry.family import Family, abstract_config, family_of, task_of
 from ..registry.init import fill
 from .arrays import put
-from .checkpoint import LOCAL, LoadError, Source, one_version, open_checkpoint
+from .checkpoint import DAMAGE, LOCAL, LoadError, Source, one_version, open_checkpoint
+from .configs import read_config
+from .dtypes import dtype_of, float_dtype, to_numpy
 from .fill import assemble, match
 from .formats import disk_format
-from .gguf.models import config_data, open_gguf
-from .gguf.read import read_gguf
-from .hub import CONFIG, GENERATION, is_gguf, locate
+from .gguf.models import open_gguf
+from .hub import is_gguf, locate
 from .remote import is_url, opened, plain
 from .safetensors import Info
 from .sentence import sentence_settings
 from .sizes import believe
 from .tied import table_of
-
-
-def read_config(
-    path: Any,
-    *,
-    config_overrides: Mapping[str, Any] | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: Any = None,
-    local_files_only: bool = False,
-    generation: Mapping[str, Any] | None = None,
-    gguf_file: str | None = None,
-) -> Any:
-    """The config of a checkpoint: of a folder, a hub repository, a `config.json`, its content, or transformers' object;
-    or of a `.gguf` file (`gguf_file` names one in a folder or repository), whose own metadata it is made of.
-
-    The class is that of the family that its `model_type` names. `config_overrides` replace keys of the file. The
-    content of a `generation_config.json` beside it (or `generation`) goes into `config.generation`.
-
-    Raises [`easyfn.UnknownConfigKey`][] for keys that could change the mathematics and are not implemented, and
-    `ValueError`
-    for an unknown architecture.
-
-    ```python
-    import easyfn as ef
-    config = ef.read_config({"model_type": "gpt2", "vocab_size": 64, "n_positions": 32, "n_embd": 32,
-                             "n_layer": 2, "n_head": 4})
-    assert config.n_layer == 2
-    ```
-    """
-    if hasattr(path, "to_dict"):  # a config of transformers
-        path = path.to_dict()
-    if is_url(path := plain(path)):
-        with opened(path) as remote:
-            return read_config(remote.folder, config_overrides=config_overrides, generation=generation)
-    if isinstance(path, Mapping):
-        data, where = dict(path), "config.json"
-    else:
-        file = Path(path)
-        if not file.is_file():
-            options = {
-                "revision": revision,
-                "token": token,
-                "cache_dir": cache_dir,
-                "local_files_only": local_files_only,
-            }
-            found = locate(path, weights=False, gguf_file=gguf_file, **options)
-            file = found if is_gguf(found) else found / CONFIG
-        where = str(file)
-        if is_gguf(file):
-            data, said = config_data(read_gguf(file), file)
-            generation = said if generation is None else generation
-        else:
-            data = _json(file)
-        if generation is None and (beside := file.with_name(GENERATION)).exists():
-            generation = _json(beside)
-    data = configs.common(data | dict(config_overrides or {}), where)
-    if not isinstance(data.get("model_type"), str):
-        raise ValueError(f"{where}: it has no model_type, so there is no telling the architecture")
-    believe(data, where)
-    known = family_of(data["model_type"])
-    named = [known.architectures.get(a) for a in data.get("architectures") or ()]
-    if named == [next(iter(known.tasks))]:  # what it is unless somebody says otherwise
-        data = {k: v for k, v in data.items() if k != "architectures"}
-    config = configs.read(known.config, data, known.ignore, where)
-    if generation and any(f.name == "generation" for f in dataclasses.fields(config)):
-        config = dataclasses.replace(config, generation=Frozen(generation))
-    return config
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise LoadError(file.parent, [f"there is no {file.name}"]) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise LoadError(file, [f"it is no JSON ({error})"]) from None
-    if not isinstance(data, dict):
-        raise LoadError(file, ["it is no JSON object"])
-    return data
-
-
-def abstract(config_or_path: Any, *, dtype: Any = None, task: str | None = None, gguf_file: str | None = None) -> Any:
-    """A model without numbers: every array is a `jax.ShapeDtypeStruct`. Takes a config, or what `read_config` takes.
-
-    Plan, shard, quantize, show and count a model of any size before a byte of it is read.
-
-    ```python
-    import easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=128256, hidden_size=16384, intermediate_size=53248, num_hidden_layers=126,
-                                   num_attention_heads=128, num_key_value_heads=8)
-    model = ef.abstract(config, dtype="bfloat16")
-    ```
-    """
-    config = (
-        config_or_path if dataclasses.is_dataclass(config_or_path) else read_config(config_or_path, gguf_file=gguf_file)
-    )
-    return abstract_config(config, task, None if dtype is None else float_dtype(dtype))
 
 
 def load(
@@ -248,16 +148,16 @@ def from_state_dict(
         config = read_config(config)
 
     def read_into(name: str, out: np.ndarray, start: int) -> None:
-        raw = np.ascontiguousarray(_numpy(tensors[name])).reshape(-1).view(np.uint8)
+        raw = np.ascontiguousarray(to_numpy(tensors[name])).reshape(-1).view(np.uint8)
         out.reshape(-1).view(np.uint8)[:] = raw[start : start + out.nbytes]
 
     def value(name: str) -> Any:
         return tensors[name] if isinstance(tensors[name], jax.Array) else None
 
     def read_part(name: str, out: np.ndarray, index: Index) -> None:
-        np.copyto(out, _numpy(tensors[name])[index])
+        np.copyto(out, to_numpy(tensors[name])[index])
 
-    infos = {n: Info(_dtype(t.dtype), tuple(t.shape), Path(), 0, 0) for n, t in tensors.items()}
+    infos = {n: Info(dtype_of(t.dtype), tuple(t.shape), Path(), 0, 0) for n, t in tensors.items()}
     source = Source("from_state_dict", infos, read_into, value, [], read_part=read_part)
     return _build(config, source, task=task, dtype=dtype, progress=False, **more)
 
@@ -279,7 +179,7 @@ def _build(
     known = family_of(config)
     task = task_of(known, config, task)
     dtype = None if dtype is None else float_dtype(dtype)
-    reader, config = _reader(known.settle(config, source.tensors.keys()))
+    reader, config = _reader(known.settle(config, source.tensors.keys()), source.where)
     believe(config, source.where, len(source.tensors))
     model = abstract_config(config, task, None)
     sources = match(model, config, known, task, source, reader, untie)
@@ -327,7 +227,7 @@ def _abstract_paths(model: Any) -> set[str]:
     return {path for path, leaf in leaves(model).items() if isinstance(leaf, jax.ShapeDtypeStruct)}
 
 
-def _reader(config: Any) -> tuple[Any, Any]:
+def _reader(config: Any, where: str) -> tuple[Any, Any]:
     """The reader of a checkpoint that is quantized already, or `None`; and the config without what told so.
 
     From there on the weights say it themselves: a model that was quantized here and one that was read have one structure.
@@ -336,6 +236,10 @@ def _reader(config: Any) -> tuple[Any, Any]:
     settings = extra.get("quantization_config")
     if not settings:
         return None, config
+    if wrong := problems({"quantization_config": settings}, {"quantization_config": mapping}):
+        raise LoadError(where, wrong)
+    if wrong := problems(settings, {"quant_method": maybe(word)}, "quantization_config"):
+        raise LoadError(where, wrong)
     config = dataclasses.replace(config, extra=Frozen({k: v for k, v in extra.items() if k != "quantization_config"}))
     method = settings.get("quant_method") or (
         "bitsandbytes" if settings.get("load_in_4bit") or settings.get("load_in_8bit") else "?"
@@ -343,7 +247,15 @@ def _reader(config: Any) -> tuple[Any, Any]:
     found = disk_format(method)
     if found.reader is None:
         raise ValueError(f"easyfn writes checkpoints quantized with {method!r}, but does not read them")
-    return lambda model, sources, held: found.reader(model, settings, sources, held), config  # type: ignore[misc]
+
+    def read(model: Any, sources: Any, held: Any) -> Any:
+        try:
+            return found.reader(model, settings, sources, held)  # type: ignore[misc]
+        except DAMAGE as error:
+            why = f"{type(error).__name__}: {error}"
+            raise LoadError(where, [f"quantization_config is not what {method} writes ({why})"]) from error
+
+    return read, config
 
 
 def _say_missing(missing: list[str], config: Any, known: Family, task: str, tied: bool) -> str:
@@ -366,39 +278,3 @@ def _bar(total: int, progress: bool) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, desc="load", unit="B", unit_scale=True, disable=None if progress else True, leave=False)
-
-
-def _dtype(dtype: Any) -> np.dtype[Any]:
-    """The numpy dtype of a name, a JAX or numpy dtype, or a torch dtype."""
-    name = str(dtype).removeprefix("torch.") if type(dtype).__module__ == "torch" else dtype
-    if isinstance(name, str) and hasattr(ml_dtypes, name):
-        return np.dtype(getattr(ml_dtypes, name))
-    return jnp.dtype(name)
-
-
-def float_dtype(dtype: Any) -> np.dtype[Any]:
-    """The dtype that the floating point arrays of a model shall have; integers come from `ef.quantize`."""
-    try:
-        found = _dtype(dtype)
-    except TypeError:
-        found = None
-    if found is None or not jnp.issubdtype(found, jnp.floating):
-        raise ValueError(
-            f"dtype={dtype!r} is no floating point dtype: give 'float32', 'bfloat16' or 'float16', None to keep each "
-            "array's own, or quantize= for integers"
-        )
-    return found
-
-
-def _numpy(tensor: Any) -> np.ndarray:
-    """A tensor as a numpy array of the same bits; torch's CPU tensors without a copy."""
-    if type(tensor).__module__.partition(".")[0] != "torch":
-        return np.asarray(tensor)
-    dtype = _dtype(tensor.dtype)
-    tensor = tensor.detach().cpu().contiguous()
-    if dtype.kind in "fiubc" and dtype.type.__module__ == "numpy":
-        return tensor.numpy()
-    import torch
-
-    width = {1: torch.uint8, 2: torch.int16}[dtype.itemsize]
-    return tensor.view(width).numpy().view(dtype)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import atomic
-from .checkpoint import INDEX
-from .hub import CONFIG
+from .checkpoint import CONFIG, INDEX
 
 # The files that a model consists of: those of the old one go with it.
 MODEL = re.compile(

@@ -19,8 +19,7 @@ import numpy as np
 
 from ..core.multihost import same_number
 from ..names.part import Index, Runs, joined, runs
-from .checkpoint import INDEX, SINGLE, Files, LoadError
-from .hub import CONFIG, GENERATION
+from .checkpoint import CONFIG, GENERATION, INDEX, SINGLE, Files, LoadError
 from .safetensors import BadFile, Info, bytes_of, parse_header, write_to
 from .sentence import MODULES, settings_files
 from .writing import Entry, index_of, write_all

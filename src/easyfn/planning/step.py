@@ -16,7 +16,7 @@ from ..core.tree import near
 from ..core.verb import verb
 from ..generation.model import decode_step, encodes, prefill
 from ..inputs.sample import sample_inputs
-from ..io.load import abstract
+from ..io.configs import abstract
 from ..lora import apply_lora
 from ..nn.context import Runtime
 from ..quant import QuantConfig, quantize

@@ -165,7 +165,7 @@ def _read_header(path: Held, cursor: _Cursor) -> GGUF:
     return GGUF(metadata, _infos(path, entries, start, len(cursor.data), alignment))
 
 
-def _infos(path: Path, entries: list[Any], start: int, size: int, alignment: int) -> dict[str, Info]:
+def _infos(path: Held, entries: list[Any], start: int, size: int, alignment: int) -> dict[str, Info]:
     refused = {name: OTHERS.get(number, str(number)) for name, _, number, _ in entries if number not in _BY_NUMBER}
     if refused:
         shown = ", ".join(f"{name} ({kind})" for name, kind in list(refused.items())[:4])

@@ -19,9 +19,10 @@ from ...core.frozen import thaw
 from ...core.tree import is_abstract
 from ...registry.family import build, family_of
 from ...tasks.task import task
+from ..dtypes import float_dtype
 from ..formats import disk_format
 from ..safetensors import Info
-from ..save import Layer, each_weight, to_host
+from ..weights import Layer, each_weight, to_host
 from .models import architecture_of, change_of, config_data, config_metadata, package, rules
 from .read import FLOATS, GGUF, KINDS, Blocks, Written, write_gguf
 
@@ -66,8 +67,6 @@ def save_gguf(model: Any, path: Any, *, dtype: Any = None, metadata: Mapping[str
     assert ef.format_of(again.model.layers[0].mlp.up_proj.weight) == "q8_0/32"
     ```
     """
-    from ..load import float_dtype
-
     if is_abstract(model):
         raise ValueError("save: the model is abstract: it has shapes and no numbers. Fill it with ef.init or ef.load")
     if task(model) not in ("causal-lm", "seq2seq-lm"):

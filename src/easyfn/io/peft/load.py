@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from ...core.schema import problems, read_json
 from ...core.slots import find_slots
 from ...core.tree import expand, near, replace
 from ...core.weight import shape_of
@@ -19,6 +19,7 @@ from ...registry.family import family_of
 from ..checkpoint import LoadError, one_version
 from ..safetensors import Info, read_header
 from . import prompt, slots  # noqa: F401  (they register their methods)
+from .fields import FIELDS
 from .methods import METHODS, Method
 from .read import Reader
 from .save import CONFIG, PREFIX, WEIGHTS
@@ -81,12 +82,9 @@ _KNOWN = frozenset(
 def read_adapter_config(path: Any, **options: Any) -> dict[str, Any]:
     """The `adapter_config.json` of a folder or a hub repository, as it is."""
     folder = _locate(path, (CONFIG,), options)
-    try:
-        data = json.loads((folder / CONFIG).read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LoadError(folder, [f"{CONFIG} is no JSON ({error})"]) from None
-    if not isinstance(data, dict):
-        raise LoadError(folder, [f"{CONFIG} is no JSON object"])
+    data = read_json(folder / CONFIG, LoadError)
+    if wrong := problems(data, FIELDS):
+        raise LoadError(folder / CONFIG, wrong)
     return data
 
 

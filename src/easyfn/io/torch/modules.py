@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 
 from ...registry.family import family_of
-from ..load import _numpy, from_state_dict, read_config
-from ..save import architecture_of, config_json, entries
+from ..configs import read_config
+from ..dtypes import to_numpy
+from ..load import from_state_dict
+from ..save import architecture_of, config_json
+from ..weights import entries
 
 
 def torch_class(model: Any) -> Any:
@@ -131,16 +134,16 @@ def tensors_of(module: Any) -> dict[str, np.ndarray]:
         pass
     else:
         state = revert_weight_conversion(module, state)
-    return {name: _numpy(tensor) for name, tensor in state.items()}
+    return {name: to_numpy(tensor) for name, tensor in state.items()}
 
 
 def _tensor(torch: Any, array: np.ndarray) -> Any:
     """A torch tensor with the bits of an array, in memory of its own."""
     array = np.array(array, order="C", copy=True)
     if array.dtype.type.__module__ == "numpy":
-        return torch.from_numpy(array)
+        return torch.fromto_numpy(array)
     width = {1: np.uint8, 2: np.int16}[array.dtype.itemsize]
-    return torch.from_numpy(array.view(width)).view(getattr(torch, str(array.dtype)))
+    return torch.fromto_numpy(array.view(width)).view(getattr(torch, str(array.dtype)))
 
 
 def _torch(verb: str) -> Any:

@@ -1,0 +1,55 @@
+"""The tokenizer of a checkpoint (extra `cli`): `tokenizer.json`, or what a `.gguf` file says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import LoadError
+from .gguf.tokenizer import gguf_tokenizer
+from .hub import locate
+
+FILE = "tokenizer.json"
+
+
+def tokenizer(path: Any, **options: Any) -> Any:
+    """The `tokenizers.Tokenizer` of a folder, a hub repository or a `.gguf` file, without transformers (extra `cli`).
+
+    `options` are huggingface_hub's: `revision`, `token`, `cache_dir`, `local_files_only`. Raises `FileNotFoundError` for
+    a folder without a `tokenizer.json`, and [`easyfn.LoadError`][] for one that the library does not read.
+
+    ```python
+    import easyfn as ef
+    tokenizer = ef.tokenizer("examples/tiny")
+    ids = tokenizer.encode("def main():").ids
+    assert tokenizer.decode(ids) == "def main():"
+    ```
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ImportError("ef.tokenizer needs tokenizers: pip install 'easyfn[cli]'") from error
+    file = Path(path).expanduser()
+    if file.suffix == ".gguf":
+        return gguf_tokenizer(file)
+    if file.is_dir():
+        file = file / FILE
+    elif file.name != FILE:
+        file = _fetch(str(path), options)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file.parent} has no {FILE}: give token ids, or a folder that has one")
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library has no class of its own for it
+        raise LoadError(file, [f"the tokenizers library {tokenizers.__version__} does not read it ({error})"]) from None
+
+
+def _fetch(repo: str, options: dict[str, Any]) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    folder = locate(repo, weights=False, **options)
+    try:
+        return Path(hf_hub_download(repo, FILE, **{**options, "revision": folder.name}))
+    except EntryNotFoundError:
+        return folder / FILE
