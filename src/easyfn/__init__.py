@@ -82,6 +82,7 @@ from .io.gguf.tokenizer import gguf_tokenizer as gguf_tokenizer, tokenizer_metad
 from .io.load import from_state_dict as from_state_dict, load as load
 from .io.peft.load import load_adapter as load_adapter, read_adapter_config as read_adapter_config
 from .io.peft.save import save_adapter as save_adapter
+from .io.plain import load_params as load_params
 from .io.push import push_to_hub as push_to_hub
 from .io.save import save as save, to_state_dict as to_state_dict
 from .io.tokenizer import tokenizer as tokenizer
@@ -128,6 +129,7 @@ from .nn import (
     input_embeddings as input_embeddings,
     reorder as reorder,
 )
+from .nn.adopt import adopt as adopt
 from .planning import Hardware as Hardware, Plan as Plan, plan as plan
 from .quant import (
     QuantConfig as QuantConfig,
@@ -171,6 +173,7 @@ from .tasks.embeddings import (
     with_input_embeddings as with_input_embeddings,
     with_output_embeddings as with_output_embeddings,
 )
+from .tasks.layers import prune_layers as prune_layers
 from .tasks.loss import compute_loss as compute_loss
 from .tasks.task import task as task
 from .train.distill import distillation_loss as distillation_loss

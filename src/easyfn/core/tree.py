@@ -244,6 +244,11 @@ def nothing_matched(verb: str, pattern: Any, candidates: Iterable[str]) -> Value
     spelt = [re.sub(r"[\\^$()\[\]?+*]", "", word) for one in asked for word in str(one).split("|")]
     words = [re.sub(r"(?<![^.])\d+(?![^.])", "*", word.strip(".")) for word in spelt]
     close = dict.fromkeys(path for word in words if word for path in closest(word, known))
+    if not known:
+        return ValueError(
+            f"{verb}: this model has no weight slots for it. Layers of Equinox's own are exchanged by ef.adopt(model); one "
+            "of yours says which of its fields are weights with @ef.slots.register(Layer)"
+        )
     hint = f"Near misses: {', '.join(list(close)[:4])}. " if close else ""
     return ValueError(
         f"{verb}: the pattern {pattern!r} matches nothing in this model. {hint}"

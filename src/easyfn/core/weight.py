@@ -17,30 +17,66 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .grouped import grouped_dot
-from .verb import verb
+from .tree import near
+from .verb import Verb, verb
 
 Weight = Any  # an array, or a pytree registered with `dot`, `take` and `dense`
 
 
-class Slot(NamedTuple):
+class _Facts(NamedTuple):
+    role: str
+    axes: tuple[str | None, ...]
+    init: Any = "normal"
+
+
+class Slot(_Facts):
     """One fact about one field of a layer: what it is for, and the logical names of its axes.
 
     `role` is one of `linear`, `head`, `router`, `embedding`, `experts`, `conv` (matrices, reached by verbs)
     or `bias`, `norm`, `other` (plain arrays) or `buffer` (an array that belongs to the model and is never trained, decayed,
     quantized or adapted). `init` is `normal`, `zeros`, `ones`, a standard
     deviation, or a function `(key, shape, dtype) -> array`.
+
+    Axes are `vocab embed heads kv_heads mlp experts norm layers`, or `None`; one of your own has a dot in its name
+    (`mine.patches`), and rules say where it goes. Raises `ValueError` for another role or axis: a weight with a misspelt
+    one would silently never be quantized, adapted or sharded.
     """
 
-    role: str
-    axes: tuple[str | None, ...]
-    init: Any = "normal"
+    __slots__ = ()
+
+    def __new__(cls, role: str, axes: tuple[str | None, ...], init: Any = "normal") -> Slot:
+        if role not in ROLES:
+            raise ValueError(f"Slot: there is no role {role!r}. {near(str(role), ROLES)} Roles: {', '.join(ROLES)}.")
+        for axis in axes:
+            if axis is not None and axis not in AXES and "." not in str(axis):
+                raise ValueError(
+                    f"Slot: there is no axis {axis!r}. {near(str(axis), AXES)} Axes: {', '.join(AXES)}, None, or a name of "
+                    f"your own with a dot in it, 'mine.{axis}'."
+                )
+        return super().__new__(cls, role, axes, init)
 
 
 MATRICES = ("linear", "head", "router", "embedding", "experts", "conv")
+ROLES = (*MATRICES, "bias", "norm", "other", "buffer")
+AXES = ("vocab", "embed", "heads", "kv_heads", "mlp", "experts", "norm", "layers")
 
 
-@verb
-def slots(node: Any) -> dict[str, Slot]:
+class _Slots(Verb[[Any], dict[str, Slot]]):
+    """The verb, which looks at what an implementation answers."""
+
+    def __call__(self, node: Any) -> dict[str, Slot]:
+        found = super().__call__(node)
+        for name in found:
+            if not hasattr(node, name):
+                fields = list(getattr(type(node), "__dataclass_fields__", ()))
+                raise ValueError(
+                    f"slots: {type(node).__name__} has no field {name!r}, which its implementation names. "
+                    f"{near(name, fields)} Its fields: {', '.join(fields)}."
+                )
+        return found
+
+
+def _slots(node: Any) -> dict[str, Slot]:
     """The fields of a layer that hold weights, each with its [`Slot`][easyfn.Slot].
 
     This is the one fact a new layer tells: `quantize`, `apply_lora`, `shard`, `init`, `show` and `flops`
@@ -58,6 +94,10 @@ def slots(node: Any) -> dict[str, Slot]:
     ```
     """
     return {}
+
+
+_slots.__name__ = _slots.__qualname__ = "slots"
+slots = _Slots(_slots)
 
 
 @verb

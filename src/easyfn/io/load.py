@@ -179,7 +179,9 @@ def _build(
     known = family_of(config)
     task = task_of(known, config, task)
     dtype = None if dtype is None else float_dtype(dtype)
-    reader, config = _reader(known.settle(config, source.tensors.keys()), source.where)
+    reader, config = _reader(config, source.where)
+    if source.names is None:  # the names are Hugging Face's, which may tell what the config does not
+        config = known.settle(config, source.tensors.keys())
     believe(config, source.where, len(source.tensors))
     model = abstract_config(config, task, None)
     sources = match(model, config, known, task, source, reader, untie)

@@ -26,9 +26,11 @@ from ..names.rules import tensors
 from ..registry.family import Family, build, family_of
 from ..tasks.task import task
 from .checkpoint import CONFIG, GENERATION, INDEX, SINGLE
+from .described import as_described
 from .dtypes import float_dtype
 from .formats import layout_of, writer_for
 from .place import put_in_place, write_json
+from .plain import save_params
 from .remote import is_url, plain, save_remote
 from .safetensors import write
 from .sentence import sentence_files
@@ -50,7 +52,8 @@ def save(
     - `step`: write into `directory/checkpoint-{step}` instead, the name that transformers' Trainer uses.
 
     **Returns** the folder written (a URL as it was given), or the file: to a `directory` that ends in `.gguf` the model is
-    written as one file for llama.cpp (see [`easyfn.save_gguf`][]).
+    written as one file for llama.cpp (see [`easyfn.save_gguf`][]); to one that ends in `.safetensors`, any pytree is, each
+    array under its path (see [`easyfn.load_params`][]).
 
     The files are written and synced in a hidden folder beside, which then takes the place of the old one: a crash
     leaves the old model or the new one. (Where the system cannot exchange two folders at once, and if `directory` is
@@ -62,8 +65,9 @@ def save(
     A model that lies on several processes is saved by all of them together, into a folder that they share: each writes
     some of the files, and process 0 puts them in place when all are done.
 
-    **Raises** `ValueError` for an abstract model, and for one with LoRA adapters: fold them in with `ef.merge_lora`, or
-    write them with `ef.save_adapter`.
+    **Raises** `ValueError` for an abstract model, for one whose layers are no longer those of its config (see
+    [`easyfn.prune_layers`][]), and for one with LoRA adapters: fold them in with `ef.merge_lora`, or write them with
+    `ef.save_adapter`.
 
     ```python
     import tempfile, jax, easyfn as ef
@@ -81,6 +85,12 @@ def save(
         if step is not None:
             raise ValueError("save: a .gguf file has no step; write the step into its name")
         return save_gguf(model, directory, dtype=dtype)
+    if Path(directory).suffix == ".safetensors" and not Path(directory).is_dir():
+        if step is not None or dtype is not None:
+            raise ValueError(
+                "save: a single file takes no step= and no dtype=; ef.cast the model, and name the step in it"
+            )
+        return save_params(model, directory)
     if step is not None and operator.index(step) < 0:
         raise ValueError(f"save: step={step} is negative")
     if is_abstract(model):
@@ -89,6 +99,7 @@ def save(
     if dtype is not None and writer_for(model) is not None:  # what quantized weights stand for
         model = cast(model, float_dtype(dtype), lambda path, node: format_of(node) is not None)
     found = entries(model, dtype)
+    as_described(model, known)
     shards = _shards(found, limit)
     documents = _documents(model, known, found, shards)
     alone = not spans(model)

@@ -229,18 +229,19 @@ class Region:
     def scan(self, e: Any, ins: list[Value | None]) -> list[Value | None]:
         p = e.params
         jaxpr, turns = p["jaxpr"].jaxpr, int(p["length"])
-        start, end = p["num_consts"], p["num_consts"] + p["num_carry"]
+        start, end = scan_parts(e)
+        carry = end - start
         specs = [None if v is None else v.spec if n < end else v.spec[1:] for n, v in enumerate(ins)]
         region, outs = self.body(jaxpr, ins, specs)
-        carried = [o.spec if o is not None else None for o in outs[: p["num_carry"]]]
+        carried = [o.spec if o is not None else None for o in outs[:carry]]
         merged = [both(a, b) for a, b in zip(specs[start:end], carried, strict=True)]
         if merged != specs[start:end]:
             specs[start:end] = merged
             region, outs = self.body(jaxpr, ins, specs)
-        stacked = [((), *o.spec) if o is not None else () for o in outs[p["num_carry"] :]]
-        shapes = [tuple(v.aval.shape) for v in e.outvars[p["num_carry"] :]]
+        stacked = [((), *o.spec) if o is not None else () for o in outs[carry:]]
+        shapes = [tuple(v.aval.shape) for v in e.outvars[carry:]]
         stacked = [self.weights.get(shape, spec) for shape, spec in zip(shapes, stacked, strict=True)]
-        return self.repeat(e, ins, region, outs, [*(s or () for s in merged), *stacked], turns, p["num_carry"])
+        return self.repeat(e, ins, region, outs, [*(s or () for s in merged), *stacked], turns, carry)
 
     def loop_of_blocks(self, e: Any, ins: list[Value | None]) -> list[Value | None]:
         p = e.params
@@ -323,3 +324,19 @@ class Region:
             most = max(most, live + extra)
             live -= leave.get(t, 0.0) + sum(self.bytes(v) for v in dying.pop(t, []))
         return most
+
+
+def scan_parts(e: Any) -> tuple[int, int]:
+    """Where the carry begins and ends among the inputs of a scan: constants, carry, and what is taken apart by turns.
+
+    From the shapes alone: what is taken apart or put together has an axis more outside. JAX 0.10 says it as `num_consts`
+    and `num_carry`, 0.12 as trees of the arguments.
+    """
+    body, length = e.params["jaxpr"], e.params["length"]
+    by_turns = lambda outer, inner: sum(
+        tuple(o.aval.shape) == (length, *i.aval.shape) for o, i in zip(outer, inner, strict=True)
+    )
+    inner = getattr(body, "jaxpr", body)
+    carry = len(e.outvars) - by_turns(e.outvars, inner.outvars)
+    end = len(e.invars) - by_turns(e.invars, inner.invars)
+    return end - carry, end

@@ -15,7 +15,6 @@ from ..core.tree import near
 from ..core.verb import verb
 
 MESH_AXES = ("pp", "dp", "fsdp", "ep", "tp", "sp")  # the slowest links first: stages send the least, and seldom
-LOGICAL_AXES = ("vocab", "embed", "heads", "kv_heads", "mlp", "experts", "norm", "layers")
 MeshAxes = str | tuple[str, ...] | None
 
 

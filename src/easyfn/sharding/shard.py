@@ -14,9 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ..core.multihost import local
 from ..core.slots import Found, find_slots
 from ..core.tree import Pipelined, expand, is_leaf, join, leaves, near, nodes
-from ..core.weight import axes_of, shape_of
+from ..core.weight import AXES, axes_of, shape_of
 from ..nn.context import Runtime
-from .rules import LOGICAL_AXES, ShardingError, ShardingRules, make_mesh, resolve_rules
+from .rules import ShardingError, ShardingRules, make_mesh, resolve_rules
 
 
 class Placement(NamedTuple):
@@ -49,7 +49,7 @@ def place(model: Any, rules: ShardingRules | str | None, mesh: Mesh) -> dict[str
     """The placement of every array of a model. All misfits are raised together as [`easyfn.ShardingError`][]."""
     rules = resolve_rules(model, rules)
     found = find_slots(model)
-    names = set(LOGICAL_AXES) | {name for f in found for name in f.slot.axes if name}
+    names = set(AXES) | {name for f in found for name in f.slot.axes if name}
     if unknown := set(rules.axes) - names:
         word = sorted(unknown)[0]
         raise ShardingError(f"shard: the rules name {word!r}, an axis that no weight has. {near(word, sorted(names))}")
@@ -200,9 +200,10 @@ def named_shardings(model: Any, rules: ShardingRules | str | None = None, mesh: 
 
 
 def replace_leaves(model: Any, new: Mapping[str, Any]) -> Any:
-    """A tree with the model's structure and `new[path]` in the place of every array."""
-    order = list(leaves(model))
-    return jtu.tree_unflatten(jtu.tree_structure(model), [new[path] for path in order])
+    """A tree with the model's structure and `new[path]` in the place of every array; functions in it stay."""
+    flat, treedef = jtu.tree_flatten(model)
+    paths = iter(leaves(model))
+    return treedef.unflatten([new[next(paths)] if hasattr(leaf, "shape") else leaf for leaf in flat])
 
 
 def shard(

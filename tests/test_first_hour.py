@@ -1,0 +1,224 @@
+"""What a new user types and breaks: no silent damage, and the wrong call says which is right."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import easyfn as ef
+
+CONFIG = ef.models.LlamaConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+IDS = jnp.array([[1, 2, 3, 4]])
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return ef.init(CONFIG, key=KEY)
+
+
+# --- a folder that is written can be loaded
+
+
+class Wrap(eqx.Module):
+    inner: eqx.Module
+
+    def __call__(self, x, context, cache=None):
+        return self.inner(x, context, cache)
+
+
+CHANGED = {
+    "wrapped": (
+        lambda m: eqx.tree_at(lambda k: k.model.layers[2], m, replace_fn=Wrap),
+        r"model\.layers\.2\.inner.*comes off again with eqx\.tree_at",
+    ),
+    "dropped": (
+        lambda m: eqx.tree_at(lambda k: k.model.layers, m, m.model.layers[:3]),
+        r"missing: model\.layers\.3.*ef\.prune_layers",
+    ),
+    "wider": (
+        lambda m: eqx.tree_at(lambda k: k.lm_head.weight, m, jnp.zeros((99, 32))),
+        r"lm_head\.weight is \(99, 32\), not \(64, 32\).*ef\.resize_embeddings",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_model_that_its_config_does_not_describe_is_not_saved(model, tmp_path, name):
+    change, said = CHANGED[name]
+    with pytest.raises(ValueError, match=said):
+        ef.save(change(model), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "how", [lambda m: m, ef.stack, lambda m: ef.quantize(m, "int8")], ids=["plain", "stack", "int8"]
+)
+def test_one_that_is_described_is_saved(model, tmp_path, how):
+    ef.save(how(model), tmp_path)
+    assert len(ef.load(tmp_path).model.layers) == 4
+
+
+def test_prune_layers(model, tmp_path):
+    small = ef.prune_layers(model, [0, -1])
+    by_hand = eqx.tree_at(lambda m: m.model.layers, model, (model.model.layers[0], model.model.layers[3]))
+    want = ef.forward(by_hand, IDS).logits
+    assert np.array_equal(ef.forward(small, IDS).logits, want)
+    assert np.array_equal(ef.forward(ef.load(ef.save(small, tmp_path)), IDS).logits, want)
+    packed = ef.prune_layers(ef.apply_lora(ef.quantize(model, "int8"), "q_proj", rank=2, key=KEY), range(1, 3))
+    assert ef.has_lora(packed) and ef.is_quantized(packed) and ef.forward(packed, IDS).logits.shape == (1, 4, 64)
+    for keep in ([], [4], [1, 1], [-5]):
+        with pytest.raises(ValueError, match="must be different numbers of the 4 layers"):
+            ef.prune_layers(model, keep)
+    with pytest.raises(ValueError, match=r"ef\.unstack"):
+        ef.prune_layers(ef.stack(model), [0])
+
+
+def test_prune_layers_keeps_the_kinds_of_layers():
+    """Gemma's windows are told layer by layer; Qwen2's by a number, which only some choices can keep."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    base = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
+    data = {"model_type": "gemma3_text", **base, "num_key_value_heads": 2, "head_dim": 8, "layer_types": kinds}
+    model = ef.init(ef.read_config({**data, "sliding_window": 4}), key=KEY)
+    small = ef.prune_layers(model, [1, 2, 3])
+    assert list(small.config.layer_types) == [kinds[i] for i in (1, 2, 3)]
+    by_hand = eqx.tree_at(lambda m: m.model.layers, model, model.model.layers[1:])
+    ids = jnp.arange(1, 13)[None]
+    assert np.allclose(ef.forward(small, ids).logits, ef.forward(by_hand, ids).logits, atol=1e-6)
+
+
+# --- slots
+
+
+class Pair(eqx.Module):
+    a: ef.Weight
+    b: ef.Weight
+
+
+def slots_of(field="b", role="linear", axis="embed"):
+    """Registers a fresh type whose slots are wrong in one place, and uses them."""
+    kind = type("Pair", (eqx.Module,), {"__annotations__": {"a": ef.Weight, "b": ef.Weight}})
+
+    @ef.slots.register(kind)
+    def _(pair):
+        return {"a": ef.Slot("linear", ("mlp", "embed")), field: ef.Slot(role, ("mlp", axis))}
+
+    return ef.find_slots(kind(ef.nn.declare(4, 4), ef.nn.declare(4, 4)))
+
+
+def test_slots_are_checked():
+    assert len(slots_of()) == len(slots_of(axis="mine.patches")) == len(slots_of(axis=None)) == 2
+    for wrong, said in (
+        ({"role": "linaer"}, "no role 'linaer'.*linear"),
+        ({"axis": "embd"}, "no axis 'embd'.*embed"),
+        ({"field": "weight"}, "no field 'weight'.*a, b"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            slots_of(**wrong)
+
+
+# --- models made of Equinox's own layers
+
+
+class Block(eqx.Module):
+    attention: eqx.nn.MultiheadAttention
+    mlp: eqx.nn.MLP
+    norms: list
+
+    def __init__(self, size, key):
+        a, b = jax.random.split(key)
+        self.attention = eqx.nn.MultiheadAttention(4, size, key=a)
+        self.mlp = eqx.nn.MLP(size, size, 2 * size, 1, activation=jax.nn.gelu, key=b)
+        self.norms = [eqx.nn.LayerNorm(size), eqx.nn.LayerNorm(size)]
+
+    def __call__(self, x):
+        y = jax.vmap(self.norms[0])(x)
+        x = x + self.attention(y, y, y)
+        return x + jax.vmap(self.mlp)(jax.vmap(self.norms[1])(x))
+
+
+class ViT(eqx.Module):
+    """A vision transformer of Equinox's layers: patches by a convolution, learned positions by an embedding."""
+
+    patches: eqx.nn.Conv2d
+    positions: eqx.nn.Embedding
+    cls: jax.Array
+    blocks: tuple
+    head: eqx.nn.Sequential
+
+    def __init__(self, size=32, depth=2, classes=10, *, key):
+        keys = jax.random.split(key, depth + 3)
+        self.patches = eqx.nn.Conv2d(3, size, 4, stride=4, key=keys[0])
+        self.positions = eqx.nn.Embedding(17, size, key=keys[1])
+        self.cls = jnp.zeros(size)
+        self.blocks = tuple(Block(size, k) for k in keys[3:])
+        self.head = eqx.nn.Sequential([eqx.nn.LayerNorm(size), eqx.nn.Linear(size, classes, key=keys[2])])
+
+    def __call__(self, image):
+        x = self.patches(image).reshape(self.cls.size, -1).T
+        x = jnp.concatenate([self.cls[None], x]) + jax.vmap(self.positions)(jnp.arange(17))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x[0])
+
+
+MODELS = {
+    "mlp": (eqx.nn.MLP(32, 8, 64, 2, key=KEY), jax.random.normal(KEY, (5, 32))),
+    "vit": (ViT(key=KEY), jax.random.normal(KEY, (2, 3, 16, 16))),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equinox_layers_take_part(name, tmp_path):
+    theirs, x = MODELS[name]
+    run = eqx.filter_jit(lambda m, x: jax.vmap(m)(x))
+    ours, want = ef.adopt(theirs), jax.vmap(theirs)(x)
+    assert np.allclose(run(ours, x), want, atol=1e-5)
+    paths = [p for p in ef.params(theirs)]
+    assert list(ef.params(ours)) == paths  # the same arrays under the same names
+    gradient = lambda m: jax.tree.leaves(eqx.filter_grad(lambda m: (jax.vmap(m)(x) ** 2).sum())(m))
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(gradient(ours), gradient(theirs), strict=True))
+    packed = ef.quantize(ours, "8bit")
+    assert ef.is_quantized(packed) and np.allclose(run(packed, x), want, atol=0.1)
+    tuned = ef.apply_lora(packed, "all-linear", rank=2, key=KEY)
+    assert np.array_equal(run(tuned, x), run(packed, x)) and ef.has_lora(tuned)
+    merged = ef.merge_lora(ef.apply_lora(ours, "all-linear", rank=2, key=KEY))
+    assert np.allclose(run(merged, x), want, atol=1e-5)
+    half = ef.cast(ours, "bfloat16")
+    assert ef.dtype_of(half) == jnp.bfloat16
+    assert "linear" in str(ef.show(ours)) or "weight" in str(ef.show(ours))
+    mesh = ef.make_mesh(fsdp=1, tp=-1)
+    spread = ef.shard(ours, ef.ShardingRules({"mlp": "tp"}, indivisible="replicate"), mesh)
+    assert np.allclose(run(spread, x), want, atol=1e-5)
+    for model in (theirs, ours, packed):
+        path = ef.save(model, tmp_path / "weights.safetensors")
+        blank = jax.tree.map(lambda a: jnp.zeros_like(a) if eqx.is_array(a) else a, model)
+        assert np.allclose(run(ef.load_params(blank, path), x), run(model, x))
+    if name == "mlp":
+        with pytest.raises(ef.LoadError, match=r"missing tensor 'layers\.3\.weight'"):
+            ef.load_params(eqx.nn.MLP(32, 8, 64, 3, key=KEY), ef.save(theirs, tmp_path / "w.safetensors"))
+    trainable = ef.trainable(tuned)
+    assert any(jax.tree.leaves(trainable)) and not all(jax.tree.leaves(trainable))
+
+
+def test_without_slots_the_way_is_said():
+    mlp = eqx.nn.MLP(8, 8, 16, 2, key=KEY)
+    for call in (lambda: ef.quantize(mlp, "8bit"), lambda: ef.apply_lora(mlp, "layers", rank=2, key=KEY)):
+        with pytest.raises(ValueError, match=r"ef\.adopt\(model\).*@ef\.slots\.register"):
+            call()
+    with pytest.raises(ValueError, match="holds no eqx"):
+        ef.adopt(eqx.nn.LayerNorm(4))
