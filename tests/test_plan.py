@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -313,3 +314,20 @@ def test_words_that_are_none():
         ef.plan(CONFIG, mesh="fsdp", **SMALL)
     with pytest.raises(ValueError, match="has 4 devices, not 8"):
         ef.plan(CONFIG, mesh={"fsdp": 4}, devices=8, **SMALL)
+
+
+def test_the_parts_of_a_scan_are_found_by_their_shapes():
+    """JAX 0.10 names how many constants and carries there are, 0.12 does not: both are read alike."""
+    from types import SimpleNamespace
+
+    from easyfn.planning.walk import scan_parts
+
+    def looped(w, carry, xs):
+        step = lambda c, x: ((c[0] @ w + x, c[1] + 1), (c[0], x.sum()))
+        return jax.lax.scan(step, carry, xs)
+
+    arguments = (jnp.ones((3, 3)), (jnp.ones((2, 3)), jnp.zeros(())), jnp.ones((3, 2, 3)))
+    (scan,) = [e for e in jax.make_jaxpr(looped)(*arguments).eqns if e.primitive.name == "scan"]
+    known = {k: v for k, v in scan.params.items() if k in ("jaxpr", "length")}
+    bare = SimpleNamespace(params=known, invars=scan.invars, outvars=scan.outvars)
+    assert scan_parts(bare) == scan_parts(scan) == (1, 3)

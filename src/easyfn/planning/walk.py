@@ -228,7 +228,7 @@ class Region:
 
     def scan(self, e: Any, ins: list[Value | None]) -> list[Value | None]:
         p = e.params
-        jaxpr, turns = p["jaxpr"].jaxpr, int(p["length"])
+        jaxpr, turns = getattr(p["jaxpr"], "jaxpr", p["jaxpr"]), int(p["length"])
         start, end = scan_parts(e)
         carry = end - start
         specs = [None if v is None else v.spec if n < end else v.spec[1:] for n, v in enumerate(ins)]
