@@ -187,16 +187,16 @@ def test_grpo(models, kind, level):
     else:
         each = -np.minimum(ratio * a, np.clip(ratio, 0.8, 1.3) * a)
     far = old - new
-    each = (each + 0.04 * (np.exp(far) - far - 1)) * seen
+    unbiased = level == "token"
+    each = (each + 0.04 * (np.exp(far) - far - 1) * (ratio if unbiased else 1.0)) * seen
     want = {
         "grpo": (each.sum(1) / seen.sum(1)).mean(),
         "dr_grpo": each.sum() / (ROWS * 7),
     }.get(kind, each.sum() / seen.sum())
     high = 1.3 if kind == "cispo" else 0.3  # cispo's bound is on the ratio itself
     batch = {**CHOSEN, "advantages": ADVANTAGES, "old_logprobs": old}
-    loss, metrics = ef.grpo_loss(
-        models[0], batch, reference=models[1], beta=0.04, epsilon_high=high, kind=kind, level=level, max_new_tokens=7
-    )
+    options = {"kind": kind, "level": level, "epsilon_high": high, "unbiased_kl": unbiased, "max_new_tokens": 7}
+    loss, metrics = ef.grpo_loss(models[0], batch, reference=models[1], beta=0.04, **options)
     near(loss, want)
     assert float(metrics["clipped"]) > 0
 

@@ -20,7 +20,7 @@ Reader = Callable[[tuple[slice, ...]], np.ndarray]
 
 
 class Rule(NamedTuple):
-    """`ours` is a template of a path (`{i}` stands for a number, `{rest}` and `{tail}` for anything), `theirs` of a tensor's name.
+    """`ours` is a template of a path (`{i}` is a number, `{rest}` and `{tail}` are anything), `theirs` of a tensor's name.
 
     `kind`: `rename` applies to what other rules produce; `transposed` swaps the last two axes; `experts` gathers one
     tensor per expert `{e}` along a new leading axis; `concatenated` joins several tensors along an axis.

@@ -85,6 +85,7 @@ def grpo_loss(
     epsilon_high: float | None = None,
     kind: str = "dapo",
     level: str = "token",
+    unbiased_kl: bool = True,
     max_new_tokens: int | None = None,
     chunk_size: int | None = None,
     key: jax.Array | None = None,
@@ -101,6 +102,8 @@ def grpo_loss(
     - `kind`: what the sum over tokens is divided by: `grpo` each row's tokens, then rows; `bnpo` and `dapo` all tokens of
       the batch; `dr_grpo` rows times `max_new_tokens`. `cispo` (arXiv 2506.13585) weighs log probabilities by a ratio
       that is clipped from above at `epsilon_high` and has no gradient.
+    - `unbiased_kl`: the divergence's terms are multiplied by the ratio of probabilities, as TRL does by default, so that its
+      gradient is that of the reverse KL divergence (DeepSeek-V3.2, arXiv 2512.02556), on the first step, too.
     - `level`: ratios per `token`, or per `sequence` (GSPO, arXiv 2507.18071).
 
     Metrics: `kl`, `clipped` (the share of tokens whose ratio is cut).
@@ -134,7 +137,7 @@ def grpo_loss(
     metrics = {}
     if beta:
         far = _towards(reference, batch, given, chunk_size, runtime) - logprobs
-        kl = jnp.exp(far) - far - 1.0
+        kl = (jnp.exp(far) - far - 1.0) * (ratio if unbiased_kl else 1.0)
         losses = losses + beta * kl
         metrics["kl"] = jnp.sum(kl * counted) / jnp.maximum(jnp.sum(counted), 1.0)
     total = jnp.sum(losses * counted, axis=1)
