@@ -27,6 +27,10 @@ _KEYS: dict[str, Any] = {
     "original_max_position_embeddings": Size | None,
     "truncate": bool | None,
     "finetuned": bool | None,
+    # Read by the families that have them only, here as in transformers: Hunyuan's stretched base, Ministral 3's temperature.
+    "alpha": float | int | None,
+    "llama_4_scaling_beta": float | int | None,
+    "max_position_embeddings": Size | None,
 }
 
 

@@ -25,12 +25,13 @@ class Decoder(eqx.Module):
       or one by table. `partial`: heads of this family are rotated in part, as `partial_rotary_factor` says; without it
       they are whole, as in transformers, whatever a config says.
     - `embed_scale` multiplies embeddings; those that the caller gives as well (`inputs_embeds`) if `scale_inputs`.
-    - `dropout` is the rate on embeddings in training; `norm` is the last norm, or `None`.
+    - `embed_norm` is a norm of the embeddings; `dropout` is the rate on them in training; `norm` is the last norm, or `None`.
     """
 
     embed_tokens: Embedding
     layers: tuple[Any, ...]
     norm: Any
+    embed_norm: Any
     config: Any = eqx.field(static=True)
     head_dim: int | Frozen = eqx.field(static=True)
     rope: Frozen = eqx.field(static=True)
@@ -50,6 +51,7 @@ class Decoder(eqx.Module):
         embed_scale: float | None = None,
         scale_inputs: bool = False,
         dropout: float = 0.0,
+        embed_norm: Any = None,
     ) -> None:
         needs("nn.Decoder", config, "vocab_size", "hidden_size", "max_position_embeddings")
         for parameters in rope.values():  # fails here, not in the first forward pass
@@ -58,6 +60,7 @@ class Decoder(eqx.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = tuple(layers)
         self.norm = norm
+        self.embed_norm = embed_norm
         self.config = config
         self.head_dim = head_dim if isinstance(head_dim, int) else Frozen(head_dim)
         self.rope = Frozen({n: p if partial else whole_heads(p) for n, p in rope.items()})
@@ -76,6 +79,7 @@ class Decoder(eqx.Module):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if self.embed_scale is not None and (inputs_embeds is None or self.scale_inputs):
             x = x * jnp.asarray(self.embed_scale, x.dtype)  # rounded to the dtype, as the checkpoint was trained
+        x = x if self.embed_norm is None else self.embed_norm(x)
         x = dropout(x, self.dropout, context, 3)
         positions, limit = context.position_ids, self.config.max_position_embeddings
         width = lambda name: self.head_dim if isinstance(self.head_dim, int) else self.head_dim[name]

@@ -109,9 +109,12 @@ def _longrope(
 def rope_table(
     parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int, position_ids: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of shape `(batch, seq, rotary_dim / 2)`, float32, for `position_ids` of shape `(batch, seq)`."""
+    """cos and sin of shape `(batch, seq, rotary_dim / 2)`, float32, for `position_ids` of shape `(batch, seq)`.
+
+    `parameters` may hold a `direction` of -1, set by a family and never by a file: heads are turned the other way (nanochat).
+    """
     inv, factor = inverse_frequencies(parameters, head_dim, max_position_embeddings, jnp.max(position_ids) + 1)
-    angles = position_ids[..., None].astype(jnp.float32) * inv[None, None, :]
+    angles = position_ids[..., None].astype(jnp.float32) * inv[None, None, :] * parameters.get("direction", 1)
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
