@@ -169,7 +169,7 @@ def port(hf: Any, task: str = "causal-lm", dtype: Any = None) -> Any:
     from easyfn.config.config import read
     from easyfn.core.tree import replace
     from easyfn.io.torch.modules import tensors_of
-    from easyfn.names.rules import tensors
+    from easyfn.names.rules import file_name, tensors
     from easyfn.registry.family import abstract_config, family_of
 
     known = family_of(hf.config.model_type)
@@ -180,7 +180,7 @@ def port(hf: Any, task: str = "causal-lm", dtype: Any = None) -> Any:
     new = {}
     for path, (found,) in tensors(model, known.names(model)).items():
         if found.names[0] not in held:  # a file may hold in pieces what the module holds whole
-            new[path] = held[path]
+            new[path] = held[file_name(path, known.names(model))]
         else:
             new[path] = found.join([held[n] for n in found.names])
         assert new[path].shape == found.shape, (path, new[path].shape, found.shape)

@@ -122,9 +122,9 @@ def test_cached_decoding_agrees_with_transformers_and_with_one_pass():
     tokens = ids(2, 12)
     with torch.no_grad():
         past = theirs(torch.tensor(tokens[:, :7]), use_cache=True)
-        want, cache = [past.logits], past.cache_params
+        want, cache = [past.logits], past.cache
         for t in range(7, 12):
-            want.append(theirs(torch.tensor(tokens[:, t : t + 1]), cache_params=cache, use_cache=True).logits)
+            want.append(theirs(torch.tensor(tokens[:, t : t + 1]), cache=cache, use_cache=True).logits)
     got, cache = [], ef.init_cache(model, 2, 12)
     for chunk in np.split(tokens, [7, 8, 9, 11], axis=1):  # chunks of 7, 1, 1, 2 and 1
         out = run(model, chunk, cache=cache)

@@ -19,7 +19,8 @@ from ..core.weight import randomized
 from ..inputs.checks import checked, sequence_of
 from ..inputs.context import advance, make_context
 from ..inputs.statement import accepted, inputs as inputs_of
-from ..nn.cache.cache import Cache, batch_axes, layer_cache
+from ..nn.cache.axes import places
+from ..nn.cache.cache import Cache, layer_cache
 from ..nn.cache.placement import on_mesh
 from ..nn.context import Context, Runtime
 from ..nn.output import Output
@@ -172,8 +173,7 @@ def _empty_cache(model: Any, batch_size: int, max_length: int, dtype: Any, mesh:
         )
     zeros = jnp.zeros((batch_size,), jnp.int32)
     segments = jnp.zeros((batch_size, max_length), jnp.int32)
-    more = jax.eval_shape(lambda: layer_cache(model, batch_size + 1, max_length, dtype))
-    cache = Cache(layers, segments, zeros, jnp.zeros((), jnp.int32), batch_axes(layers, more))
+    cache = Cache(layers, segments, zeros, jnp.zeros((), jnp.int32), places(layers, "batch"))
     return cache if mesh is None else on_mesh(cache, mesh)
 
 

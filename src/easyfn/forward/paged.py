@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from ..core.verb import verb
-from ..nn.cache.cache import Cache, batch_axes, layer_cache
+from ..nn.cache.axes import places
+from ..nn.cache.cache import Cache, layer_cache
 from ..nn.cache.paged import paged
 from ..nn.heads import max_positions
 
@@ -79,14 +80,13 @@ def init_paged_cache(
     pages = batch_size * columns if num_pages is None else num_pages
     convert = lambda rows: _in_pages(empty(rows), pages, page_size)
     layers = jax.jit(convert, static_argnums=0)(batch_size)  # compiled, the dense form is never made
-    more = jax.eval_shape(lambda: convert(batch_size + 1))
     zeros = jnp.zeros((batch_size,), jnp.int32)
     return Cache(
         layers,
         jnp.zeros((batch_size, columns * page_size), jnp.int32),
         zeros,
         zeros,
-        batch_axes(layers, more),
+        places(layers, "batch"),
         jnp.full((batch_size, columns), -1, jnp.int32),
     )
 

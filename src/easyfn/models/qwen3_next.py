@@ -7,11 +7,10 @@ from typing import Any, ClassVar
 
 from ..config.config import labels, rope_parameters
 from ..core.frozen import Frozen
-from ..names.rules import experts, rename
-from ..nn import Decoder, Experts, GatedMLP, Linear, Router, SparseMoE
+from ..nn import Decoder, GatedMLP
 from ..registry.family import family
 from .decoders import decoder_classes, decoder_tasks
-from .hybrids import mixer_is, qwen_hybrid
+from .hybrids import EXPERT_NAMES, mixer_is, qwen_hybrid, shared_expert_moe
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,6 @@ class Qwen3NextConfig:
         return labels(rope_parameters({"partial_rotary_factor": 0.25, **data}))
 
 
-def shared_expert_moe(config: Any) -> SparseMoE:
-    """Experts beside one that answers every token, as much as a gate says."""
-    c = config
-    return SparseMoE(
-        Router(c.hidden_size, c.num_experts, c.num_experts_per_tok, normalize=getattr(c, "norm_topk_prob", True)),
-        Experts(c.num_experts, c.hidden_size, c.moe_intermediate_size, c.hidden_act),
-        shared_experts=GatedMLP(c.hidden_size, c.shared_expert_intermediate_size, c.hidden_act),
-        shared_expert_gate=Linear(c.hidden_size, 1, axes=(None, "embed")),
-    )
-
-
 def qwen3_next(config: Qwen3NextConfig) -> Decoder:
     """The decoder: gated delta nets and gated attention, a mixture of experts in every `decoder_sparse_step`-th layer."""
     c = config
@@ -76,15 +64,8 @@ def qwen3_next(config: Qwen3NextConfig) -> Decoder:
         sparse = i not in (c.mlp_only_layers or ()) and c.num_experts and (i + 1) % c.decoder_sparse_step == 0
         return shared_expert_moe(c) if sparse else GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act)
 
-    return qwen_hybrid(c, mlp, fused=True)
+    return qwen_hybrid(c, mlp, projections="two")
 
-
-_EXPERTS = "{rest}.mlp.experts."
-EXPERT_NAMES = (
-    experts(_EXPERTS + "gate_up_proj", _EXPERTS + "{e}.gate_proj.weight", _EXPERTS + "{e}.up_proj.weight"),
-    experts(_EXPERTS + "down_proj", _EXPERTS + "{e}.down_proj.weight"),
-    rename("{rest}.shared_experts.{tail}", "{rest}.shared_expert.{tail}"),
-)
 
 family(
     "qwen3_next",

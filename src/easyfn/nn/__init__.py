@@ -20,6 +20,7 @@ from .block import (
     SandwichBlock as SandwichBlock,
     feed_forward as feed_forward,
 )
+from .cache.axes import cache_axes as cache_axes
 from .cache.cache import (
     KV as KV,
     Cache as Cache,
@@ -82,6 +83,7 @@ from .linear import Embedding as Embedding, Linear as Linear, along_last as alon
 from .mlp import MLP as MLP, FusedGatedMLP as FusedGatedMLP, GatedMLP as GatedMLP
 from .moe.experts import ClampedGate as ClampedGate, Experts as Experts
 from .moe.layer import SparseMoE as SparseMoE
+from .moe.plain import PlainExperts as PlainExperts
 from .moe.router import Router as Router, Routing as Routing, experts_per_token as experts_per_token, route as route
 from .norm import HeadNorm as HeadNorm, LayerNorm as LayerNorm, RMSNorm as RMSNorm
 from .output import Output as Output
@@ -94,9 +96,14 @@ from .pooling import (
     last_token_by_id as last_token_by_id,
     pool as pool,
 )
+from .recurrent.backbone import MixerBlock as MixerBlock, MixerModel as MixerModel
 from .recurrent.block import RecurrentBlock as RecurrentBlock
 from .recurrent.conv import CausalConv1d as CausalConv1d
 from .recurrent.delta import GatedDeltaNet as GatedDeltaNet, delta_chunks as delta_chunks, delta_step as delta_step
+from .recurrent.mamba import MambaMixer as MambaMixer, selective_scan as selective_scan
+from .recurrent.mamba2 import Mamba2Mixer as Mamba2Mixer
+from .recurrent.rglru import RGLRU as RGLRU, GriffinMixer as GriffinMixer
+from .recurrent.short import ShortConv as ShortConv
 from .recurrent.ssd import GatedRMSNorm as GatedRMSNorm, scan_chunks as scan_chunks, scan_step as scan_step
 from .recurrent.state import Documents as Documents, RecurrentState as RecurrentState
 from .resize import resize_grid as resize_grid, resize_matrix as resize_matrix

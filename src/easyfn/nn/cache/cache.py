@@ -275,15 +275,6 @@ class Cache(eqx.Module):
     table: Any = None  # [batch, pages] int32, of a paged cache: the pages of each row, -1 where it has none
 
 
-def batch_axes(layers: Any, more: Any) -> tuple[int | None, ...]:
-    """Where the rows are in every leaf of `layers`: the axis that is longer in `more`, a cache of more rows."""
-
-    def axis(a: Any, b: Any) -> int | None:
-        return next((i for i, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n), None)
-
-    return tuple(axis(a, b) for a, b in zip(jax.tree.leaves(layers), jax.tree.leaves(more), strict=True))
-
-
 def reorder(cache: Cache, rows: Any) -> Cache:
     """The cache whose row `i` is row `rows[i]` of `cache`: rows may be left out, and said twice.
 

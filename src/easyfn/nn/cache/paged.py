@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from ...core.verb import verb
 from ..context import Context
+from .axes import cache_axes
 from .cache import KV, at_layer, attend_to, rewindable, seen, seen_here
 
 
@@ -52,6 +53,11 @@ def _(cache: KV, num_pages: int, page_size: int) -> Paged:
 @at_layer.register(Paged)
 def _(cache: Paged, layer: Any) -> Paged:
     return dataclasses.replace(cache, layer=layer)
+
+
+@cache_axes.register(Paged)
+def _(cache: Paged) -> tuple[str, ...]:
+    return ("pages heads slots dim",) * 2 + (() if cache.layer is None else ("",))
 
 
 @rewindable.register(Paged)

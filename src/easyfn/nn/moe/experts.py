@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -91,20 +92,22 @@ class Experts(eqx.Module):
         if self.weigh_inputs:
             each = (x[..., None, :].astype(jnp.float32) * weights[..., None]).astype(x.dtype)  # [..., tokens, k, embed]
             alone = lambda a: a.reshape(*a.shape[:-3], -1, a.shape[-1])  # each answer asked for as a token of its own
-            y = self._answers(alone(each), alone(chosen[..., None]), alone(jnp.ones_like(weights)[..., None]), runtime)
+            y = answers(self, alone(each), alone(chosen[..., None]), alone(jnp.ones_like(weights)[..., None]), runtime)
             return jnp.sum(y.reshape(each.shape).astype(jnp.float32), axis=-2).astype(x.dtype)
-        return self._answers(x, chosen, weights, runtime)
+        return answers(self, x, chosen, weights, runtime)
 
-    def _answers(self, x: jax.Array, chosen: jax.Array, weights: jax.Array, runtime: Runtime) -> jax.Array:
-        if split := expert_split(x, self.num_experts, runtime):
-            return answer_across(self, x, chosen, weights, split)
-        shape, k = x.shape, chosen.shape[-1]
-        x, chosen, weights = (a.reshape(-1, a.shape[-1]) for a in (x, chosen, weights))
-        order = jnp.argsort(chosen.reshape(-1), stable=True)
-        sizes = jnp.bincount(chosen.reshape(-1), length=self.num_experts)
-        y = self.rows(jnp.take(x, order // k, axis=0), sizes)
-        y = jnp.take(y, jnp.argsort(order), axis=0).reshape(*chosen.shape, -1)
-        return jnp.sum(y.astype(jnp.float32) * weights[:, :, None], axis=1).astype(x.dtype).reshape(shape)
+
+def answers(experts: Any, x: jax.Array, chosen: jax.Array, weights: jax.Array, runtime: Runtime) -> jax.Array:
+    """What the chosen `experts` say, added up: they know their `num_experts`, and answer `rows` sorted by expert."""
+    if split := expert_split(x, experts.num_experts, runtime):
+        return answer_across(experts, x, chosen, weights, split)
+    shape, k = x.shape, chosen.shape[-1]
+    x, chosen, weights = (a.reshape(-1, a.shape[-1]) for a in (x, chosen, weights))
+    order = jnp.argsort(chosen.reshape(-1), stable=True)
+    sizes = jnp.bincount(chosen.reshape(-1), length=experts.num_experts)
+    y = experts.rows(jnp.take(x, order // k, axis=0), sizes)
+    y = jnp.take(y, jnp.argsort(order), axis=0).reshape(*chosen.shape, -1)
+    return jnp.sum(y.astype(jnp.float32) * weights[:, :, None], axis=1).astype(x.dtype).reshape(shape)
 
 
 def _with_bias(y: jax.Array, bias: Weight | None, sizes: jax.Array) -> jax.Array:

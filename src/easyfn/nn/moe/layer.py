@@ -9,7 +9,6 @@ import jax
 
 from ..context import Context
 from ..linear import Linear
-from .experts import Experts
 
 
 class SparseMoE(eqx.Module):
@@ -29,7 +28,7 @@ class SparseMoE(eqx.Module):
     """
 
     gate: Any
-    experts: Experts
+    experts: Any
     shared_experts: Any
     shared_expert_gate: Linear | None
     jitter: float = eqx.field(static=True)
@@ -37,7 +36,7 @@ class SparseMoE(eqx.Module):
     def __init__(
         self,
         gate: Any,
-        experts: Experts,
+        experts: Any,
         *,
         shared_experts: Any = None,
         shared_expert_gate: Linear | None = None,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ...core.weight import Slot, Weight, dense, slots
+from ...core.weight import Slot, Weight, dense, shape_of, slots
 from ..linear import along_last, declare
 from .state import Documents
 
@@ -66,6 +68,12 @@ class CausalConv1d(eqx.Module):
         if self.bias is not None:
             y = y + along_last(dense(self.bias).astype(jnp.float32), y)
         return y, new.astype(state.dtype)
+
+
+def before_first(conv: CausalConv1d, batch_size: int, dtype: Any) -> jax.Array:
+    """The inputs before the first token `(batch, kernel - 1, channels)`: none. Of layers in a stacked run, for one of them."""
+    shape = shape_of(conv.weight)
+    return jnp.zeros((batch_size, shape[-1] - 1, shape[-3]), dtype)
 
 
 @slots.register(CausalConv1d)

@@ -12,14 +12,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ...core.weight import Slot, Weight, dense, shape_of, slots
+from ...core.weight import Slot, Weight, dense, slots
 from ..activation import activation
 from ..cache.cache import layer_cache
 from ..context import Context
 from ..linear import Linear, along_last, declare
 from ..norm import RMSNorm
-from .conv import CausalConv1d
-from .state import Documents, RecurrentState
+from .conv import CausalConv1d, before_first
+from .state import Documents, RecurrentState, step_biases
 
 
 def delta_step(
@@ -100,11 +100,18 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 class GatedDeltaNet(eqx.Module):
-    """The linear attention of Qwen3-Next: a short convolution, the gated delta rule, a norm and a gate on each head.
+    """Linear attention by the gated delta rule: a short convolution before it, a norm and a gate on each head after it.
 
-    `fused`: the projections are two, `in_proj_qkvz` and `in_proj_ba`, with the rows of a key head beside each other, as in
-    Qwen3-Next; else four, as in Qwen3.5. Each key head serves `value_heads / key_heads` value heads.
+    - `projections`: `"two"`, `in_proj_qkvz` and `in_proj_ba`, with the rows of a key head beside each other (Qwen3-Next);
+      `"four"` (Qwen3.5); or `"all"`, queries, keys and values apart too (OLMo Hybrid).
+    - Each key head serves `value_heads / key_heads` value heads.
+    - `beta` is the largest step of a correction: up to 2, states may change their sign.
+    - Decays begin with `A` between the two of `decays`, and time steps as `steps` says, or with biases of one.
     """
+
+    q_proj: Linear | None
+    k_proj: Linear | None
+    v_proj: Linear | None
 
     in_proj_qkvz: Linear | None
     in_proj_ba: Linear | None
@@ -122,6 +129,9 @@ class GatedDeltaNet(eqx.Module):
     key_dim: int = eqx.field(static=True)
     value_dim: int = eqx.field(static=True)
     act: str = eqx.field(static=True)
+    beta: float = eqx.field(static=True)
+    decays: tuple[float, float] = eqx.field(static=True)
+    steps: tuple[float, float, float] | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -134,19 +144,26 @@ class GatedDeltaNet(eqx.Module):
         kernel: int = 4,
         act: str = "silu",
         eps: float = 1e-6,
-        fused: bool = True,
+        projections: str = "two",
+        beta: float = 1.0,
+        decays: tuple[float, float] = (0.01, 16.0),
+        steps: tuple[float, float, float] | None = None,
     ) -> None:
+        if projections not in ("two", "four", "all"):
+            raise ValueError(f"GatedDeltaNet: projections={projections!r} is 'two', 'four' or 'all'")
         if value_heads % key_heads:
             raise ValueError(f"linear_num_value_heads={value_heads} is no multiple of linear_num_key_heads={key_heads}")
         activation(act)
         keys, values = key_heads * key_dim, value_heads * value_dim
         into = lambda size, here: Linear(hidden_size, size, axes=("heads", "embed")) if here else None
-        self.in_proj_qkvz = into(2 * keys + 2 * values, fused)
-        self.in_proj_ba = into(2 * value_heads, fused)
-        self.in_proj_qkv = into(2 * keys + values, not fused)
-        self.in_proj_z = into(values, not fused)
-        self.in_proj_b = into(value_heads, not fused)
-        self.in_proj_a = into(value_heads, not fused)
+        two, apart = projections == "two", projections == "all"
+        self.q_proj, self.k_proj, self.v_proj = into(keys, apart), into(keys, apart), into(values, apart)
+        self.in_proj_qkvz = into(2 * keys + 2 * values, two)
+        self.in_proj_ba = into(2 * value_heads, two)
+        self.in_proj_qkv = into(2 * keys + values, projections == "four")
+        self.in_proj_z = into(values, not two)
+        self.in_proj_b = into(value_heads, not two)
+        self.in_proj_a = into(value_heads, not two)
         self.conv1d = CausalConv1d(2 * keys + values, kernel, False, axes=("heads", None, None))
         self.A_log = declare(value_heads)
         self.dt_bias = declare(value_heads)
@@ -157,6 +174,9 @@ class GatedDeltaNet(eqx.Module):
         self.key_dim = key_dim
         self.value_dim = value_dim
         self.act = act
+        self.beta = beta
+        self.decays = decays
+        self.steps = steps
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any]:
         (batch, length, _), f32 = x.shape, jnp.float32
@@ -168,7 +188,7 @@ class GatedDeltaNet(eqx.Module):
         parts = jnp.split(activation(self.act)(qkv.astype(x.dtype)).astype(f32), [keys, 2 * keys], axis=-1)
         q, k, v = (part.reshape(batch, length, h, -1) for part, h in zip(parts, self._heads(), strict=True))
         q, k = (jnp.repeat(_unit(part), self.value_heads // self.key_heads, axis=2) for part in (q, k))
-        beta = jax.nn.sigmoid(b.astype(f32))
+        beta = jax.nn.sigmoid(b.astype(f32)) * self.beta
         step = jax.nn.softplus(a.astype(f32) + along_last(dense(self.dt_bias).astype(f32), a))
         g = -along_last(jnp.exp(dense(self.A_log).astype(f32)), a) * step
         beta, g = (jnp.where(documents.real[..., None], part, 0.0) for part in (beta, g))  # padding says nothing
@@ -184,9 +204,10 @@ class GatedDeltaNet(eqx.Module):
     def _projected(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """Queries, keys and values `(batch, seq, channels)`, the gate, and the logits of `beta` and of the time step."""
         if self.in_proj_qkvz is None or self.in_proj_ba is None:
-            assert self.in_proj_qkv is not None and self.in_proj_z is not None
-            assert self.in_proj_b is not None and self.in_proj_a is not None
-            return self.in_proj_qkv(x), self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)
+            assert self.in_proj_z is not None and self.in_proj_b is not None and self.in_proj_a is not None
+            parts = (self.q_proj, self.k_proj, self.v_proj) if self.in_proj_qkv is None else (self.in_proj_qkv,)
+            qkv = jnp.concatenate([part(x) for part in parts if part is not None], axis=-1)
+            return qkv, self.in_proj_z(x), self.in_proj_b(x), self.in_proj_a(x)
         by_key = lambda m: m.reshape(*x.shape[:2], self.key_heads, -1)
         group = self.value_heads // self.key_heads
         sizes = [self.key_dim, self.key_dim, group * self.value_dim]
@@ -200,16 +221,23 @@ class GatedDeltaNet(eqx.Module):
 @slots.register(GatedDeltaNet)
 def _(layer: GatedDeltaNet) -> dict[str, Slot]:
     def a_log(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        return jnp.log(jax.random.uniform(key, shape, jnp.float32, 0.01, 16.0)).astype(dtype)
+        low, high = layer.decays
+        return jnp.log(jax.random.uniform(key, shape, jnp.float32, max(low, 1e-6), high)).astype(dtype)
 
-    return {"A_log": Slot("other", (None,), a_log), "dt_bias": Slot("other", (None,), "ones")}
+    def biases(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        assert layer.steps is not None
+        return step_biases(key, shape, layer.steps).astype(dtype)
+
+    return {
+        "A_log": Slot("other", (None,), a_log),
+        "dt_bias": Slot("other", (None,), "ones" if layer.steps is None else biases),
+    }
 
 
 def empty_state(layer: GatedDeltaNet, batch_size: int, dtype: Any) -> RecurrentState:
     """The state before the first token."""
-    channels, _, kernel = shape_of(layer.conv1d.weight)
     return RecurrentState(
-        jnp.zeros((batch_size, kernel - 1, channels), dtype),
+        before_first(layer.conv1d, batch_size, dtype),
         jnp.zeros((batch_size, layer.value_heads, layer.key_dim, layer.value_dim), jnp.float32),
         jnp.zeros((batch_size,), jnp.int32),
     )

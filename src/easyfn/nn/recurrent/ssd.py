@@ -81,24 +81,31 @@ def scan_chunks(
 
 
 class GatedRMSNorm(eqx.Module):
-    """`weight * normalise(x * silu(gate))`, each of `groups` equal parts of the last axis normalised on its own."""
+    """`weight * normalise(x * silu(gate))`, each of `groups` equal parts of the last axis normalised on its own.
+
+    `norm_first`: `weight * normalise(x) * silu(gate)`.
+    """
 
     weight: Weight
     groups: int = eqx.field(static=True)
     eps: float = eqx.field(static=True)
+    norm_first: bool = eqx.field(static=True)
 
-    def __init__(self, dim: int, groups: int = 1, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, groups: int = 1, eps: float = 1e-5, *, norm_first: bool = False) -> None:
         if dim % groups:
             raise ValueError(f"GatedRMSNorm: {dim} features do not divide into {groups} groups")
         self.weight = declare(dim)
         self.groups = groups
         self.eps = eps
+        self.norm_first = norm_first
 
     def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
-        h = x.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
+        h, opening = x.astype(jnp.float32), jax.nn.silu(gate.astype(jnp.float32))
+        h = h if self.norm_first else h * opening
         parts = h.reshape(*h.shape[:-1], self.groups, -1)
         parts = parts * jax.lax.rsqrt(jnp.mean(parts * parts, axis=-1, keepdims=True) + self.eps)
-        return (parts.reshape(h.shape) * along_last(dense(self.weight).astype(jnp.float32), h)).astype(gate.dtype)
+        h = parts.reshape(h.shape) * along_last(dense(self.weight).astype(jnp.float32), h)
+        return (h * opening if self.norm_first else h).astype(gate.dtype)
 
 
 @slots.register(GatedRMSNorm)

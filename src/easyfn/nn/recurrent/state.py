@@ -6,10 +6,13 @@ looks past it, and at the border of two packed documents both start anew. A docu
 
 from __future__ import annotations
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..cache.axes import cache_axes
 from ..cache.cache import rewindable
 
 
@@ -24,6 +27,16 @@ class RecurrentState(eqx.Module):
     conv: jax.Array | None
     ssm: jax.Array | None
     segment_ids: jax.Array  # [batch] int32, the document that the state belongs to; 0 = none yet
+
+
+@cache_axes.register(RecurrentState)
+def _(cache: RecurrentState) -> tuple[str, ...]:
+    conv = () if cache.conv is None else ("batch inputs channels",)
+    if cache.ssm is None:
+        return (*conv, "batch")
+    stacked = cache.segment_ids.ndim - 1
+    # Heads, or channels, come first in every state.
+    return (*conv, " ".join(["batch", "heads", "key", "value"][: cache.ssm.ndim - stacked]), "batch")
 
 
 @rewindable.register(RecurrentState)
@@ -52,3 +65,11 @@ class Documents(eqx.Module):
         running = jnp.take_along_axis(all_segments, place, axis=1)
         previous = jnp.concatenate([before[:, None], running[:, :-1]], axis=1)
         return cls(real, jnp.cumsum(running != previous, axis=1, dtype=jnp.int32), running[:, -1])
+
+
+def step_biases(key: jax.Array, shape: tuple[int, ...], steps: tuple[float, float, float]) -> jax.Array:
+    """Biases whose softplus is a time step: drawn, evenly in its logarithm, from between the first two of `steps`, and at
+    least the third."""
+    low, high, floor = steps
+    dt = jnp.maximum(jnp.exp(jax.random.uniform(key, shape, jnp.float32, math.log(low), math.log(high))), floor)
+    return dt + jnp.log(-jnp.expm1(-dt))

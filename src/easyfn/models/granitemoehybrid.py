@@ -1,0 +1,82 @@
+"""Granite 4 (IBM 2025): Mamba-2 layers, a few of attention without positions, experts beside an MLP."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..names.rules import rename
+from ..nn import Block, Decoder, Experts, FusedGatedMLP, GatedRMSNorm, RecurrentBlock, Router, SparseMoE
+from .decoders import attention, decoder, decoder_family, norm
+from .hybrids import finite_limits, kinds_of_layers, mamba2_mixer, mamba_width, mixer_is
+from .mixtures import GRANITE, GraniteMoeFields
+
+OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraniteMoeHybridConfig(GraniteMoeFields):
+    """The keys of a Granite 4 `config.json`: with `num_local_experts` of 0 it is dense."""
+
+    model_type: ClassVar[str] = "granitemoehybrid"
+    num_local_experts: int | None = 8
+    shared_intermediate_size: int = 1024
+    position_embedding_type: str | None = None
+    layer_types: tuple[str, ...] | None = None
+    mamba_n_heads: int = 128
+    mamba_n_groups: int = 1
+    mamba_d_state: int = 256
+    mamba_d_head: int | str = "auto"
+    mamba_d_conv: int = 4
+    mamba_expand: int = 2
+    mamba_chunk_size: int = 256
+    mamba_conv_bias: bool = True
+    mamba_proj_bias: bool = False
+    time_step_limit: tuple[float, float] = (0.0, math.inf)
+    ignored: ClassVar[tuple[str, ...]] = ("normalization_function", "init_method")
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        kinds = data.pop("layer_types", None) or data.pop("layers_block_type", None)
+        data = finite_limits({k: v for k, v in data.items() if k != "layers_block_type"})
+        return {**data, "layer_types": [OLDER.get(k, k) for k in kinds]} if kinds else data
+
+
+def granitemoehybrid(c: GraniteMoeHybridConfig) -> Decoder:
+    """The decoder: a state space or attention, then experts and an MLP that every token goes to."""
+    kinds = kinds_of_layers(c, ("linear_attention", "full_attention"), lambda i: "linear_attention")
+    rope = "default" if c.position_embedding_type == "rope" else None
+
+    def mlp() -> Any:
+        shared = FusedGatedMLP(c.hidden_size, c.shared_intermediate_size, c.hidden_act)
+        if not c.num_local_experts:
+            return shared
+        router = Router(c.hidden_size, c.num_local_experts, c.num_experts_per_tok)
+        experts = Experts(c.num_local_experts, c.hidden_size, c.intermediate_size, c.hidden_act)
+        return SparseMoE(router, experts, shared_experts=shared)
+
+    def block(i: int) -> Any:
+        if kinds[i] == "linear_attention":
+            mamba = mamba2_mixer(c, GatedRMSNorm(mamba_width(c), c.mamba_n_groups, c.rms_norm_eps))
+            return RecurrentBlock(mamba, mlp(), norm(c), norm(c), c.residual_multiplier)
+        own = attention(
+            c, qkv_bias=c.attention_bias, out_bias=c.attention_bias, scale=c.attention_multiplier, rope=rope
+        )
+        return Block(own, mlp(), norm(c), norm(c), residual=c.residual_multiplier)
+
+    return decoder(c, block, embed_scale=c.embedding_multiplier, scale_inputs=True)
+
+
+decoder_family(
+    "GraniteMoeHybrid",
+    GraniteMoeHybridConfig,
+    granitemoehybrid,
+    head={"scale": lambda c: 1.0 / c.logits_scaling},
+    names=(
+        mixer_is("mamba"),
+        rename("{rest}.mlp.gate_up_proj.{tail}", "{rest}.shared_mlp.input_linear.{tail}"),
+        rename("{rest}.mlp.down_proj.{tail}", "{rest}.shared_mlp.output_linear.{tail}"),
+        *GRANITE,
+    ),
+)
