@@ -142,7 +142,9 @@ def test_gradient(name):
         parameter
     ) in module.parameters():  # and under the names of files: what renames and stacks them does so to gradients
         parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    theirs |= {n: v for n, v in tensors_of(module).items() if n not in dict(module.named_buffers())}
+    for buffer in module.buffers():  # which have none
+        buffer.zero_()
+    theirs |= tensors_of(module)
     both = [n for n in theirs if n in ours and ours[n].shape == theirs[n].shape]
     assert len(both) > len(theirs) // 2, sorted(set(theirs) - set(both))
     for n in both:
