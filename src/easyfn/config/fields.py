@@ -90,6 +90,28 @@ class LlamaFields(DecoderFields):
     hidden_act: str = "silu"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPTFields(CommonFields):
+    """The keys of a decoder of GPT-2's kind, under GPT-2's names."""
+
+    vocab_size: Size
+    n_positions: Size
+    n_embd: Size
+    n_layer: int
+    n_head: Size
+    n_inner: Size | None = None
+    activation_function: str = "gelu_new"
+    resid_pdrop: float | int = 0.0
+    embd_pdrop: float | int = 0.0
+    attn_pdrop: float | int = 0.0
+    layer_norm_epsilon: float = 1e-5
+    tie_word_embeddings: bool = True
+    hidden_size = alias("n_embd")
+    max_position_embeddings = alias("n_positions")
+    num_attention_heads = alias("n_head")
+    num_hidden_layers = alias("n_layer")
+
+
 def head_dim(config: Any) -> int:
     """The width of a head: the config's `head_dim`, or what `hidden_size` is by the number of heads.
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..config.check import check
 from ..config.config import UnknownConfigKey
 from ..config.fields import head_dim
+from ..names.rules import Rule, rename
 from ..nn import Attention, CausalLM, Decoder, GatedMLP, RMSNorm, SequenceClassifier
 from ..registry.family import Family, family
 
@@ -62,6 +63,23 @@ def mlp(config: Any, **own: Any) -> GatedMLP:
     return GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act, **given)
 
 
+def full_attention(config: Any, **own: Any) -> Attention:
+    """Attention with a key head for every query head, without rotary positions unless `own` names some."""
+    c = config
+    given = {"rope": None, **own}
+    return Attention(c.hidden_size, c.num_attention_heads, c.num_attention_heads, head_dim(c), **given)
+
+
+# The layers of fairseq's decoders (OPT, XGLM, BioGPT) in their files.
+FAIRSEQ = {
+    "layers.{i}.self_attn.o_proj": "layers.{i}.self_attn.out_proj",
+    "layers.{i}.input_layernorm": "layers.{i}.self_attn_layer_norm",
+    "layers.{i}.post_attention_layernorm": "layers.{i}.final_layer_norm",
+    "layers.{i}.mlp.up_proj": "layers.{i}.fc1",
+    "layers.{i}.mlp.down_proj": "layers.{i}.fc2",
+}
+
+
 def norm(config: Any) -> RMSNorm:
     """The RMSNorm of a config, as wide as its hidden states."""
     return RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -81,6 +99,27 @@ def decoder(config: Any, block: Callable[[int], Any], last: Any = None, **own: A
     given = {"head_dim": head_dim(config), "rope": {"default": config.rope_parameters}, **own}
     blocks = [block(i) for i in range(config.num_hidden_layers)]
     return Decoder(config, blocks, norm(config) if last is None else last, **given)
+
+
+def decoder_names(
+    prefix: str, table: Mapping[str, str], *, inner: str = "", **head: str
+) -> Callable[[Any], list[Rule]]:
+    """The rules of a decoder whose files have names of their own.
+
+    `prefix` is transformers' `base_model_prefix`, `table` holds our paths inside the decoder and theirs
+    (`{"layers.{i}.self_attn": "h.{i}.attn"}`), of which the first that fits counts; `head` the same of what is around it
+    (`lm_head="output_projection"`). `inner` is where in the base model the decoder is (`"decoder."`).
+    """
+
+    def names(model: Any) -> list[Rule]:
+        bare = isinstance(model, Decoder)
+        ours, theirs = ("", inner) if bare else ("model.", f"{prefix}.{inner}")
+        inside = [rename(f"{ours}{mine}.{{rest}}", f"{theirs}{their}.{{rest}}") for mine, their in table.items()]
+        around = [rename(f"{mine}.{{rest}}", f"{their}.{{rest}}") for mine, their in head.items()]
+        rest = [rename(f"{ours}{{rest}}", f"{theirs}{{rest}}")] if ours != theirs else []
+        return [*inside, *around, *rest]
+
+    return names
 
 
 def decoder_tasks(decoder: Callable[[Any], Any], **head: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:

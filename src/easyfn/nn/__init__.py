@@ -14,6 +14,7 @@ from .attention.gated import GatedAttention as GatedAttention
 from .attention.latent import LatentAttention as LatentAttention
 from .attention.rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
 from .block import (
+    AddNormBlock as AddNormBlock,
     Block as Block,
     ParallelBlock as ParallelBlock,
     PostNormBlock as PostNormBlock,
@@ -95,6 +96,12 @@ from .pooling import (
     last_token as last_token,
     last_token_by_id as last_token_by_id,
     pool as pool,
+)
+from .positions import (
+    Alibi as Alibi,
+    LearnedPositions as LearnedPositions,
+    SinusoidalPositions as SinusoidalPositions,
+    alibi_slopes as alibi_slopes,
 )
 from .recurrent.backbone import MixerBlock as MixerBlock, MixerModel as MixerModel
 from .recurrent.block import RecurrentBlock as RecurrentBlock

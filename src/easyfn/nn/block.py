@@ -104,3 +104,20 @@ class ParallelBlock(eqx.Module):
         y, router_logits = feed_forward(self.mlp, second, context)
         h, y = dropout(h, self.dropout, context, 1), dropout(y, self.dropout, context, 2)
         return x + h + y, cache, {"attentions": attentions, "router_logits": router_logits}
+
+
+class AddNormBlock(eqx.Module):
+    """Norms on the sums, as in the first transformer: `x = norm(x + attention(x))`, then `norm(x + mlp(x))` (GPT-1)."""
+
+    self_attn: Any
+    mlp: Any
+    input_layernorm: Any
+    post_attention_layernorm: Any
+    dropout: float = eqx.field(static=True, default=0.0)
+
+    def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> Result:
+        h, cache, attentions = self.self_attn(x, context, cache)
+        x = self.input_layernorm(x + dropout(h, self.dropout, context, 1))
+        h, router_logits = feed_forward(self.mlp, x, context)
+        x = self.post_attention_layernorm(x + dropout(h, self.dropout, context, 2))
+        return x, cache, {"attentions": attentions, "router_logits": router_logits}

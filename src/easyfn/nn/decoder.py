@@ -11,11 +11,14 @@ import jax.numpy as jnp
 
 from ..core.fields import needs
 from ..core.frozen import Frozen
+from ..core.weight import shape_of
 from .attention.rope import TYPES, rope_table, unknown_rope, whole_heads
 from .context import Context, dropout
 from .fold import fold
-from .linear import Embedding
+from .heads import max_positions
+from .linear import Embedding, Linear
 from .output import Output
+from .positions import Alibi, LearnedPositions
 
 
 class Decoder(eqx.Module):
@@ -25,14 +28,23 @@ class Decoder(eqx.Module):
       or one by table. `partial`: heads of this family are rotated in part, as `partial_rotary_factor` says; without it
       they are whole, as in transformers, whatever a config says.
     - `embed_scale` multiplies embeddings; those that the caller gives as well (`inputs_embeds`) if `scale_inputs`.
-    - `embed_norm` is a norm of the embeddings; `dropout` is the rate on them in training; `norm` is the last norm, or `None`.
+    - `dropout` is the rate on embeddings in training; `norm` is the last norm, or `None`.
+    - `positions` are added to embeddings (`LearnedPositions`, `SinusoidalPositions`), `alibi` to the scores of attention;
+      `embed_norm` is a norm of the embeddings (Bloom).
+    - `width` is that of the embeddings, and of what comes out, where it is not `hidden_size`: projections without bias lead
+      there and back (OPT 350m).
     """
 
     embed_tokens: Embedding
     layers: tuple[Any, ...]
     norm: Any
+    embed_positions: Any
     embed_norm: Any
+    project_in: Linear | None
+    project_out: Linear | None
     config: Any = eqx.field(static=True)
+    width: int = eqx.field(static=True)
+    alibi: Alibi | None = eqx.field(static=True)
     head_dim: int | Frozen = eqx.field(static=True)
     rope: Frozen = eqx.field(static=True)
     embed_scale: float | None = eqx.field(static=True)
@@ -45,22 +57,31 @@ class Decoder(eqx.Module):
         layers: Sequence[Any],
         norm: Any,
         *,
-        head_dim: int | Mapping[str, int],
-        rope: Mapping[str, Any],
+        head_dim: int | Mapping[str, int] = 0,
+        rope: Mapping[str, Any] = Frozen(),
         partial: bool = False,
         embed_scale: float | None = None,
         scale_inputs: bool = False,
         dropout: float = 0.0,
+        positions: Any = None,
+        alibi: Alibi | None = None,
         embed_norm: Any = None,
+        width: int | None = None,
     ) -> None:
-        needs("nn.Decoder", config, "vocab_size", "hidden_size", "max_position_embeddings")
+        needs("nn.Decoder", config, "vocab_size", "hidden_size", *(["max_position_embeddings"] if rope else []))
         for parameters in rope.values():  # fails here, not in the first forward pass
             if parameters.get("rope_type", "default") not in TYPES:
                 raise unknown_rope(parameters["rope_type"])
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.width = width or config.hidden_size
+        apart = self.width != config.hidden_size
+        self.embed_tokens = Embedding(config.vocab_size, self.width)
+        self.embed_positions = positions
+        self.embed_norm = embed_norm
+        self.project_in = Linear(self.width, config.hidden_size) if apart else None
+        self.project_out = Linear(config.hidden_size, self.width) if apart else None
+        self.alibi = alibi
         self.layers = tuple(layers)
         self.norm = norm
-        self.embed_norm = embed_norm
         self.config = config
         self.head_dim = head_dim if isinstance(head_dim, int) else Frozen(head_dim)
         self.rope = Frozen({n: p if partial else whole_heads(p) for n, p in rope.items()})
@@ -79,13 +100,24 @@ class Decoder(eqx.Module):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if self.embed_scale is not None and (inputs_embeds is None or self.scale_inputs):
             x = x * jnp.asarray(self.embed_scale, x.dtype)  # rounded to the dtype, as the checkpoint was trained
+        x = x if self.project_in is None else self.project_in(x)
+        x = x if self.embed_positions is None else x + self.embed_positions(context).astype(x.dtype)
         x = x if self.embed_norm is None else self.embed_norm(x)
         x = dropout(x, self.dropout, context, 3)
-        positions, limit = context.position_ids, self.config.max_position_embeddings
+        if self.alibi is not None:
+            context = context.replace(bias=self.alibi(context, cached=cache is not None))
+        positions, limit = context.position_ids, getattr(self.config, "max_position_embeddings", 0)
         width = lambda name: self.head_dim if isinstance(self.head_dim, int) else self.head_dim[name]
         tables = {name: rope_table(p, width(name), limit, positions) for name, p in self.rope.items()}
         x, cache, trace = fold(self.layers, x, context.replace(rope=tables), cache)
         x = x if self.norm is None else self.norm(x)
+        x = x if self.project_out is None else self.project_out(x)
         if context.wants("hidden_states"):
             trace["hidden_states"] = (*trace["hidden_states"], x)
         return Output(last_hidden_state=x, cache=cache, **trace)
+
+
+@max_positions.register(Decoder)
+def _(model: Decoder) -> int | None:
+    table = model.embed_positions
+    return shape_of(table.weight)[0] - table.offset if isinstance(table, LearnedPositions) else None

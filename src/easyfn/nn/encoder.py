@@ -36,7 +36,7 @@ def chosen_rows(table: Embedding, ids: Any, name: str) -> jax.Array:
     return table(jnp.asarray(ids))
 
 
-def learned_positions(table: Embedding, positions: jax.Array, *, offset: int = 0) -> jax.Array:
+def learned_positions(table: Any, positions: jax.Array, *, offset: int = 0) -> jax.Array:
     """Rows `positions + offset` of a table of learned positions, shape `(batch, seq, embed)`.
 
     A position that the table does not have is a `ValueError`; in a compiled function, where nobody can raise, its

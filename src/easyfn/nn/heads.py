@@ -16,6 +16,11 @@ from .output import Output
 from .pooling import last_token_by_id
 
 
+def width_of(model: Any) -> int:
+    """How wide the hidden states are that a model returns: its own `width`, or its config's `hidden_size`."""
+    return getattr(model, "width", model.config.hidden_size)
+
+
 class CausalLM(eqx.Module):
     """A decoder with a vocabulary head. `lm_head` is `None` when it is tied to the input embeddings."""
 
@@ -31,7 +36,7 @@ class CausalLM(eqx.Module):
         config = model.config
         self.model = model
         self.lm_head = (
-            None if tied else Linear(config.hidden_size, config.vocab_size, bias, axes=("vocab", "embed"), role="head")
+            None if tied else Linear(width_of(model), config.vocab_size, bias, axes=("vocab", "embed"), role="head")
         )
         self.config = config
         self.softcap = softcap
@@ -121,7 +126,7 @@ class SequenceClassifier(eqx.Module):
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.score = Linear(model.config.hidden_size, model.config.num_labels, axes=(None, "embed"), role="head")
+        self.score = Linear(width_of(model), model.config.num_labels, axes=(None, "embed"), role="head")
         self.config = model.config
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
