@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ..core.weight import Slot, Weight, dense, shape_of, slots
 from .activation import activation
 from .attention.attention import attend, merge_heads, split_heads
+from .attention.rope import rotate
 from .context import Context, Mask, dropout
 from .conv import Conv
 from .fold import fold
@@ -77,7 +78,7 @@ class ClassTokens(eqx.Module):
 
     def __call__(
         self, context: Context, pixel_values: jax.Array, bool_masked_pos: Any = None, interpolate: bool = False
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, Context]:
         x = self.patch_embeddings.projection(
             channels_last(pixel_values, dense(self.patch_embeddings.projection.weight))
         )
@@ -90,7 +91,7 @@ class ClassTokens(eqx.Module):
         if self.position_embeddings is not None:
             table = dense(self.position_embeddings)[0]
             x = x + grid_positions(table, self.grid, grid, len(extra), interpolate=interpolate)[None].astype(x.dtype)
-        return dropout(x, self.dropout, context, 1_000_003)
+        return dropout(x, self.dropout, context, 1_000_003), context
 
 
 @slots.register(ClassTokens)
@@ -172,6 +173,8 @@ class SelfAttention(eqx.Module):
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
         q, k, v = (split_heads(part(x), self.heads) for part in (self.q_proj, self.k_proj, self.v_proj))
+        if context.rope is not None:
+            q, k = rotate(q, context.rope["image"]), rotate(k, context.rope["image"])
         out, weights = attend_all(q, k, v, context, dropout_rate=self.dropout)
         return self.o_proj(merge_heads(out)), weights
 
@@ -256,11 +259,16 @@ class EncoderBlock(eqx.Module):
 
     def _branch(self, h: jax.Array, scale: Any, context: Context, site: int) -> jax.Array:
         h = dropout(h if scale is None else scale(h), self.dropout, context, site)
-        if context.key is None or not self.drop_path:
-            return h
-        key = jax.random.fold_in(context.key, site + 1)
-        keep = jax.random.bernoulli(key, 1.0 - self.drop_path, (h.shape[0],) + (1,) * (h.ndim - 1))
-        return jnp.where(keep, h / (1.0 - self.drop_path), jnp.zeros_like(h))
+        return drop_path(h, self.drop_path, context, site + 1)
+
+
+def drop_path(h: jax.Array, rate: float, context: Context, site: int) -> jax.Array:
+    """A branch that is left out of whole rows at `rate` (stochastic depth); nothing happens without `context.key`."""
+    if context.key is None or not rate:
+        return h
+    shape = (h.shape[0],) + (1,) * (h.ndim - 1)
+    keep = jax.random.bernoulli(jax.random.fold_in(context.key, site), 1.0 - rate, shape)
+    return jnp.where(keep, h / (1.0 - rate), jnp.zeros_like(h))
 
 
 class ImageClassifier(eqx.Module):
@@ -306,6 +314,8 @@ def pool_image(out: Output, pooling: str, extra: int = 1) -> jax.Array:
 class ImageEncoder(eqx.Module):
     """Pixels to hidden states of patches: embeddings, layers, a last norm.
 
+    `embeddings` answer the patches, and the context with what layers need of their places (`rope["image"]`).
+
     `pooler` makes `pooler_output` of the first token (`None`: there is none); `hidden_states` end with what the last layer
     says, before the norm, as transformers has it. `interpolate` is whether images of other sizes are taken without
     being told.
@@ -346,7 +356,7 @@ class ImageEncoder(eqx.Module):
     ) -> Output:
         context = image_context(context)
         interpolate = self.interpolate if interpolate_pos_encoding is None else interpolate_pos_encoding
-        x = self.embeddings(context, pixel_values, bool_masked_pos, interpolate)
+        x, context = self.embeddings(context, pixel_values, bool_masked_pos, interpolate)
         x, _, trace = fold(self.layers, x, context)
         if context.wants("hidden_states"):
             trace["hidden_states"] = (*trace["hidden_states"], x)

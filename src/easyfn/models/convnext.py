@@ -1,0 +1,151 @@
+"""ConvNeXt (Liu et al. 2022, arXiv 2201.03545): depthwise convolutions in the place of attention, in stages that shrink."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..config.fields import CommonFields, Size, alias
+from ..core.weight import Slot, Weight, dense, slots
+from ..inputs.image import image_inputs
+from ..inputs.statement import Inputs, inputs
+from ..names.rules import rename
+from ..nn import Context, Conv, LayerNorm, Linear, Output, along_last, declare, fold
+from ..nn.activation import activation
+from ..nn.vision import ImageClassifier, channels_last, drop_path, image_context, pair
+from ..registry.family import family
+from .vision import head_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNextConfig(CommonFields):
+    """The keys of a ConvNeXt `config.json`."""
+
+    model_type: ClassVar[str] = "convnext"
+    num_channels: Size = 3
+    patch_size: int | tuple[int, ...] = 4
+    num_stages: int = 4
+    hidden_sizes: tuple[int, ...] = (96, 192, 384, 768)
+    depths: tuple[int, ...] = (3, 3, 9, 3)
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    layer_scale_init_value: float | int = 1e-6
+    drop_path_rate: float | int = 0.0
+    image_size: int | tuple[int, ...] = 224
+    num_hidden_layers: ClassVar = alias("num_stages")
+
+
+class ConvNextLayer(eqx.Module):
+    """`x + scale * pwconv2(act(pwconv1(norm(dwconv(x)))))` on `(batch, height, width, channels)`."""
+
+    dwconv: Conv
+    layernorm: LayerNorm
+    pwconv1: Linear
+    pwconv2: Linear
+    layer_scale_parameter: Weight | None
+    act: str = eqx.field(static=True)
+    start: float = eqx.field(static=True)
+    rate: float = eqx.field(static=True)
+
+    def __init__(self, c: ConvNextConfig, size: int, rate: float) -> None:
+        self.dwconv = Conv(size, size, (7, 7), padding=3, groups=size)
+        self.layernorm = LayerNorm(size, 1e-6)
+        self.pwconv1 = Linear(size, 4 * size, True, axes=("mlp", "embed"))
+        self.pwconv2 = Linear(4 * size, size, True, axes=("embed", "mlp"))
+        self.layer_scale_parameter = declare(size) if c.layer_scale_init_value > 0 else None
+        self.act, self.start, self.rate = c.hidden_act, float(c.layer_scale_init_value), rate
+
+    def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, dict[str, Any]]:
+        h = self.layernorm(self.dwconv(x))
+        h = self.pwconv2(activation(self.act)(self.pwconv1(h)))
+        if self.layer_scale_parameter is not None:
+            h = h * along_last(dense(self.layer_scale_parameter).astype(h.dtype), h)
+        return x + drop_path(h, self.rate, context, 1), cache, {}
+
+
+@slots.register(ConvNextLayer)
+def _(layer: ConvNextLayer) -> dict[str, Slot]:
+    full = lambda key, shape, dtype: jnp.full(shape, layer.start, dtype)
+    return {"layer_scale_parameter": Slot("norm", ("norm",), full)}
+
+
+class ConvNextStage(eqx.Module):
+    """A norm and a convolution that shrink the image (not in the first stage), then layers."""
+
+    downsampling_layer: tuple[Any, ...]
+    layers: tuple[Any, ...]
+
+
+class ConvNextEmbeddings(eqx.Module):
+    patch_embeddings: Conv
+    layernorm: LayerNorm
+
+
+class ConvNext(eqx.Module):
+    """Pixels to `last_hidden_state` `(batch, channels, height, width)`, and its mean over places, normed."""
+
+    embeddings: ConvNextEmbeddings
+    stages: tuple[ConvNextStage, ...]
+    layernorm: LayerNorm
+    config: ConvNextConfig = eqx.field(static=True)
+
+    def __init__(self, c: ConvNextConfig) -> None:
+        sizes, patch = c.hidden_sizes, pair(c.patch_size)
+        rates = np.split(np.linspace(0, c.drop_path_rate, sum(c.depths)), np.cumsum(c.depths)[:-1])
+
+        def stage(i: int) -> ConvNextStage:
+            down = () if i == 0 else (LayerNorm(sizes[i - 1], 1e-6), Conv(sizes[i - 1], sizes[i], (2, 2), stride=2))
+            return ConvNextStage(down, tuple(ConvNextLayer(c, sizes[i], float(r)) for r in rates[i]))
+
+        self.embeddings = ConvNextEmbeddings(
+            Conv(c.num_channels, sizes[0], patch, stride=patch), LayerNorm(sizes[0], 1e-6)
+        )
+        self.stages = tuple(stage(i) for i in range(c.num_stages))
+        self.layernorm = LayerNorm(sizes[-1], c.layer_norm_eps)
+        self.config = c
+
+    def __call__(self, context: Context, cache: Any = None, *, pixel_values: jax.Array) -> Output:
+        context = image_context(context)
+        inner = context.replace(outputs=context.outputs - {"hidden_states"})  # of stages, not of layers
+        x = channels_last(pixel_values, dense(self.embeddings.patch_embeddings.weight))
+        x = self.embeddings.layernorm(self.embeddings.patch_embeddings(x))
+        states, index = [x], 0
+        for stage in self.stages:
+            for part in stage.downsampling_layer:
+                x = part(x)
+            x, _, _ = fold(stage.layers, x, inner, index=index)
+            index += len(stage.layers)
+            states.append(x)
+        first = lambda x: jnp.moveaxis(x, -1, 1)
+        hidden = tuple(map(first, states)) if context.wants("hidden_states") else None
+        pooled = self.layernorm(jnp.mean(x.astype(jnp.float32), axis=(1, 2)).astype(x.dtype))
+        return Output(last_hidden_state=first(x), pooler_output=pooled, hidden_states=hidden)
+
+
+@inputs.register(ConvNext)
+def _(model: ConvNext) -> Inputs:
+    return image_inputs(model.config, settings=())
+
+
+def _names(model: Any) -> list[Any]:
+    return head_names(model, ConvNext, [rename("stages.{rest}", "encoder.stages.{rest}")], "convnext")
+
+
+family(
+    "convnext",
+    config=ConvNextConfig,
+    tasks={
+        "base": ConvNext,
+        "image-classification": lambda c: ImageClassifier(ConvNext(c), pooling="pooler", size=c.hidden_sizes[-1]),
+    },
+    architectures={"ConvNextModel": "base", "ConvNextForImageClassification": "image-classification"},
+    names=_names,
+    # of the backbone for detection and segmentation
+    ignore=("out_features", "out_indices", "stage_names"),
+    prefix="convnext",
+)
