@@ -15,33 +15,54 @@ NAMES = [n for n, c in IMAGES.items() if c.task == "causal-lm"]
 
 
 def prompt(name, pad="left"):
-    """Two rows with an image each, of what the processor would make: padded ids, mask, pixels."""
-    model = model_of(name)
-    config = model.config
-    token = config.image_token_index
-    size = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-    full = getattr(config, "vision_feature_select_strategy", "full") == "full"
-    count = size + (1 if full and config.vision_config.model_type == "clip_vision_model" else 0)
+    """Two rows of what the processor would make of text with images: padded ids, mask, pixels."""
     rng = np.random.RandomState(0)
-    rows = [[*rng.randint(10, 90, 3), *[token] * count, *rng.randint(10, 90, n)] for n in (5, 2)]
-    width = max(map(len, rows))
+    parts, features = (grids if "qwen" in name else squares)(model_of(name).config, rng)
+    width = max(map(len, parts))
     ids, mask = np.zeros((2, width), int), np.zeros((2, width), int)
-    for i, row in enumerate(rows):
+    for i, row in enumerate(parts):
         place = slice(width - len(row), width) if pad == "left" else slice(0, len(row))
         ids[i, place], mask[i, place] = row, 1
-    pixels = rng.randn(2, 3, config.vision_config.image_size, config.vision_config.image_size).astype(np.float32)
-    return {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+    if "qwen" in name:
+        features["mm_token_type_ids"] = np.where(ids == 7, 1, np.where(ids == 8, 2, 0))
+    return {"input_ids": ids, "attention_mask": mask, **features}
+
+
+def squares(config, rng):
+    """An image in each row, all of the tower's size."""
+    vision = config.vision_config
+    count = (vision.image_size // vision.patch_size) ** 2
+    count += config.vision_feature_select_strategy == "full" and vision.model_type == "clip_vision_model"
+    rows = [[*rng.randint(10, 90, 3), *[config.image_token_index] * count, *rng.randint(10, 90, n)] for n in (5, 2)]
+    return rows, {"pixel_values": rng.randn(2, 3, vision.image_size, vision.image_size).astype(np.float32)}
+
+
+def grids(config, rng):
+    """Two images and a video in the first row, an image in the second, each of its own size."""
+    images, videos = np.array([[1, 4, 6], [1, 8, 4], [1, 6, 10]]), np.array([[3, 4, 4]])
+    words = lambda n: [*rng.randint(10, 90, n)]
+    places = lambda token, grid: [5, *[token] * int(grid.prod() // 4), 6]
+    rows = [
+        [*words(3), *places(7, images[0]), *words(2), *places(8, videos[0]), *places(7, images[1]), *words(4)],
+        [*words(1), *places(7, images[2]), *words(5)],
+    ]
+    pixels = lambda grid: rng.randn(grid.prod(1).sum(), 3 * 2 * 4 * 4).astype(np.float32)
+    features = {"pixel_values": pixels(images), "image_grid_thw": images}
+    features |= {"pixel_values_videos": pixels(videos), "video_grid_thw": videos}
+    return rows, features
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_and_cache(name):
     model, module, inputs = model_of(name), IMAGES[name].torch(), prompt(name)
     mask = inputs["attention_mask"]
-    want = torch_run(module, {**inputs, "position_ids": np.maximum(mask.cumsum(1) - 1, 0)})["logits"]
+    told = {} if "qwen" in name else {"position_ids": np.maximum(mask.cumsum(1) - 1, 0)}
+    want = torch_run(module, {**inputs, **told})["logits"]
     out = jax.jit(lambda m, x: ef.forward(m, **x))(model, inputs)
     close(np.asarray(out.logits)[mask > 0], want[mask > 0], "logits")
-    cache, head = ef.init_cache(model, 2, 32), mask.shape[1] - 2
-    first = ef.forward(model, **{k: v if k == "pixel_values" else v[:, :head] for k, v in inputs.items()}, cache=cache)
+    cache, head = ef.init_cache(model, 2, mask.shape[1] + 3), mask.shape[1] - 2
+    cut = lambda v: v[:, :head] if v.shape == mask.shape else v
+    first = ef.forward(model, **{k: cut(v) for k, v in inputs.items()}, cache=cache)
     rest = ef.forward(model, inputs["input_ids"][:, head:], cache=first.cache)
     close(rest.logits, want[:, head:], "cached")
 

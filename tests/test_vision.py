@@ -63,7 +63,7 @@ def agree(out, want):
 def test_agrees_with_transformers(name):
     model, module = model_of(name), IMAGES[name].torch()
     inputs = batch(model)
-    wants = {"output_hidden_states": True, "output_attentions": True}
+    wants = {"output_hidden_states": True, "output_attentions": "convnext" not in name}
     want = torch_run(module, inputs, **wants)
     assert want
     agree(jax.jit(lambda m, x: ef.forward(m, **x, **wants))(model, inputs), want)

@@ -17,7 +17,7 @@ from ..core.tree import expand, is_abstract, replace
 from ..core.verb import verb
 from ..core.weight import randomized
 from ..inputs.checks import checked, sequence_of
-from ..inputs.context import advance, make_context
+from ..inputs.context import advance, make_context, positions
 from ..inputs.statement import accepted, inputs as inputs_of
 from ..nn.cache.axes import places
 from ..nn.cache.cache import Cache, layer_cache
@@ -102,6 +102,9 @@ def forward(
         position_axes=stated.position_axes,
         outputs=frozenset(name for name, want in zip(_OUTPUTS, wanted, strict=True) if want),
     )
+    if position_ids is None and stated.position_axes > 1:
+        start = 0 if cache is None else cache.positions[:, None]
+        context = context.replace(position_ids=positions(model, context, given, start))
     if key is not None:
         model = with_keys(model, key)
     if adapter_ids is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.multihost import on_host
+from ..core.verb import verb
 from ..nn.cache.cache import Cache, order_of, write
 from ..nn.context import Context
 
@@ -67,6 +69,15 @@ def make_context(
         **more,
     )
     return context, cache
+
+
+@verb
+def positions(model: Any, context: Context, given: Mapping[str, Any], start: Any) -> jax.Array:
+    """The positions of a pass whose caller gives none: `(batch, seq)`, or `(3, batch, seq)` where images lie in them.
+
+    By default those of the context, tokens counted from `start` `(batch, 1)`; a head asks the model under it.
+    """
+    return positions(model.model, context, given, start) if hasattr(model, "model") else context.position_ids
 
 
 def advance(cache: Cache, context: Context, layers: Any) -> Cache:

@@ -10,10 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from ..nn.context import Context
-from ..nn.image_text import ImageText, check_places
+from ..nn.grid_vision import GridImageText, grid_positions_of
+from ..nn.image_text import ImageText
+from ..nn.places import check_places
 from ..nn.towers import ImageTower, TwoTowers
 from ..nn.vision import ImageEncoder, pair
 from .checks import fits
+from .context import positions
 from .statement import Input, Inputs, inputs
 
 
@@ -66,3 +69,47 @@ def _(model: ImageText, given: Mapping[str, Any]) -> None:
     none = jnp.zeros((1, 1), jnp.int32)
     found = jax.eval_shape(model.features, Context(none, None, slots=none[0], order=none[0]), given["pixel_values"])
     check_places(given["input_ids"], model.image_token, found.shape[0] * found.shape[1])
+
+
+@inputs.register(GridImageText)
+def _(model: GridImageText) -> Inputs:
+    text, v = inputs(model.language_model), model.visual.config
+    wide = v.in_channels * v.temporal_patch_size * v.patch_size**2
+    ids = text.fields["input_ids"]
+    tokens = (model.config.image_token_id, model.config.video_token_id)
+    below = None if ids.below is None else max(ids.below, *(token + 1 for token in tokens))
+    fields = {
+        **text.fields,
+        "input_ids": dataclasses.replace(ids, below=below),
+        "pixel_values": Input("image", ("patches", wide)),
+        "image_grid_thw": Input("index", ("images", 3)),
+        "pixel_values_videos": Input("image", ("patches", wide)),
+        "video_grid_thw": Input("index", ("videos", 3)),
+        "second_per_grid_ts": Input("setting", None),
+        "mm_token_type_ids": Input("index", below=3),  # what the ids say themselves
+    }
+    return text.replace(fields=fields, position_axes=3)
+
+
+@positions.register(GridImageText)
+def _(model: GridImageText, context: Context, given: Mapping[str, Any], start: Any) -> jax.Array:
+    grids = [given.get(f"{kind}_grid_thw") for kind in ("image", "video")]
+    if given.get("input_ids") is None or all(grid is None for grid in grids):
+        return context.position_ids
+    seconds = given.get("second_per_grid_ts")
+    still = None if grids[0] is None else jnp.ones((grids[0].shape[0],))
+    moving = None
+    if grids[1] is not None:
+        apart = jnp.ones((grids[1].shape[0],)) if seconds is None else jnp.asarray(seconds, jnp.float32)
+        moving = apart * model.video_step
+    tokens = (model.config.image_token_id, model.config.video_token_id)
+    kinds = list(zip(tokens, grids, (still, moving), strict=True))
+    return grid_positions_of(given["input_ids"], context.segment_ids, start, model.visual.merge, kinds)
+
+
+@fits.register(GridImageText)
+def _(model: GridImageText, given: Mapping[str, Any]) -> None:
+    for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        if given.get(pixels) is not None:
+            token = getattr(model.config, f"{kind}_token_id")
+            check_places(given["input_ids"], token, given[pixels].shape[0] // model.visual.merge**2, kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..config.fields import LlamaFields, Size
 from ..nn import Block, Decoder, GatedMLP
@@ -23,7 +23,7 @@ class Qwen2Config(LlamaFields):
     layer_types: tuple[str, ...] | None = None
 
 
-def qwen2(c: Qwen2Config) -> Decoder:
+def qwen2(c: Qwen2Config, **own: Any) -> Decoder:
     """The decoder: RMSNorm, rotary grouped-query attention with qkv biases, gated MLP, all pre-norm."""
     windows = qwen_windows(c)
     return decoder(
@@ -34,6 +34,7 @@ def qwen2(c: Qwen2Config) -> Decoder:
             norm(c),
             norm(c),
         ),
+        **own,
     )
 
 

@@ -102,6 +102,7 @@ class Context(eqx.Module):
     table: jax.Array | None = None  # [batch, pages], with a paged cache: the pages of each row
     rope: Mapping[str, tuple[jax.Array, jax.Array]] | None = None  # name -> (cos, sin), each [batch, seq, dim]
     bias: jax.Array | None = None  # [1 or batch, heads, seq, keys], added to the scores of self attention
+    groups: Mapping[str, jax.Array] | None = None  # other segments by name, [batch, seq]: the windows of an image
     encoder: Any = None  # for decoders with cross attention: (hidden states, segment ids), or None once cached
     key: jax.Array | None = None  # PRNG key; with one, dropout is on
     causal: bool = eqx.field(static=True, default=True)

@@ -7,48 +7,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .activation import activation
 from .context import Context
+from .grid_vision import GridImageText
 from .heads import input_embeddings, max_positions
 from .linear import Linear
 from .output import Output
+from .places import check_places, embed, place
 from .vision import image_context
-
-
-def embed(decoder: Any, input_ids: jax.Array) -> jax.Array:
-    """What a decoder makes of ids before its layers, to be given back to it as `inputs_embeds`."""
-    x = input_embeddings(decoder)(input_ids)
-    scale = getattr(decoder, "embed_scale", None)
-    if scale is None or getattr(decoder, "scale_inputs", False):
-        return x
-    return x * jnp.asarray(scale, x.dtype)
-
-
-def place(x: jax.Array, features: jax.Array, here: jax.Array) -> jax.Array:
-    """`x` `(batch, seq, embed)` with `features` `(count, embed)` at the places `here` `(batch, seq)`, in reading order.
-
-    Where there are not as many places as features nothing can be right: in a compiled function, where nobody can raise,
-    the places become NaN.
-    """
-    flat = here.reshape(-1)
-    number = jnp.cumsum(flat) - 1
-    taken = jnp.take(features.astype(x.dtype), number, axis=0, mode="clip").reshape(x.shape)
-    right = jnp.sum(flat) == features.shape[0]
-    return jnp.where(here[..., None], jnp.where(right, taken, jnp.nan), x)
-
-
-def check_places(input_ids: Any, token: int, count: int, what: str = "image") -> None:
-    """`ValueError` unless concrete ids have as many placeholders as there are features."""
-    if isinstance(input_ids, jax.core.Tracer):
-        return
-    found = int((np.asarray(input_ids) == token).sum())
-    if found != count:
-        raise ValueError(
-            f"the {what}s have {count} features and input_ids {found} places for them ({what}_token_id={token}): give "
-            "what the processor made, text and pixels together"
-        )
 
 
 class Projector(eqx.Module):
@@ -140,4 +107,14 @@ def _(model: ImageText) -> Any:
 
 @max_positions.register(ImageText)
 def _(model: ImageText) -> int | None:
+    return max_positions(model.language_model)
+
+
+@input_embeddings.register(GridImageText)
+def _(model: GridImageText) -> Any:
+    return input_embeddings(model.language_model)
+
+
+@max_positions.register(GridImageText)
+def _(model: GridImageText) -> int | None:
     return max_positions(model.language_model)

@@ -111,11 +111,35 @@ def rope_table(
 ) -> tuple[jax.Array, jax.Array]:
     """cos and sin of shape `(batch, seq, rotary_dim / 2)`, float32, for `position_ids` of shape `(batch, seq)`.
 
-    `parameters` may hold a `direction` of -1, set by a family and never by a file: heads are turned the other way (nanochat).
+    Positions of three axes (time, height, width), `(3, batch, seq)`, need `mrope_section`: how many frequencies turn with
+    each of them, one after the other, or in turns if `mrope_interleaved`. `parameters` may hold a `direction` of -1, set by
+    a family and never by a file: heads are turned the other way (nanochat).
     """
     inv, factor = inverse_frequencies(parameters, head_dim, max_position_embeddings, jnp.max(position_ids) + 1)
-    angles = position_ids[..., None].astype(jnp.float32) * inv[None, None, :] * parameters.get("direction", 1)
+    if position_ids.ndim == 3:
+        position_ids = jnp.moveaxis(position_ids, 0, -1)[..., section_axes(parameters, inv.shape[0])]
+    else:
+        position_ids = position_ids[..., None]
+    angles = position_ids.astype(jnp.float32) * inv[None, None, :] * parameters.get("direction", 1)
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def section_axes(parameters: Mapping[str, Any], count: int) -> np.ndarray:
+    """Which axis of a position each of `count` frequencies turns with."""
+    section = parameters.get("mrope_section")
+    if section is None:
+        raise ValueError(
+            "positions of three axes need rope_parameters with mrope_section: how many frequencies each has"
+        )
+    if not parameters.get("mrope_interleaved"):
+        axes = np.repeat(np.arange(len(section)) % 3, section)
+    else:
+        axes = np.zeros(count, int)
+        for axis in (1, 2):
+            axes[axis : 3 * section[axis] : 3] = axis
+    if len(axes) != count:
+        raise ValueError(f"mrope_section={tuple(section)} adds up to {len(axes)}, and there are {count} frequencies")
+    return axes
 
 
 def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array], interleaved: bool = False) -> jax.Array:
