@@ -295,7 +295,8 @@ class TwoTowers(eqx.Module):
 
 def _features(out: Output, projection: Linear | None) -> tuple[Output, jax.Array]:
     """A tower's output with its features, and these as unit vectors."""
-    x = out.pooler_output
+    assert out.last_hidden_state is not None
+    x = out.last_hidden_state[:, 0] if out.pooler_output is None else out.pooler_output  # BERT's first token
     x = x if projection is None else projection(x)
     length = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True))
     return out.replace(pooler_output=x), (x / length.astype(x.dtype))
