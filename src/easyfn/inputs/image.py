@@ -32,7 +32,7 @@ def image_inputs(config: Any, *, settings: tuple[str, ...] = ("interpolate_pos_e
 def _(model: ImageEncoder) -> Inputs:
     masked = getattr(model.embeddings, "mask_token", None) is not None
     more = {"bool_masked_pos": Input("mask", ("batch", "patches"))} if masked else {}
-    return image_inputs(model.config, **more)
+    return image_inputs(model.config, **more)  # type: ignore[arg-type]
 
 
 @inputs.register(ImageTower)

@@ -21,7 +21,7 @@ Names = Mapping[str, Tensors]
 def head_of(config: Any, known: Family, wanted: Names, model: Any, held: Mapping[str, Any]) -> dict[str, Tensors]:
     """For the embeddings of a tied model whose file holds the head alone: that they are read from the head's tensor."""
     table = _table(model)
-    if table not in wanted or not getattr(config, "tie_word_embeddings", False):
+    if table is None or table not in wanted or not getattr(config, "tie_word_embeddings", False):
         return {}
     mine = wanted[table]
     for task in known.tasks:
@@ -35,7 +35,7 @@ def head_of(config: Any, known: Family, wanted: Names, model: Any, held: Mapping
 def table_of(config: Any, known: Family, task: str, wanted: Names, model: Any) -> dict[str, Tensors]:
     """For the head of an untied model whose file is a tied one: that it is read from the tensor of the embeddings."""
     table = _table(model)
-    if table not in wanted or getattr(config, "tie_word_embeddings", True):
+    if table is None or table not in wanted or getattr(config, "tie_word_embeddings", True):
         return {}
     same = [h for h in _heads(config, known, task) if (h.kind, h.shape) == (wanted[table].kind, wanted[table].shape)]
     return {head.path: wanted[table]._replace(path=head.path) for head in same}

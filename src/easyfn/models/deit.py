@@ -55,7 +55,7 @@ class DistilledClassifier(eqx.Module):
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
         out = self.model(context, cache, **inputs)
-        x = out.last_hidden_state
+        x: Any = out.last_hidden_state
         return out.replace(logits=(self.cls_classifier(x[:, 0]) + self.distillation_classifier(x[:, 1])) / 2)
 
 

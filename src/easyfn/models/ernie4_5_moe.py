@@ -30,13 +30,13 @@ class Ernie4_5_MoeConfig(LlamaFields):
     tie_word_embeddings: bool = True
     use_bias: bool | None = False
     moe_intermediate_size: Size = 1536
-    moe_k: Size | None = 6
-    moe_num_experts: Size | None = 64
+    moe_k: Size = 6
+    moe_num_experts: Size = 64
     moe_num_shared_experts: int | None = 2
-    moe_layer_start_index: int | None = 1
-    moe_layer_end_index: Integer | None = -1
-    moe_layer_interval: Size | None = 1
-    moe_norm_min: float | None = 1e-12
+    moe_layer_start_index: int = 1
+    moe_layer_end_index: Integer = -1
+    moe_layer_interval: Size = 1
+    moe_norm_min: float = 1e-12
     router_aux_loss_coef: float | None = 0.001
 
 

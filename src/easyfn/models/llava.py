@@ -27,8 +27,8 @@ class LlavaConfig(CommonFields):
     """The keys of a LLaVA `config.json`."""
 
     model_type: ClassVar[str] = "llava"
-    text_config: sub_config("llama", **LLAMA)
-    vision_config: sub_config("clip_vision_model")
+    text_config: sub_config("llama", **LLAMA)  # type: ignore[valid-type]
+    vision_config: sub_config("clip_vision_model")  # type: ignore[valid-type]
     image_token_index: int = 32000
     projector_hidden_act: str = "gelu"
     vision_feature_select_strategy: str = "default"

@@ -95,7 +95,7 @@ class Context(eqx.Module):
     """
 
     position_ids: jax.Array  # [batch, seq], or [axes, batch, seq] where positions have several
-    segment_ids: jax.Array | None  # [batch, seq], 0 = padding; None in a tower of images, where nothing is
+    segment_ids: Any  # [batch, seq], 0 = padding; None in a tower of images, which has none and asks for none
     slots: jax.Array  # [seq], place of each query in the sequence; [batch, seq] where each row is at its own
     order: jax.Array  # [seq] or [batch, seq], the number of tokens before each in its row
     cached_segment_ids: jax.Array | None = None  # [batch, max_length], with a cache: of every slot

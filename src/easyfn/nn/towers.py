@@ -58,7 +58,7 @@ class GridEmbeddings(eqx.Module):
 
     def __call__(self, pixel_values: jax.Array, interpolate: bool = False) -> jax.Array:
         x = self.patch_embedding(channels_last(pixel_values, dense(self.patch_embedding.weight)))
-        grid = x.shape[1:3]
+        grid = (x.shape[1], x.shape[2])
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         if self.class_embedding is not None:
             first = dense(self.class_embedding).astype(x.dtype)
@@ -256,10 +256,11 @@ class TwoTowers(eqx.Module):
         bias: bool = False,
     ) -> None:
         self.text_model, self.vision_model = text, vision
-        project = lambda tower: Linear(tower.config.hidden_size, size, axes=(None, "embed"), role="head")
-        self.text_projection, self.visual_projection = (
-            (None, None) if size is None else (project(text), project(vision))
-        )
+        self.text_projection = self.visual_projection = None
+        if size is not None:
+            self.text_projection, self.visual_projection = (
+                Linear(tower.config.hidden_size, size, axes=(None, "embed"), role="head") for tower in (text, vision)
+            )
         self.logit_scale = declare(*scale)
         self.logit_bias = declare(*scale) if bias else None
         self.config = config
@@ -296,7 +297,7 @@ class TwoTowers(eqx.Module):
 def _features(out: Output, projection: Linear | None) -> tuple[Output, jax.Array]:
     """A tower's output with its features, and these as unit vectors."""
     assert out.last_hidden_state is not None
-    x = out.last_hidden_state[:, 0] if out.pooler_output is None else out.pooler_output  # BERT's first token
+    x: Any = out.last_hidden_state[:, 0] if out.pooler_output is None else out.pooler_output  # BERT's first token
     x = x if projection is None else projection(x)
     length = jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True))
     return out.replace(pooler_output=x), (x / length.astype(x.dtype))

@@ -302,9 +302,9 @@ class ImageClassifier(eqx.Module):
 
 def pool_image(out: Output, pooling: str, extra: int = 1) -> jax.Array:
     """One vector `(batch, embed)` for each image, see `ImageClassifier`."""
+    x: Any = out.pooler_output if pooling == "pooler" else out.last_hidden_state
     if pooling == "pooler":
-        return out.pooler_output
-    x = out.last_hidden_state
+        return x
     mean = lambda: jnp.mean(x[:, extra:].astype(jnp.float32), axis=1).astype(x.dtype)
     if pooling == "cls":
         return x[:, 0]

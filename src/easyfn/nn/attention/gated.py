@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..cache.cache import KV, empty_kv, layer_cache
+from ..cache.cache import empty_kv, layer_cache
 from ..context import Context
 from ..linear import Linear
 from .attention import self_attention, split_heads
@@ -70,5 +70,5 @@ class GatedAttention(eqx.Module):
 
 
 @layer_cache.register(GatedAttention)
-def _(layer: GatedAttention, batch_size: int, max_length: int, dtype: Any) -> KV:
+def _(layer: GatedAttention, batch_size: int, max_length: int, dtype: Any) -> Any:
     return empty_kv(batch_size, layer.num_kv_heads, layer.head_dim, max_length, None, dtype)
