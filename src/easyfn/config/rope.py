@@ -22,6 +22,7 @@ _KEYS: dict[str, Any] = {
         float | int | None,
     ),
     **dict.fromkeys(("low_freq_factor", "high_freq_factor", "mscale", "mscale_all_dim"), float | int | None),
+    **dict.fromkeys(("short_mscale", "long_mscale", "llama_4_scaling_beta"), float | int | None),
     **dict.fromkeys(("short_factor", "long_factor"), tuple[float | int, ...] | None),
     "rope_type": str,
     "original_max_position_embeddings": Size | None,

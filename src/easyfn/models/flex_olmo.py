@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..config.fields import LlamaFields, Size, alias, head_dim, rope
+from ..config.fields import LlamaFields, Size, alias, rope
 from ..core.frozen import Frozen
-from ..nn import Decoder, Experts, PostNormBlock, RMSNorm, Router, SparseMoE
+from ..nn import Decoder, Experts, PostNormBlock, Router, SparseMoE
 from .decoders import attention, decoder, decoder_family, norm
-from .mixtures import per_expert
+from .mixtures import per_expert, row_norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,11 @@ class FlexOlmoConfig(LlamaFields):
 
 def flex_olmo(c: FlexOlmoConfig) -> Decoder:
     """The decoder: blocks of attention with normed rows and of experts, each with its norm after it."""
-    kv_heads = c.num_key_value_heads or c.num_attention_heads
-    rows = tuple(RMSNorm(n * head_dim(c), c.rms_norm_eps) for n in (c.num_attention_heads, kv_heads))
     bias = c.attention_bias
     return decoder(
         c,
         lambda i: PostNormBlock(
-            attention(c, qkv_bias=bias, out_bias=bias, qk_norm=rows, normed="rows"),
+            attention(c, qkv_bias=bias, out_bias=bias, qk_norm=row_norms(c), normed="rows"),
             SparseMoE(
                 Router(c.hidden_size, c.num_experts, c.num_experts_per_tok, normalize=c.norm_topk_prob),
                 Experts(c.num_experts, c.hidden_size, c.intermediate_size, c.hidden_act),

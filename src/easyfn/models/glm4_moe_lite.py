@@ -11,10 +11,8 @@ from .decoders import decoder, decoder_family, norm
 from .mixtures import (
     GroupedFields,
     LatentFields,
-    dense,
     grouped,
     latent_attention,
-    mlp_kinds,
     per_expert,
     without_next_tokens,
 )
@@ -32,7 +30,7 @@ class Glm4MoeLiteConfig(LatentFields, GroupedFields):
     n_routed_experts: Size = 64
     num_experts_per_tok: Size | None = 4
     routed_scaling_factor: float | int = 1.8
-    first_k_dense_replace: int | None = None
+    first_k_dense_replace: int | None = 1
     mlp_layer_types: tuple[str, ...] | None = None
     q_lora_rank: Size | None = 768
     qk_nope_head_dim: Size = 192
@@ -42,12 +40,11 @@ class Glm4MoeLiteConfig(LatentFields, GroupedFields):
 
 def glm4_moe_lite(c: Glm4MoeLiteConfig) -> Decoder:
     """The decoder: pre-norm blocks of latent attention and of experts, or of the one or other dense layer."""
-    kinds = mlp_kinds(c, c.mlp_layer_types)
     return decoder(
         c,
         lambda i: Block(
             latent_attention(c, interleaved=bool(c.rope_interleave)),
-            grouped(c, i) if kinds[i] == "sparse" else dense(c),
+            grouped(c, i),
             norm(c),
             norm(c),
         ),

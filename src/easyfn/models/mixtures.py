@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from ..config.config import only
-from ..config.fields import LlamaFields, Size
+from ..config.fields import LlamaFields, Size, head_dim
 from ..names.rules import Rule, experts, rename
-from ..nn import Block, Decoder, Experts, GatedMLP, LatentAttention, Router, SparseMoE
+from ..nn import Block, Decoder, Experts, GatedMLP, LatentAttention, RMSNorm, Router, SparseMoE
 from .decoders import attention, decoder, norm
 
 
@@ -45,6 +45,13 @@ def is_sparse(config: Any, layer: int) -> bool:
 def dense(config: Any) -> GatedMLP:
     """The feed-forward layer of a layer without experts."""
     return GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
+
+
+def row_norms(config: Any) -> tuple[RMSNorm, RMSNorm]:
+    """Norms of queries and keys as whole rows, all heads together."""
+    c, kv_heads = config, config.num_key_value_heads or config.num_attention_heads
+    rows = lambda heads: RMSNorm(heads * head_dim(c), c.rms_norm_eps)
+    return rows(c.num_attention_heads), rows(kv_heads)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +91,7 @@ def grouped(config: Any, layer: int) -> GatedMLP | SparseMoE:
     """The feed-forward part of a layer of a config with `GroupedFields`: dense in the first layers, then experts that are
     chosen by sigmoid and correction bias from the best groups, and shared ones."""
     c = config
-    if layer < (c.first_k_dense_replace or 0):
+    if mlp_kinds(c, getattr(c, "mlp_layer_types", None), c.first_k_dense_replace or 0)[layer] == "dense":
         return dense(c)
     router = Router(
         c.hidden_size,

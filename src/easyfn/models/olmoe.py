@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..config.fields import LlamaFields, Size, alias, head_dim
-from ..nn import Block, Decoder, Experts, RMSNorm, Router, SparseMoE
+from ..config.fields import LlamaFields, Size, alias
+from ..nn import Block, Decoder, Experts, Router, SparseMoE
 from .decoders import attention, decoder, decoder_family, norm
-from .mixtures import per_expert
+from .mixtures import per_expert, row_norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,11 @@ class OlmoeConfig(LlamaFields):
 
 def olmoe(c: OlmoeConfig) -> Decoder:
     """The decoder: pre-norm blocks of attention with normed rows and of experts, softmax over all of them first."""
-    rows = [
-        RMSNorm(n * head_dim(c), c.rms_norm_eps)
-        for n in (c.num_attention_heads, c.num_key_value_heads or c.num_attention_heads)
-    ]
     bias = c.attention_bias
     return decoder(
         c,
         lambda i: Block(
-            attention(c, qkv_bias=bias, out_bias=bias, qk_norm=tuple(rows), normed="rows", clip=c.clip_qkv),
+            attention(c, qkv_bias=bias, out_bias=bias, qk_norm=row_norms(c), normed="rows", clip=c.clip_qkv),
             SparseMoE(
                 Router(c.hidden_size, c.num_experts, c.num_experts_per_tok, normalize=c.norm_topk_prob),
                 Experts(c.num_experts, c.hidden_size, c.intermediate_size, c.hidden_act),

@@ -20,7 +20,7 @@ from ..cache.cache import KV, attend_to, empty_slots, key_scores, layer_cache
 from ..context import Context
 from ..linear import Linear
 from ..norm import RMSNorm
-from .attention import attend, merge_heads, split_heads
+from .attention import Temperature, attend, merge_heads, split_heads
 from .rope import rotate
 
 
@@ -31,7 +31,7 @@ class LatentAttention(eqx.Module):
     - A head's query and key have `qk_nope_head_dim` entries without and `qk_rope_head_dim` with a rotary position, whose
       table is the entry `rope` of `context.rope`; `interleaved`: rotated are pairs of neighbours, not halves.
     - `scale` is that of the scores, by default the inverse root of a head's width. DeepSeek's yarn multiplies it by the
-      square of its `mscale_all_dim` factor.
+      square of its `mscale_all_dim` factor. `temperature`: a factor on queries that grows with the position.
 
     Its cache is a `KV` of one head: `k` the latents `(batch, 1, slots, kv_lora_rank)`, `v` the rotary keys `(batch, 1, slots,
     qk_rope_head_dim)`. So it is also paged, in int8, taken back and reordered as every other.
@@ -63,6 +63,7 @@ class LatentAttention(eqx.Module):
     interleaved: bool = eqx.field(static=True)
     rope: str | None = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
+    temperature: Temperature | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class LatentAttention(eqx.Module):
         interleaved: bool = True,
         rope: str | None = "default",
         dropout: float = 0.0,
+        temperature: Temperature | None = None,
     ) -> None:
         width = qk_nope_head_dim + qk_rope_head_dim
         wide = lambda into: Linear(into, num_heads * width, axes=("heads", None if into != hidden_size else "embed"))
@@ -101,9 +103,13 @@ class LatentAttention(eqx.Module):
         self.interleaved = interleaved
         self.rope = rope
         self.dropout = dropout
+        self.temperature = temperature
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, jax.Array | None]:
-        q_nope, q_rope = jnp.split(split_heads(self._queries(x), self.num_heads), [self.qk_nope_head_dim], axis=-1)
+        q = split_heads(self._queries(x), self.num_heads)
+        if self.temperature is not None:  # before the rotation, which keeps lengths
+            q = q * self.temperature(context.position_ids)[:, None, :, None].astype(q.dtype)
+        q_nope, q_rope = jnp.split(q, [self.qk_nope_head_dim], axis=-1)
         latent, k_rope = jnp.split(self.kv_a_proj_with_mqa(x)[:, None], [self.kv_lora_rank], axis=-1)
         latent = self.kv_a_layernorm(latent)
         q_rope, k_rope = self._rotated(q_rope, context), self._rotated(k_rope, context)

@@ -93,7 +93,7 @@ def _yarn(
 
 def _longrope(
     parameters: Mapping[str, Any], base: float, dim: int, max_position_embeddings: int, length: jax.Array | int
-) -> tuple[jax.Array, float]:
+) -> tuple[jax.Array, float | jax.Array]:
     """Ding et al. 2024, arXiv 2402.13753."""
     trained = parameters.get("original_max_position_embeddings") or max_position_embeddings
     factor = parameters.get("factor") or max_position_embeddings / trained
@@ -103,7 +103,10 @@ def _longrope(
     exponent = base ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     short = _f32(1.0 / (np.asarray(parameters["short_factor"], np.float64) * exponent))
     long = _f32(1.0 / (np.asarray(parameters["long_factor"], np.float64) * exponent))
-    return jnp.where(jnp.asarray(length) > trained, long, short), float(attention)
+    far = jnp.asarray(length) > trained
+    if parameters.get("long_mscale") is not None:  # Phi-3.5-MoE says the factors itself
+        return jnp.where(far, long, short), jnp.where(far, parameters["long_mscale"], parameters["short_mscale"])
+    return jnp.where(far, long, short), float(attention)
 
 
 def rope_table(

@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from ..context import Context
 from ..linear import Linear
@@ -16,7 +17,7 @@ class SparseMoE(eqx.Module):
 
     `gate(x, runtime)` answers a `Routing`, as [`easyfn.nn.Router`][] does. `shared_experts` answers every token beside them
     (DeepSeekMoE, arXiv 2401.06066), multiplied by the sigmoid of `shared_expert_gate` where there is one (Qwen2-MoE).
-    In training (`context.key`) the input is multiplied with noise from `1 - jitter` to `1 + jitter`.
+    `scale` multiplies the sum. In training (`context.key`) the input is multiplied with noise from `1 - jitter` to `1 + jitter`.
 
     Returns the output and, if the context wants them, the router's logits `(batch * seq, experts)`, padding included.
 
@@ -32,6 +33,7 @@ class SparseMoE(eqx.Module):
     shared_experts: Any
     shared_expert_gate: Linear | None
     jitter: float = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -41,12 +43,14 @@ class SparseMoE(eqx.Module):
         shared_experts: Any = None,
         shared_expert_gate: Linear | None = None,
         jitter: float = 0.0,
+        scale: float = 1.0,
     ) -> None:
         self.gate = gate
         self.experts = experts
         self.shared_experts = shared_experts
         self.shared_expert_gate = shared_expert_gate
         self.jitter = jitter
+        self.scale = scale
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
         shared = None if self.shared_experts is None else self.shared_experts(x, context)
@@ -58,5 +62,6 @@ class SparseMoE(eqx.Module):
         routing = self.gate(x, context.runtime)
         y = self.experts(x, routing.chosen, routing.weights, context.runtime)
         y = y if shared is None else y + shared
+        y = y if self.scale == 1.0 else y * jnp.asarray(self.scale, y.dtype)
         logits = routing.logits
         return y, logits.reshape(-1, logits.shape[-1]) if context.wants("router_logits") else None
