@@ -48,6 +48,7 @@ from .context import (
     Runtime as Runtime,
     along_batch as along_batch,
     dropout as dropout,
+    in_chunks as in_chunks,
 )
 from .conv import Conv as Conv
 from .decoder import Decoder as Decoder

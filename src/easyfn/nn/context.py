@@ -117,6 +117,28 @@ class Context(eqx.Module):
         return output in self.outputs
 
 
+def in_chunks(context: Context, size: int) -> Context:
+    """The context of a layer whose tokens see only those of their own chunk: every document is cut into chunks of `size`
+    tokens, and each chunk is a document of its own (Llama 4). Padding is counted in none.
+
+    In rows with several documents their `segment_ids` must grow along the row.
+    """
+
+    def cut(segments: jax.Array) -> jax.Array:
+        real = segments > 0
+        number = jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1  # of a token in its row
+        newest = jax.lax.cummax(segments, axis=1)
+        begins = newest != jnp.pad(newest[:, :-1], ((0, 0), (1, 0)))
+        first = jax.lax.cummax(jnp.where(begins, number, 0), axis=1)
+        return jnp.where(real, segments * (segments.shape[1] // size + 1) + (number - first) // size, 0)
+
+    if context.cached_segment_ids is None:
+        return context.replace(segment_ids=cut(context.segment_ids))
+    held = cut(context.cached_segment_ids)
+    slots = jnp.broadcast_to(context.slots, context.segment_ids.shape)
+    return context.replace(segment_ids=jnp.take_along_axis(held, slots, axis=1), cached_segment_ids=held)
+
+
 class Mask(eqx.Module):
     """Which keys each query may see, kept as its causes so that a slice of queries can be made on demand."""
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ...core.weight import Slot, Weight, dense, slots
 from ..cache.cache import KV, Held, Ring, attend_to, empty_kv, layer_cache
-from ..context import Context, Mask, Runtime
+from ..context import Context, Mask, Runtime, in_chunks
 from ..linear import Linear, declare
 from ..parallel.context import Operands, attend_across, sequence_split
 from .core import attend_here
@@ -164,6 +164,7 @@ class Attention(eqx.Module):
       (`"rotated"`).
     - `rope`: the entry of `context.rope` to rotate with (`None`: no rotary positions). `interleaved`: pairs are
       neighbours, not halves, of a head.
+    - `chunk`: a token sees those of its own chunk of so many tokens (see [`easyfn.nn.in_chunks`][]).
     - `clip`: entries of queries, keys and values are held between `-clip` and `clip`.
     - `scale` of the scores, by default `head_dim ** -0.5`; `softcap` of the scores; `window` in tokens; `sinks`: one
       learned score per head without a value; `temperature`: a factor on queries that grows with the position.
@@ -190,6 +191,7 @@ class Attention(eqx.Module):
     clip: float | None = eqx.field(static=True)
     fused: str | None = eqx.field(static=True)
     temperature: Temperature | None = eqx.field(static=True)
+    chunk: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -211,6 +213,7 @@ class Attention(eqx.Module):
         interleaved: bool = False,
         clip: float | None = None,
         temperature: Temperature | None = None,
+        chunk: int | None = None,
         dropout: float = 0.0,
     ) -> None:
         if num_heads % num_kv_heads:
@@ -241,6 +244,7 @@ class Attention(eqx.Module):
         self.clip = clip
         self.fused = fused
         self.temperature = temperature
+        self.chunk = chunk
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, jax.Array | None]:
         q, k, v = self._projected(x)
@@ -259,6 +263,8 @@ class Attention(eqx.Module):
             q, k = self._normed(q, k)
         if self.temperature is not None:
             q = q * self.temperature(context.position_ids)[:, None, :, None].astype(q.dtype)
+        if self.chunk is not None:
+            context = in_chunks(context, self.chunk)
         out, cache, weights = self_attention(
             q,
             k,
