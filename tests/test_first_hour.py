@@ -1,5 +1,10 @@
 """What a new user types and breaks: no silent damage, and the wrong call says which is right."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -222,3 +227,115 @@ def test_without_slots_the_way_is_said():
             call()
     with pytest.raises(ValueError, match="holds no eqx"):
         ef.adopt(eqx.nn.LayerNorm(4))
+
+
+# --- the natural wrong call
+
+
+def wrong_calls(model, ids, key, tmp):
+    """What users of transformers, PEFT, Equinox, optax and Flax write first, and what the error must name."""
+    import optax
+
+    batch = {"input_ids": ids}
+    state = ef.to_state(model, optax.sgd(0.1))
+    return {
+        "load torch_dtype": (lambda: ef.load(tmp, torch_dtype="float32"), "dtype="),
+        "load device_map": (lambda: ef.load(tmp, device_map="auto"), "mesh="),
+        "load trust_remote_code": (lambda: ef.load(tmp, trust_remote_code=True), "ef.family"),
+        "load load_in_4bit": (lambda: ef.load(tmp, load_in_4bit=True), "quantize="),
+        "load quantization_config": (lambda: ef.load(tmp, quantization_config={}), "quantize="),
+        "load attn_implementation": (lambda: ef.load(tmp, attn_implementation="sdpa"), "ef.Runtime"),
+        "load num_labels": (lambda: ef.load(tmp, num_labels=3), "config_overrides"),
+        "load ignore_mismatched_sizes": (lambda: ef.load(tmp, ignore_mismatched_sizes=True), "key="),
+        "load an integer dtype": (lambda: ef.load(tmp, dtype="int8"), "quantize="),
+        "load with a dtype by position": (lambda: ef.load(tmp, "float32"), "dtype="),
+        "load a task that is none": (lambda: ef.load(tmp, task="text-generation"), "causal-lm"),
+        "load nothing there": (lambda: ef.load("./no/such/folder"), "no folder"),
+        "model(ids)": (lambda: model(ids), "ef.forward"),
+        "base model(ids)": (lambda: model.model(ids), "ef.forward"),
+        "from_pretrained": (lambda: ef.from_pretrained("x"), "ef.load"),
+        "AutoModelForCausalLM": (lambda: ef.AutoModelForCausalLM, "ef.load"),
+        "AutoTokenizer": (lambda: ef.AutoTokenizer, "ef.tokenizer"),
+        "LoraConfig": (lambda: ef.LoraConfig(r=8), "ef.apply_lora"),
+        "get_peft_model": (lambda: ef.get_peft_model(model), "ef.apply_lora"),
+        "BitsAndBytesConfig": (lambda: ef.BitsAndBytesConfig(), "ef.quantize"),
+        "ef.filter_jit": (lambda: ef.filter_jit, "jax.jit"),
+        "ef.apply": (lambda: ef.apply, "ef.pure"),
+        "forward text": (lambda: ef.forward(model, "hello"), "ef.tokenizer"),
+        "forward a batch": (lambda: ef.forward(model, batch), r"**batch"),
+        "forward past_key_values": (lambda: ef.forward(model, ids, past_key_values=None), "cache="),
+        "forward labels": (lambda: ef.forward(model, ids, labels=ids), "ef.compute_loss"),
+        "forward use_cache": (lambda: ef.forward(model, ids, use_cache=True), "ef.init_cache"),
+        "forward deterministic": (lambda: ef.forward(model, ids, deterministic=True), "key="),
+        "forward a mask by position": (lambda: ef.forward(model, ids, ids), "attention_mask="),
+        "forward one row": (lambda: ef.forward(model, ids[0]), "batch"),
+        "generate text": (lambda: ef.generate(model, "hello"), "token"),
+        "generate texts": (lambda: ef.generate(model, ["hello"]), "ef.tokenizer"),
+        "generate input_ids=": (lambda: ef.generate(model, input_ids=ids), "ef.generate(model, ids)"),
+        "generate max_tokens": (lambda: ef.generate(model, ids, max_tokens=3), "max_new_tokens"),
+        "generate without a key": (lambda: ef.generate(model, ids, do_sample=True), "jax.random.key"),
+        "generate seed": (lambda: ef.generate(model, ids, seed=0), "jax.random.key"),
+        "generate temperature alone": (lambda: ef.generate(model, ids, temperature=0.7), "do_sample=True"),
+        "generate streamer": (lambda: ef.generate(model, ids, streamer=None), "ef.stream"),
+        "generate logits_processor": (lambda: ef.generate(model, ids, logits_processor=[]), "processors="),
+        "generate generation_config": (lambda: ef.generate(model, ids, generation_config=None), "ef.GenerationConfig"),
+        "generate a misspelt option": (lambda: ef.generate(model, ids, max_new_token=3), "max_new_tokens"),
+        "compute_loss inputs": (lambda: ef.compute_loss(model, {"inputs": ids}), "input_ids"),
+        "compute_loss ids": (lambda: ef.compute_loss(model, ids), "'input_ids'"),
+        "compute_loss labels=": (lambda: ef.compute_loss(model, batch, labels=ids), "key of the batch"),
+        "save swapped": (lambda: ef.save(tmp, model), "ef.save(model, directory)"),
+        "save safe_serialization": (lambda: ef.save(model, tmp, safe_serialization=True), "leave it out"),
+        "apply_lora r": (lambda: ef.apply_lora(model, "q_proj", r=4, key=key), "rank"),
+        "apply_lora lora_alpha": (lambda: ef.apply_lora(model, "q_proj", lora_alpha=4, key=key), "alpha="),
+        "apply_lora target_modules": (lambda: ef.apply_lora(model, target_modules=["q_proj"], key=key), "pattern"),
+        "apply_lora lora_dropout": (lambda: ef.apply_lora(model, lora_dropout=0.1, key=key), "dropout="),
+        "apply_lora without a key": (lambda: ef.apply_lora(model, "q_proj"), "jax.random.key"),
+        "apply_lora a pattern of nothing": (lambda: ef.apply_lora(model, "query", key=key), "q_proj"),
+        "apply_lora a config": (lambda: ef.apply_lora(model, object(), key=key), "regular expression"),
+        "load_adapter swapped": (lambda: ef.load_adapter(tmp, model), "ef.load_adapter(model, path)"),
+        "merge without an adapter": (lambda: ef.merge_lora(model), "ef.apply_lora"),
+        "quantize bits": (lambda: ef.quantize(model, bits=4), "nf4"),
+        "quantize pattern": (lambda: ef.quantize(model, "nf4", pattern="mlp"), "ef.QuantConfig"),
+        "quantize a method that is none": (lambda: ef.quantize(model, "4bit"), "nf4"),
+        "quantize eqx.nn": (lambda: ef.quantize(eqx.nn.MLP(8, 8, 16, 2, key=key), "8bit"), "ef.adopt"),
+        "shard a dict": (lambda: ef.shard(model, {"embed": "fsdp"}, ef.make_mesh()), "ef.ShardingRules"),
+        "shard a mesh": (lambda: ef.shard(model, ef.make_mesh()), "mesh="),
+        "make_mesh data": (lambda: ef.make_mesh(data=1), "dp="),
+        "init without a key": (lambda: ef.init(model.config), "jax.random.key"),
+        "init a key by position": (lambda: ef.init(model.config, key), "key="),
+        "init seed": (lambda: ef.init(model.config, seed=0), "jax.random.key"),
+        "cast to integers": (lambda: ef.cast(model, "int8"), "ef.quantize"),
+        "to_state a name": (lambda: ef.to_state(model, "adamw"), "optax.adamw"),
+        "to_state tx": (lambda: ef.to_state(model, tx=optax.sgd(0.1)), "second argument"),
+        "train_step a model": (lambda: ef.train_step(model, batch), "ef.to_state"),
+        "train_step accumulation": (lambda: ef.train_step(state, batch, gradient_accumulation_steps=2), "accumulate="),
+        "with_params a path that is none": (lambda: ef.with_params(model, {"model.norm": ids}), "model.norm.weight"),
+    }
+
+
+CALLS = """
+import json, sys, jax, jax.numpy as jnp
+sys.path.insert(0, sys.argv[2])
+import easyfn as ef
+from test_first_hour import CONFIG, wrong_calls
+model, key, said = ef.init(CONFIG, key=jax.random.key(0)), jax.random.key(0), {}
+ef.save(model, sys.argv[1])
+for name, (call, word) in wrong_calls(model, jnp.ones((1, 4), int), key, sys.argv[1]).items():
+    try:
+        call()
+        said[name] = (word, "nothing was raised")
+    except Exception as error:
+        said[name] = (word, f"{type(error).__name__}: {error}")
+print(json.dumps(said))
+"""
+
+
+def test_the_natural_wrong_call_teaches(tmp_path):
+    """In a process of its own: these are the errors as users see them, without the types that our tests check."""
+    here = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", CALLS, str(tmp_path), here], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert len(said) >= 50
+    silent = {name: (word, text[:200]) for name, (word, text) in said.items() if word not in text.partition(": ")[2]}
+    assert not silent, silent

@@ -8,6 +8,7 @@ from . import models as models, nn as nn, planning as planning
 from .config.config import UnknownConfigKey as UnknownConfigKey
 from .core.dtype import cast as cast, dtype_of as dtype_of, float32 as float32, half as half
 from .core.frozen import Frozen as Frozen
+from .core.habits import elsewhere as _elsewhere
 from .core.params import (
     combine as combine,
     params as params,
@@ -209,4 +210,4 @@ def __getattr__(name: str) -> _Any:
         import importlib
 
         return importlib.import_module(".serve", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise _elsewhere(__name__, name)

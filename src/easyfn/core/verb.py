@@ -14,6 +14,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 
+from .habits import refuse
+
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,6 +43,8 @@ class Verb(Generic[P, R]):
         self.__signature__ = inspect.signature(default)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if kwargs:
+            refuse(self.__name__, kwargs)
         if not args:
             return self._default(*args, **kwargs)  # Python's own message names the missing argument
         return self._dispatch.dispatch(type(args[0]))(*args, **kwargs)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..core.habits import taught
 from ..core.rows import by_row
 from ..core.slots import find_slots
 from ..core.tree import expand, is_abstract, replace
@@ -29,6 +30,7 @@ _OUTPUTS = ("hidden_states", "attentions", "router_logits")
 
 
 @verb
+@taught
 def forward(
     model: Any,
     input_ids: Int[Array, "batch seq"] | np.ndarray | list[Any] | None = None,

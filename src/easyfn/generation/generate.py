@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.habits import taught
 from ..core.multihost import unbound
 from ..core.rows import by_row
 from ..nn.context import Runtime
@@ -22,6 +23,7 @@ from .result import Generation
 Tracer = jax.core.Tracer
 
 
+@taught
 def generate(
     model: Any,
     ids: Any,

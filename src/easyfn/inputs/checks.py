@@ -107,6 +107,17 @@ def check_ids(model: Any, ids: Any, embeds: Any, *, prefix: str = "") -> tuple[A
 
 def rectangular(ids: Any) -> np.ndarray:
     """Token ids as an array; who gives rows of different lengths is told what to do."""
+    first = ids[0] if isinstance(ids, list | tuple) and ids else ids
+    if isinstance(ids, str) or isinstance(first, str):
+        raise TypeError(
+            "these are no token ids but text: ef.tokenizer(path).encode(text).ids makes token ids of it, and a list of "
+            "them is a batch"
+        )
+    if isinstance(ids, Mapping) or (hasattr(ids, "data") and hasattr(ids, "input_ids")):
+        raise TypeError(
+            "these are no token ids but a batch: give ids=batch['input_ids'] and attention_mask=batch['attention_mask'], or "
+            "all of it, ef.forward(model, **batch)"
+        )
     try:
         return np.asarray(ids)
     except ValueError as error:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from ..core.frozen import Frozen
+from ..core.habits import taught
 from ..core.schema import mapping, maybe, problems, word
 from ..names.part import Index
 from ..registry.family import Family, abstract_config, family_of, task_of
@@ -33,6 +34,7 @@ from .sizes import believe
 from .tied import table_of
 
 
+@taught
 def load(
     name_or_path: Any,
     *,

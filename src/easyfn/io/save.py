@@ -19,6 +19,7 @@ from ..config import config as configs
 from ..core.atomic import beside
 from ..core.dtype import cast
 from ..core.frozen import thaw
+from ..core.habits import taught
 from ..core.multihost import spans
 from ..core.tree import is_abstract
 from ..core.weight import format_of
@@ -38,6 +39,7 @@ from .weights import Layer, each_weight, entries
 from .writing import Entry, Shapes, index_of, nbytes, write_all
 
 
+@taught
 def save(
     model: Any, directory: Any, *, dtype: Any = None, max_shard_size: int | str = "5GB", step: int | None = None
 ) -> Path | str:
@@ -78,6 +80,8 @@ def save(
         assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors"]
     ```
     """
+    if isinstance(model, str | Path):
+        raise TypeError("save takes the model first: ef.save(model, directory)")
     limit = _bytes(max_shard_size)
     if Path(directory).suffix == ".gguf" and not Path(directory).is_dir():
         from .gguf.save import save_gguf

@@ -108,7 +108,8 @@ def _refuse_convolutions(name: str, model: Any, pattern: Pattern) -> None:
     if callable(pattern) or pattern == "all-linear":
         return
     found = find_slots(model, ("conv", *ROLES))
-    for one in pattern.split("|") if isinstance(pattern, str) else pattern:
+    asked = pattern.split("|") if isinstance(pattern, str) else pattern if isinstance(pattern, list | tuple) else ()
+    for one in asked:
         try:
             hit = [f for f in found if matches(one, f.path, f.weight)]
         except ValueError:  # no expression of its own, or some of the layers of a stacked run: select_slots says so

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
+from ..core.habits import taught
 from ..core.slots import Found, find_slots, map_slots
 from ..core.trainable import is_adapter
 from ..core.tree import Pattern, expand, lift, matches, near, nodes, nothing_matched
@@ -25,6 +26,7 @@ Adapter = dict[str, Any]  # path of a weight slot -> its adapter, with a hole (`
 
 
 @node_verb
+@taught
 def apply_lora(
     model: Any,
     pattern: Pattern = "all-linear",

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.habits import taught
 from ..core.slots import find_slots, map_slots
 from ..core.trainable import is_adapter
 from ..core.tree import expand, is_abstract, lift, near
@@ -17,6 +18,7 @@ from .adapter import change, gain, shift
 from .apply import apply_lora, fit, no_adapter, put, walk
 
 
+@taught
 def merge_lora(model: Any, *, dequantize: bool = False, report: bool = False) -> Any:
     """The model with every adapter folded into its weight, for good.
 

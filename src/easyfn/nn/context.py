@@ -86,6 +86,16 @@ def along_batch(x: jax.Array, runtime: Runtime = Runtime()) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
+def called(model: Any, context: Any) -> None:
+    """Raises `TypeError` for who calls a model with token ids: what a pass needs is made by `forward`."""
+    if not isinstance(context, Context):
+        name = type(model).__name__
+        raise TypeError(
+            f"{name} is called with what ef.forward makes of a batch, not with {type(context).__name__}: write "
+            "ef.forward(model, ids, attention_mask=mask), or ef.generate(model, ids)"
+        )
+
+
 class Context(eqx.Module):
     """Shared by all layers of a pass. Padding and packing are one thing: `segment_ids`, 0 for padding.
 

@@ -13,7 +13,7 @@ from ..core.fields import needs
 from ..core.frozen import Frozen
 from ..core.weight import shape_of
 from .attention.rope import TYPES, rope_table, unknown_rope, whole_heads
-from .context import Context, dropout
+from .context import Context, called, dropout
 from .fold import fold
 from .heads import max_positions
 from .linear import Embedding, Linear
@@ -97,6 +97,7 @@ class Decoder(eqx.Module):
         input_ids: jax.Array | None = None,
         inputs_embeds: jax.Array | None = None,
     ) -> Output:
+        called(self, context)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if self.embed_scale is not None and (inputs_embeds is None or self.scale_inputs):
             x = x * jnp.asarray(self.embed_scale, x.dtype)  # rounded to the dtype, as the checkpoint was trained

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ..core.verb import verb
 from ..core.weight import affine
-from .context import Context
+from .context import Context, called
 from .linear import Linear
 from .output import Output
 from .pooling import last_token_by_id
@@ -45,6 +45,7 @@ class CausalLM(eqx.Module):
     def __call__(
         self, context: Context, cache: Any = None, *, logits_to_keep: int | None = None, **inputs: Any
     ) -> Output:
+        called(self, context)
         out = self.model(context, cache, **inputs)
         hidden = out.last_hidden_state
         if logits_to_keep:
@@ -130,6 +131,7 @@ class SequenceClassifier(eqx.Module):
         self.config = model.config
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        called(self, context)
         out = self.model(context, cache, **inputs)
         hidden = last_token_by_id(out.last_hidden_state, context, inputs.get("input_ids"), self.config)
         return out.replace(logits=self.score(hidden))

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.habits import taught
 from ..core.slots import Found, find_slots, map_slots, select_slots
 from ..core.trainable import is_adapter
 from ..core.tree import is_abstract, is_leaf, join, lift, nodes, rebuild
@@ -26,6 +27,7 @@ Config = QuantConfig | str | Sequence[QuantConfig | str]
 
 
 @node_verb
+@taught
 def quantize(model: Any, cfg: Config) -> Any:
     """`model` with the selected weights in a smaller format.
 

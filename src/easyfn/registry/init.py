@@ -9,11 +9,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..core.habits import taught
 from ..core.tree import is_abstract, leaves, nodes, replace
 from ..core.weight import Slot, slots
 from .family import build
 
 
+@taught
 def init(config: Any, *, key: jax.Array, dtype: Any = jnp.float32, task: str | None = None) -> Any:
     """A model with random weights: of a config, or of an abstract model or layer.
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from ..core.habits import taught
 from ..core.tree import near
 from ..core.verb import verb
 
@@ -94,6 +95,12 @@ def default_rules(model: Any) -> ShardingRules:
 def resolve_rules(model: Any, rules: ShardingRules | str | None) -> ShardingRules:
     if rules is None:
         return default_rules(model)
+    if isinstance(rules, Mapping):
+        raise TypeError(
+            "rules are an object: ef.ShardingRules({'mlp': 'tp'}, {path: ef.P(...)}), or the name of a preset"
+        )
+    if isinstance(rules, Mesh):
+        raise TypeError("rules come before the mesh: ef.shard(model, mesh=mesh), or ef.shard(model, 'fsdp', mesh)")
     if isinstance(rules, str):
         if rules not in PRESETS:
             raise ShardingError(f"unknown rules {rules!r}. {near(rules, PRESETS)} Presets: {', '.join(PRESETS)}.")
@@ -101,6 +108,7 @@ def resolve_rules(model: Any, rules: ShardingRules | str | None) -> ShardingRule
     return rules
 
 
+@taught
 def make_mesh(
     *, pp: int = 1, dp: int = 1, fsdp: int = -1, ep: int = 1, tp: int = 1, sp: int = 1, devices: Any = None
 ) -> Mesh:

@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ..core.habits import taught
 from ..core.multihost import local
 from ..core.slots import Found, find_slots
 from ..core.tree import Pipelined, expand, is_leaf, join, leaves, near, nodes
@@ -206,6 +207,7 @@ def replace_leaves(model: Any, new: Mapping[str, Any]) -> Any:
     return treedef.unflatten([new[next(paths)] if hasattr(leaf, "shape") else leaf for leaf in flat])
 
 
+@taught
 def shard(
     model: Any, rules: ShardingRules | str | None = None, mesh: Mesh | None = None, *, report: bool = False
 ) -> Any:

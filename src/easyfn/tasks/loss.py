@@ -87,7 +87,10 @@ def language_loss(
     inputs, labels = split_labels(batch)
     if labels is None:
         if inputs.get("input_ids") is None:
-            raise ValueError("compute_loss: a batch of inputs_embeds needs labels")
+            held = ", ".join(batch) or "nothing"
+            raise ValueError(
+                f"compute_loss: the batch holds {held}; it needs input_ids, or labels beside the inputs that it has"
+            )
         labels = as_array(inputs["input_ids"])
     model, inputs = of_batch(model, inputs, labels.shape[0])
     wanted = {**inputs, "key": key, "runtime": runtime, **_router(model, inputs, cfg)}
@@ -159,7 +162,9 @@ def setting(config: Any, name: str, default: Any = None) -> Any:
 def split_labels(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     """A batch without its labels, and the labels (`None` if there are none)."""
     if not isinstance(batch, Mapping):
-        raise TypeError(f"compute_loss takes a batch as a dict (input_ids=..., labels=...), not {type(batch).__name__}")
+        raise TypeError(
+            f"compute_loss takes a batch as a dict, {{'input_ids': ids, 'labels': labels}}, not {type(batch).__name__}"
+        )
     inputs = {name: value for name, value in batch.items() if name != "labels" and value is not None}
     labels = batch.get("labels")
     return inputs, None if labels is None else as_array(labels)

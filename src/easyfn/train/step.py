@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..core.dtype import cast
+from ..core.habits import taught
 from ..core.placement import mesh_of
 from ..core.trainable import trainable as trainable_of
 from ..core.tree import Pattern, children, is_abstract, is_leaf, join, leaves, matches, nodes, nothing_matched, rebuild
@@ -41,6 +42,7 @@ class TrainState(eqx.Module):
         return eqx.combine(self.params, self.frozen)
 
 
+@taught
 def to_state(model: Any, optimizer: Optimizer, *, trainable: Any = None) -> TrainState:
     """A fresh training state. The optimizer's state exists for trainable arrays only, and lies where they lie.
 
@@ -155,6 +157,7 @@ def _which(model: Any, trainable: Any) -> Any:
     return tree
 
 
+@taught
 def train_step(
     state: TrainState,
     batch: Mapping[str, Any],
@@ -189,6 +192,10 @@ def train_step(
     state, metrics = step(state, {"input_ids": jax.numpy.ones((4, 8), int)})
     ```
     """
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"train_step takes a training state, state = ef.to_state(model, optax.adamw(1e-4)), not {type(state).__name__}"
+        )
     if isinstance(loss, LossConfig):
         cfg = loss
         if cfg.reduction == "none":

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from ...core.habits import taught
 from ...core.schema import problems, read_json
 from ...core.slots import find_slots
 from ...core.tree import expand, near, replace
@@ -88,6 +89,7 @@ def read_adapter_config(path: Any, **options: Any) -> dict[str, Any]:
     return data
 
 
+@taught
 def load_adapter(
     model: Any,
     path: Any,
@@ -107,6 +109,8 @@ def load_adapter(
     change the mathematics and are not implemented, tensors that fit no weight of the model, ranks that disagree. The
     example is at [`easyfn.save_adapter`][].
     """
+    if isinstance(model, str | Path):
+        raise TypeError("load_adapter takes the model first: ef.load_adapter(model, path)")
     options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     folder = _locate(path, (CONFIG, WEIGHTS), options)
     config, (infos, _) = one_version(folder, lambda: (read_adapter_config(folder), read_header(folder / WEIGHTS)))
