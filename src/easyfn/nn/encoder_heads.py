@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from ..core.weight import Slot, Weight, slots
 from .activation import activation
-from .context import Context, called, dropout
+from .context import Context, dropout
 from .heads import head_logits, vocabulary_scores
 from .linear import Linear, declare
 from .norm import LayerNorm
@@ -60,7 +60,6 @@ class MaskedLM(eqx.Module):
         activation(self.act)
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
-        called(self, context)
         out = self.model(context, cache, **inputs)
         related = None if self.seq_relationship is None else self.seq_relationship(out.pooler_output)
         return out.replace(logits=head_logits(self, out.last_hidden_state), seq_relationship_logits=related)
@@ -94,7 +93,6 @@ class NextSentence(eqx.Module):
         self.config = model.config
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
-        called(self, context)
         out = self.model(context, cache, **inputs)
         return out.replace(logits=self.seq_relationship(out.pooler_output))
 
@@ -142,7 +140,6 @@ class PooledClassifier(eqx.Module):
         self.dropout = dropout
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
-        called(self, context)
         out = self.model(context, cache, **inputs)
         if isinstance(self.classifier, ClassificationHead):
             first = dropout(first_token(out.last_hidden_state, context), self.dropout, context, 1_000_004)
@@ -166,7 +163,6 @@ class TokenClassifier(eqx.Module):
         self.dropout = dropout
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
-        called(self, context)
         out = self.model(context, cache, **inputs)
         return out.replace(logits=self.classifier(dropout(out.last_hidden_state, self.dropout, context, 1_000_004)))
 
@@ -186,7 +182,6 @@ class QuestionAnswering(eqx.Module):
         self.dropout = dropout
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
-        called(self, context)
         out = self.model(context, cache, **inputs)
         both = self.qa_outputs(dropout(out.last_hidden_state, self.dropout, context, 1_000_004))
         return out.replace(start_logits=both[..., 0], end_logits=both[..., 1])
@@ -213,7 +208,6 @@ class SentenceEmbedding(eqx.Module):
         self.normalize = normalize
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
-        called(self, context)
         out = self.model(context, cache, **inputs)
         vectors = jnp.concatenate([pool(out.last_hidden_state, context, mode) for mode in self.pooling], axis=-1)
         if self.normalize:

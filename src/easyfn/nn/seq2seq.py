@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .cache.cache import CrossKV, Held, empty_slots, layer_cache, stored
-from .context import Context, Mask, called
+from .context import Context, Mask
 from .heads import head_logits, vocabulary_scores
 from .linear import Embedding, Linear
 from .output import Output
@@ -74,7 +74,6 @@ class Seq2Seq(eqx.Module):
         input_ids: Any = None,
         inputs_embeds: jax.Array | None = None,
     ) -> Output:
-        called(self, context)
         x = self.shared(input_ids) if inputs_embeds is None else inputs_embeds
         return self.decoder(context, cache, inputs_embeds=x)
 
@@ -107,7 +106,6 @@ class Seq2SeqLM(eqx.Module):
     def __call__(
         self, context: Context, cache: Any = None, *, logits_to_keep: int | None = None, **inputs: Any
     ) -> Output:
-        called(self, context)
         out = self.model(context, cache, **inputs)
         hidden = out.last_hidden_state
         if logits_to_keep:
