@@ -35,7 +35,18 @@ LEFT = frozenset(
     router_aux_loss_coef router_jitter_noise output_router_logits pretraining_tp tokenizer_class finetuning_task
     _name_or_path attn_implementation num_labels is_decoder add_cross_attention cross_attention_hidden_size""".split()  # noqa: SIM905
 )
-ACTIVATIONS = ["silu", "relu", "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu2", "tanh", "sigmoid", "mish"]
+ACTIVATIONS = [
+    "silu",
+    "relu",
+    "gelu",
+    "gelu_new",
+    "gelu_pytorch_tanh",
+    "quick_gelu",
+    "relu2",
+    "tanh",
+    "sigmoid",
+    "mish",
+]
 ROPES: list[dict[str, Any]] = [
     {"rope_type": "default"},
     {"rope_type": "linear", "factor": 2.5},
@@ -153,7 +164,6 @@ def run(case: Any, base: Any, changes: dict[str, Any], seed: int) -> Outcome:
 
 
 def compare(case: Any, cls: Any, module: Any, folder: Path, given: dict[str, Any], want: np.ndarray) -> Outcome:
-    import jax
     import jax.numpy as jnp
     import torch
 
@@ -273,7 +283,9 @@ def fuzz(families: list[str] | None, count: int, minutes: float, seed: int, show
                 refused[family].add(outcome.text.partition("\n")[0][:160])
             if outcome.kind == "wrong":
                 least = shrink(case, base, changes, number)
-                wrong.append({"family": family, "changes": least, "seed": number, "what": run(case, base, least, number)[1]})
+                wrong.append(
+                    {"family": family, "changes": least, "seed": number, "what": run(case, base, least, number)[1]}
+                )
                 show(json.dumps(wrong[-1], default=str), flush=True)
     return {"cases": tally, "refused": refused, "wrong": wrong}
 
