@@ -206,6 +206,8 @@ def test_samples_are_rows_of_generate(client, base, tokenizer, held_out):
     assert [reasons[i] for i in range(4)] == [c.finish_reason for c in said.choices]
     assert usage == said.usage and usage.prompt_tokens == 18 and usage.completion_tokens == lengths.sum()
     assert [c.text for c in client.completions.create(**{**asked, "seed": 12}).choices] != wanted
+    for seed in (-1, -(2**63), 2**63 - 1):
+        assert len(client.completions.create(**{**asked, "seed": seed}).choices) == len(wanted)
 
 
 def test_chat(client, server, base, tokenizer):

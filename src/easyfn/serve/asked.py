@@ -158,7 +158,7 @@ def _asked(
         adapter=adapter,
         prompts=prompts,
         n=n,
-        seed=secrets.randbits(32) if seed is None else seed % 2**64,
+        seed=secrets.randbits(32) if seed is None else seed % 2**63,  # what a PRNG key takes
         stop=stop,
         ends=frozenset(ends),
         options=options,
