@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import inspect
 import json
 import random
 import sys
@@ -147,7 +148,7 @@ def run(case: Any, base: Any, changes: dict[str, Any], seed: int) -> Outcome:
             given = {"input_ids": ids, "attention_mask": mask}
             if case.encoder_decoder:
                 given["decoder_input_ids"] = ids[:, :5]
-            elif "position_ids" in cls.forward.__code__.co_varnames and not case.recurrent:
+            elif "position_ids" in inspect.signature(cls.forward).parameters:
                 given["position_ids"] = positions
             want = module(**{k: torch.tensor(v) for k, v in given.items()})
         if not np.isfinite(want.logits.numpy()).all():
