@@ -161,7 +161,7 @@ def _stamps(folder: Path) -> dict[str, tuple[int, ...]]:
         each = [folder]
     else:
         each = [p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")] if folder.is_dir() else []
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for path in each:
         with contextlib.suppress(OSError):
             stat = path.stat()

@@ -31,9 +31,9 @@ def save_params(model: Any, path: Any) -> Path:
     shapes = {name: shapes[name] for name in order(shapes)}
     alone = not spans(model)
     with beside(target.resolve(), "save", alone) as folder:
-        brought = (on_host(arrays[name]) for name in shapes)
+        brought = map(on_host, (arrays[name] for name in shapes))
         if not alone:
-            brought = iter(list(brought))  # all processes take part
+            brought = iter(list(brought))  # type: ignore[assignment]  # all processes take part
 
         def put() -> None:
             write(folder / target.name, shapes, brought)

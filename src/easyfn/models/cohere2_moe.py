@@ -24,7 +24,7 @@ class Cohere2MoeConfig(LlamaFields):
     model_type: ClassVar[str] = "cohere2_moe"
     head_dim: Size | None = 128
     max_position_embeddings: Size = 8192
-    rms_norm_eps: float | None = None
+    rms_norm_eps: float | None = None  # type: ignore[assignment]
     layer_norm_eps: float = 1e-5
     tie_word_embeddings: bool = True
     logit_scale: float | int = 0.0625

@@ -44,7 +44,7 @@ def falcon_mamba(config: FalconMambaConfig) -> MixerModel:
     """The model: a selective scan in every layer, its time step, B and C normalised."""
     c = config
     inner = c.intermediate_size or int(c.expand * c.hidden_size)
-    norms = tuple(RMSNorm(1, c.mixer_rms_eps, affine=False) for _ in range(3))
+    norms = (RMSNorm(1, c.mixer_rms_eps, affine=False),) * 3
     mixer = lambda: MambaMixer(
         c.hidden_size,
         inner=inner,

@@ -47,23 +47,24 @@ def granitemoehybrid(c: GraniteMoeHybridConfig) -> Decoder:
     """The decoder: a state space or attention, then experts and an MLP that every token goes to."""
     kinds = kinds_of_layers(c, ("linear_attention", "full_attention"), lambda i: "linear_attention")
     rope = "default" if c.position_embedding_type == "rope" else None
+    residual = 1.0 if c.residual_multiplier is None else float(c.residual_multiplier)
 
     def mlp() -> Any:
         shared = FusedGatedMLP(c.hidden_size, c.shared_intermediate_size, c.hidden_act)
         if not c.num_local_experts:
             return shared
-        router = Router(c.hidden_size, c.num_local_experts, c.num_experts_per_tok)
+        router = Router(c.hidden_size, c.num_local_experts, c.num_experts_per_tok or 1)
         experts = Experts(c.num_local_experts, c.hidden_size, c.intermediate_size, c.hidden_act)
         return SparseMoE(router, experts, shared_experts=shared)
 
     def block(i: int) -> Any:
         if kinds[i] == "linear_attention":
             mamba = mamba2_mixer(c, GatedRMSNorm(mamba_width(c), c.mamba_n_groups, c.rms_norm_eps))
-            return RecurrentBlock(mamba, mlp(), norm(c), norm(c), c.residual_multiplier)
+            return RecurrentBlock(mamba, mlp(), norm(c), norm(c), residual)
         own = attention(
             c, qkv_bias=c.attention_bias, out_bias=c.attention_bias, scale=c.attention_multiplier, rope=rope
         )
-        return Block(own, mlp(), norm(c), norm(c), residual=c.residual_multiplier)
+        return Block(own, mlp(), norm(c), norm(c), residual=residual)
 
     return decoder(c, block, embed_scale=c.embedding_multiplier, scale_inputs=True)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..config.fields import LlamaFields, head_dim
+from ..core.frozen import Frozen
 from ..names.rules import rename
 from ..nn import Block, Decoder, RMSNorm
 from .decoders import attention, decoder, decoder_family, mlp, norm
@@ -25,7 +26,7 @@ def hunyuan_v1_dense(c: HunYuanDenseV1Config) -> Decoder:
     """The decoder: pre-norm layers. Rotary positions of the type `dynamic` with an `alpha` are static, of a higher base."""
     rope, dim = c.rope_parameters, head_dim(c)
     if rope["rope_type"] == "dynamic" and rope.get("alpha"):
-        rope = {"rope_type": "default", "rope_theta": rope["rope_theta"] * rope["alpha"] ** (dim / (dim - 2))}
+        rope = Frozen(rope_type="default", rope_theta=rope["rope_theta"] * rope["alpha"] ** (dim / (dim - 2)))
     own = {"qk_norm": RMSNorm(dim, c.rms_norm_eps), "normed": "rotated"}
     return decoder(c, lambda _: Block(attention(c, **own), mlp(c), norm(c), norm(c)), rope={"default": rope})
 

@@ -35,7 +35,8 @@ class Mistral4Config(LatentFields, GroupedFields):
     rope_parameters: Frozen = YARN
     moe_intermediate_size: Size = 2048
     n_routed_experts: Size = 128
-    num_experts_per_tok: Size | None = 4
+    num_experts_per_tok: Size = 4
+    n_shared_experts: Size = 1
     kv_lora_rank: Size = 256
     q_lora_rank: Size | None = 1024
     qk_nope_head_dim: Size = 64

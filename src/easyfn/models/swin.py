@@ -210,7 +210,7 @@ class Swin(eqx.Module):
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % patch[0]), (0, -x.shape[2] % patch[1]), (0, 0)))
         x = self.embeddings.norm(self.embeddings.projection(x))
         if self.embeddings.position_embeddings is not None:
-            image, here = pair(self.config.image_size), x.shape[1:3]
+            image, here = pair(self.config.image_size), (x.shape[1], x.shape[2])
             old = (image[0] // patch[0], image[1] // patch[1])
             table = dense(self.embeddings.position_embeddings)[0]
             table = grid_positions(table, old, here, 0, interpolate=bool(interpolate_pos_encoding))

@@ -221,7 +221,7 @@ class GridImageText(eqx.Module):
                 continue
             if grid is None:
                 raise ValueError(f"the patches of {what}s need {what}_grid_thw, which says where they lie")
-            found = self.visual(context, pixel_values=pixels, image_grid_thw=grid).pooler_output
+            found: Any = self.visual(context, pixel_values=pixels, image_grid_thw=grid).pooler_output
             check_places(input_ids, token, found.shape[0], what)
             x = place(x, found, input_ids == token)
         return self.language_model(context, cache, inputs_embeds=x)

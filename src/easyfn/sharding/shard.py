@@ -204,7 +204,7 @@ def replace_leaves(model: Any, new: Mapping[str, Any]) -> Any:
     """A tree with the model's structure and `new[path]` in the place of every array; functions in it stay."""
     flat, treedef = jtu.tree_flatten(model)
     paths = iter(leaves(model))
-    return treedef.unflatten([new[next(paths)] if hasattr(leaf, "shape") else leaf for leaf in flat])
+    return jtu.tree_unflatten(treedef, [new[next(paths)] if hasattr(leaf, "shape") else leaf for leaf in flat])
 
 
 @taught

@@ -180,7 +180,7 @@ class GatedDeltaNet(eqx.Module):
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any]:
         (batch, length, _), f32 = x.shape, jnp.float32
-        state = empty_state(self, batch, x.dtype) if cache is None else cache
+        state: Any = empty_state(self, batch, x.dtype) if cache is None else cache
         documents = Documents.of(context.segment_ids, state.segment_ids)
         qkv, z, b, a = self._projected(x)
         qkv, conv = self.conv1d(qkv, documents, state.conv)

@@ -140,7 +140,7 @@ class MambaMixer(eqx.Module):
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, RecurrentState | None]:
         f32, dtype = jnp.float32, x.dtype
-        state = empty_state(self, x.shape[0], dtype) if cache is None else cache
+        state: Any = empty_state(self, x.shape[0], dtype) if cache is None else cache
         documents = Documents.of(context.segment_ids, state.segment_ids)
         x, gate = jnp.split(self.in_proj(x), 2, axis=-1)
         x, conv = self.conv1d(x, documents, state.conv)

@@ -88,7 +88,7 @@ class Mamba2Mixer(eqx.Module):
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, RecurrentState | None]:
         (batch, length, _), f32 = x.shape, jnp.float32
-        state = empty_state(self, batch, x.dtype) if cache is None else cache
+        state: Any = empty_state(self, batch, x.dtype) if cache is None else cache
         inner, shared = self.heads * self.head_dim, self.groups * self.state
         documents = Documents.of(context.segment_ids, state.segment_ids)
 

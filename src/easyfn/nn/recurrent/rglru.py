@@ -113,7 +113,7 @@ class GriffinMixer(eqx.Module):
         self.act = act
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any]:
-        state = empty_state(self, x.shape[0], x.dtype) if cache is None else cache
+        state: Any = empty_state(self, x.shape[0], x.dtype) if cache is None else cache
         documents = Documents.of(context.segment_ids, state.segment_ids)
         gate = activation(self.act)(self.linear_y(x))
         h, conv = self.conv_1d(self.linear_x(x), documents, state.conv)

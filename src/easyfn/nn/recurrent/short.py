@@ -29,7 +29,7 @@ class ShortConv(eqx.Module):
         self.out_proj = Linear(hidden_size, hidden_size, bias, axes=("embed", "mlp"))
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any]:
-        state = empty_state(self, x.shape[0], x.dtype) if cache is None else cache
+        state: Any = empty_state(self, x.shape[0], x.dtype) if cache is None else cache
         documents = Documents.of(context.segment_ids, state.segment_ids)
         before, after, x = jnp.split(self.in_proj(x), 3, axis=-1)
         y, conv = self.conv(before * x, documents, state.conv)
