@@ -204,6 +204,23 @@ def test_other_names_of_a_key():
 BUILT_IN = sorted(n for n, f in ef.families().items() if f.config.__module__.startswith("easyfn."))
 
 
+def differences(ours: Any, theirs: Any) -> dict[str, Any]:
+    """The fields that say another thing than the attributes of that name, inner configs included."""
+    found = {}
+    for field in dataclasses.fields(ours):
+        mine, their = getattr(ours, field.name), getattr(theirs, field.name, None)
+        if field.name in ("extra", "generation") or mine is None:
+            continue
+        if field.name == "sliding_window" and not getattr(ours, "use_sliding_window", True):
+            continue  # transformers forgets a window that is not used
+        if dataclasses.is_dataclass(mine):
+            inner = differences(mine, their)
+            found |= {f"{field.name}.{name}": pair for name, pair in inner.items()}
+        elif ef.Frozen(x=mine) != ef.Frozen(x=their):
+            found[field.name] = (mine, their)
+    return found
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_defaults_are_those_of_the_reference(name):
     """What a file leaves out means what it means to transformers. `None` of ours is worked out when the model is built."""
@@ -211,15 +228,9 @@ def test_defaults_are_those_of_the_reference(name):
 
     cls = ef.families()[name].config
     theirs = AutoConfig.for_model(name)
-    fields = [f for f in dataclasses.fields(cls) if f.name not in ("extra", "generation")]
-    ours = read(cls, {f.name: getattr(theirs, f.name) for f in fields if f.default is dataclasses.MISSING})
-    wrong = {}
-    for field in fields:
-        mine, their = getattr(ours, field.name), getattr(theirs, field.name, None)
-        if field.name == "sliding_window" and not getattr(ours, "use_sliding_window", True):
-            continue  # transformers forgets a window that is not used
-        if mine is not None and ef.Frozen(x=mine) != ef.Frozen(x=their):
-            wrong[field.name] = (mine, their)
+    given = {f.name: getattr(theirs, f.name) for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+    ours = read(cls, {key: value.to_dict() if hasattr(value, "to_dict") else value for key, value in given.items()})
+    wrong = differences(ours, theirs)
     assert not wrong, f"of ours and of transformers: {wrong}"
 
 
