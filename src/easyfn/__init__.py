@@ -163,6 +163,7 @@ from .tasks import (
     contrastive as _contrastive,  # noqa: F401  (registers)
     encoders as _encoders,  # noqa: F401  (registers)
     images as _images,  # noqa: F401  (registers)
+    multiple_choice as _multiple_choice,  # noqa: F401  (registers)
 )
 from .tasks.cross_entropy import LossConfig as LossConfig, loss_from_logits as loss_from_logits
 from .tasks.embeddings import (

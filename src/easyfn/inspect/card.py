@@ -18,6 +18,7 @@ _PIPELINES = {
     "token-classification": "token-classification",
     "image-classification": "image-classification",
     "question-answering": "question-answering",
+    "multiple-choice": "multiple-choice",
     "sentence-embedding": "sentence-similarity",
     "base": "feature-extraction",
 }

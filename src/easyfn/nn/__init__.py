@@ -58,6 +58,7 @@ from .encoder import (
     EncoderEmbeddings as EncoderEmbeddings,
     EncoderLayer as EncoderLayer,
     EncoderLayers as EncoderLayers,
+    SharedLayers as SharedLayers,
     TextEncoder as TextEncoder,
     chosen_rows as chosen_rows,
     encoder_mask as encoder_mask,
@@ -66,6 +67,7 @@ from .encoder import (
 from .encoder_heads import (
     ClassificationHead as ClassificationHead,
     MaskedLM as MaskedLM,
+    MultipleChoice as MultipleChoice,
     NextSentence as NextSentence,
     PooledClassifier as PooledClassifier,
     QuestionAnswering as QuestionAnswering,
@@ -114,6 +116,7 @@ from .recurrent.rglru import RGLRU as RGLRU, GriffinMixer as GriffinMixer
 from .recurrent.short import ShortConv as ShortConv
 from .recurrent.ssd import GatedRMSNorm as GatedRMSNorm, scan_chunks as scan_chunks, scan_step as scan_step
 from .recurrent.state import Documents as Documents, RecurrentState as RecurrentState
+from .relative import RelativeBias as RelativeBias, buckets as buckets
 from .resize import resize_grid as resize_grid, resize_matrix as resize_matrix
 from .seq2seq import (
     Seq2Seq as Seq2Seq,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.tree import layers_in
 from .activation import activation
 from .attention.attention import attend, merge_heads, split_heads
 from .context import Context, Mask, dropout
@@ -17,6 +18,7 @@ from .linear import Embedding, Linear
 from .norm import LayerNorm
 from .output import Output
 from .pooling import first_token
+from .relative import RelativeBias
 
 
 def encoder_mask(context: Context) -> Mask:
@@ -176,6 +178,33 @@ class EncoderLayers(eqx.Module):
         return x, trace
 
 
+class SharedLayers(eqx.Module):
+    """Layers that run several times (ALBERT): `depth` passes over the groups, each an equal share of them in a row."""
+
+    group: tuple[EncoderLayers, ...]
+    depth: int = eqx.field(static=True)
+
+    def __init__(self, config: Any) -> None:
+        """`config` also has `num_hidden_groups` and `inner_group_num`, the layers of a group."""
+        inner = range(config.inner_group_num)
+        self.group = tuple(
+            EncoderLayers(tuple(EncoderLayer(config) for _ in inner)) for _ in range(config.num_hidden_groups)
+        )
+        self.depth = config.num_hidden_layers
+
+    def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict[str, Any]]:
+        trace: dict[str, Any] = {}
+        done = 0
+        for n in range(self.depth):
+            layers = self.group[int(n / (self.depth / len(self.group)))].layer
+            x, _, one = fold(layers, x, context, None, done)
+            trace = {name: trace.get(name, ()) + values for name, values in one.items()}
+            done += sum(layers_in(layer) for layer in layers)
+        if context.wants("hidden_states"):
+            trace["hidden_states"] = (*trace["hidden_states"], x)
+        return x, trace
+
+
 class EncoderEmbeddings(eqx.Module):
     """`norm(word + token type + position)`.
 
@@ -217,18 +246,36 @@ class EncoderEmbeddings(eqx.Module):
 class TextEncoder(eqx.Module):
     """Token ids to hidden states in which every token sees every other.
 
-    With a `pooler` the output has `pooler_output`, `(batch, embed)`: the first token, through a linear layer and tanh.
+    Embeddings that are narrower than the layers go through `embeddings_project`; `relative` positions are a bias on all
+    scores; `layers` are by default `EncoderLayer`s. With a `pooler` the output has `pooler_output`, `(batch, embed)`: the
+    first token, through a linear layer and tanh.
     """
 
     embeddings: EncoderEmbeddings
-    encoder: EncoderLayers
+    embeddings_project: Linear | None
+    relative_attention_bias: RelativeBias | None
+    encoder: Any
     pooler: Dense | None
     config: Any = eqx.field(static=True)
 
-    def __init__(self, config: Any, *, pooler: bool = True, offset: int = 0) -> None:
-        self.embeddings = EncoderEmbeddings(config, offset=offset)
-        self.encoder = EncoderLayers(tuple(EncoderLayer(config) for _ in range(config.num_hidden_layers)))
+    def __init__(
+        self,
+        config: Any,
+        *,
+        pooler: bool = True,
+        offset: int = 0,
+        project: Linear | None = None,
+        relative: RelativeBias | None = None,
+        layers: Any = None,
+    ) -> None:
         size = config.hidden_size
+        self.embeddings = EncoderEmbeddings(config, offset=offset)
+        narrow = getattr(config, "embedding_size", None) or size
+        if project is None and narrow != size:
+            project = Linear(narrow, size, True, axes=("mlp", "embed"))
+        self.embeddings_project = project
+        self.relative_attention_bias = relative
+        self.encoder = layers or EncoderLayers(tuple(EncoderLayer(config) for _ in range(config.num_hidden_layers)))
         self.pooler = Dense(size, size, "tanh", axes=("mlp", "embed")) if pooler else None
         self.config = config
 
@@ -245,6 +292,10 @@ class TextEncoder(eqx.Module):
             raise ValueError(f"{type(self.config).__name__} is an encoder: it keeps no cache")
         context = context.replace(causal=False)
         x = self.embeddings(context, input_ids, inputs_embeds, token_type_ids)
+        if self.embeddings_project is not None:
+            x = self.embeddings_project(x)
+        if self.relative_attention_bias is not None:
+            context = context.replace(bias=self.relative_attention_bias(context))
         x, trace = self.encoder(x, context)
         pooled = None if self.pooler is None else self.pooler(first_token(x, context))
         return Output(last_hidden_state=x, pooler_output=pooled, **trace)

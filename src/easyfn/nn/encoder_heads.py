@@ -25,15 +25,16 @@ class MaskedLM(eqx.Module):
     """Scores over the vocabulary for every token: `decoder(norm(act(dense(x)))) + bias`.
 
     `decoder` is `None` when it is tied to the input embeddings; one of its own has a bias of its own, and then `bias` is
-    in the file and adds nothing, as in transformers. With `next_sentence`, `seq_relationship` reads
-    the pooled first token: `seq_relationship_logits` `(batch, 2)`, whether the second sentence follows (0) or not (1).
+    in the file and adds nothing, as in transformers (`spare_bias=False`: it is not even there). With `next_sentence`,
+    `seq_relationship` reads the pooled first token: `seq_relationship_logits` `(batch, 2)`, whether the second sentence
+    follows (0) or not (1).
     """
 
     model: Any
     dense: Linear
     norm: LayerNorm
     decoder: Linear | None
-    bias: Weight
+    bias: Weight | None
     seq_relationship: Linear | None
     config: Any = eqx.field(static=True)
     act: str = eqx.field(static=True)
@@ -46,6 +47,7 @@ class MaskedLM(eqx.Module):
         act: str | None = None,
         size: int | None = None,
         next_sentence: bool = False,
+        spare_bias: bool = True,
     ) -> None:
         config = model.config
         size = size or config.hidden_size  # of the word embeddings, where they are narrower than the layers
@@ -53,7 +55,7 @@ class MaskedLM(eqx.Module):
         self.dense = Linear(config.hidden_size, size, True, axes=("mlp", "embed"))
         self.norm = LayerNorm(size, config.layer_norm_eps)
         self.decoder = None if tied else Linear(size, config.vocab_size, True, axes=("vocab", "embed"), role="head")
-        self.bias = declare(config.vocab_size)
+        self.bias = declare(config.vocab_size) if tied or spare_bias else None
         self.seq_relationship = _pair(config.hidden_size) if next_sentence else None
         self.config = config
         self.act = act or config.hidden_act
@@ -145,6 +147,30 @@ class PooledClassifier(eqx.Module):
             first = dropout(first_token(out.last_hidden_state, context), self.dropout, context, 1_000_004)
             return out.replace(logits=self.classifier(first, context))
         return out.replace(logits=self.classifier(dropout(out.pooler_output, self.dropout, context, 1_000_004)))
+
+
+class MultipleChoice(eqx.Module):
+    """Which of several texts fits: a score for each, `logits` of shape `(batch, choices)`.
+
+    [`easyfn.forward`][] takes `input_ids` `(batch, choices, seq)`, and the mask and the like in that shape. The texts pass as
+    rows, each scored as a `PooledClassifier` with one label does.
+    """
+
+    model: Any
+    classifier: Any
+    config: Any = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+
+    def __init__(self, model: Any, *, dropout: float = 0.0, classifier: Any = None) -> None:
+        rows = PooledClassifier(model, dropout=dropout, classifier=classifier, num_labels=1)
+        self.model = model
+        self.classifier = rows.classifier
+        self.config = model.config
+        self.dropout = dropout
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        """The scores of single texts, `(rows, 1)`."""
+        return PooledClassifier(self.model, dropout=self.dropout, classifier=self.classifier)(context, cache, **inputs)
 
 
 class TokenClassifier(eqx.Module):

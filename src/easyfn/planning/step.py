@@ -83,7 +83,10 @@ def sample_batch(model: Any, rows: int, length: int) -> dict[str, jax.ShapeDtype
     if kind == "question-answering":
         return {**inputs, "start_positions": one, "end_positions": one}
     inputs.pop("decoder_input_ids", None)  # made of the labels
-    return {**inputs, "labels": one if kind in ("sequence-classification", "next-sentence") else each}
+    return {
+        **inputs,
+        "labels": one if kind in ("sequence-classification", "next-sentence", "multiple-choice") else each,
+    }
 
 
 def model_of(job: Job, mesh: Mesh | None) -> Any:

@@ -1,0 +1,68 @@
+"""ELECTRA (Clark et al. 2020, arXiv 2003.10555): BERT with narrow embeddings; its generator is a masked language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..config.config import only
+from ..nn import ClassificationHead, MaskedLM, MultipleChoice, PooledClassifier, TextEncoder
+from .encoders import IGNORED, EncoderFields, encoder_family, encoder_only, first_token_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElectraConfig(EncoderFields):
+    """The keys of an ELECTRA `config.json`."""
+
+    model_type: ClassVar[str] = "electra"
+    embedding_size: int = 128
+    hidden_size: int = 256
+    num_attention_heads: int = 4
+    intermediate_size: int = 1024
+    summary_activation: str | None = "gelu"
+    summary_last_dropout: float | int = 0.1
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        only(data, "summary_type", "first")
+        only(data, "summary_use_proj", True)
+        return encoder_only(data)
+
+
+def electra(config: Any, *, pooler: bool) -> TextEncoder:
+    """The encoder, which never has a pooler."""
+    return TextEncoder(config, pooler=False)
+
+
+def _choice(config: Any) -> ClassificationHead:
+    act, rate = config.summary_activation or "linear", config.summary_last_dropout
+    return ClassificationHead(config.hidden_size, 1, act=act, dropout=rate)
+
+
+encoder_family(
+    "Electra",
+    ElectraConfig,
+    electra,
+    prefix="electra",
+    lm_head=lambda c: MaskedLM(
+        electra(c, pooler=False), tied=c.tie_word_embeddings, act="gelu", size=c.embedding_size, spare_bias=False
+    ),
+    classifier=lambda c: PooledClassifier(
+        electra(c, pooler=False), dropout=c.head_dropout, classifier=first_token_head(c, act="gelu")
+    ),
+    choice=lambda c: MultipleChoice(electra(c, pooler=False), classifier=_choice(c)),
+    heads=lambda model: (
+        [
+            ("classifier.dense.{rest}", "sequence_summary.summary.{rest}"),
+            ("classifier.out_proj.{rest}", "classifier.{rest}"),
+        ]
+        if isinstance(model, MultipleChoice)
+        else [
+            ("dense.{rest}", "generator_predictions.dense.{rest}"),
+            ("norm.{rest}", "generator_predictions.LayerNorm.{rest}"),
+            ("decoder.{rest}", "generator_lm_head.{rest}"),
+            ("bias", "generator_lm_head.bias"),
+        ]
+    ),
+    ignore=(*IGNORED, "summary_type", "summary_use_proj"),
+)

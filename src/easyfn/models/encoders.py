@@ -1,0 +1,154 @@
+"""What encoders say in the same words: their config keys, tasks, transformers classes and names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..config.config import labels, only
+from ..config.fields import CommonFields, Size
+from ..names.rules import Rule, rename
+from ..nn import (
+    ClassificationHead,
+    MaskedLM,
+    MultipleChoice,
+    PooledClassifier,
+    QuestionAnswering,
+    SentenceEmbedding,
+    TokenClassifier,
+    sentence_embedding,
+)
+from ..registry.family import Family, family
+
+Builder = Callable[[Any], Any]
+Pairs = Sequence[tuple[str, str]]
+
+# Ours of a layer -> the end of theirs: the heads of a masked language model as most files name them.
+LM_HEAD: Pairs = (
+    ("dense.{rest}", "lm_head.dense.{rest}"),
+    ("norm.{rest}", "lm_head.layer_norm.{rest}"),
+    ("decoder.{rest}", "lm_head.decoder.{rest}"),
+    ("bias", "lm_head.bias"),
+)
+# Buffers that older files hold; and the twin of the tied bias.
+BUFFERS = (r"embeddings\.(position|token_type)_ids$", r"decoder\.bias$")
+IGNORED = ("position_embedding_type", "add_cross_attention", "is_decoder")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderFields(CommonFields):
+    """BERT's keys, with the defaults that its kin share."""
+
+    vocab_size: Size = 30522
+    hidden_size: Size = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: Size = 12
+    intermediate_size: Size = 3072
+    hidden_act: str = "gelu"
+    max_position_embeddings: Size = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    classifier_dropout: float | int | None = None
+    tie_word_embeddings: bool = True
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        return encoder_only(data)
+
+    @property
+    def head_dropout(self) -> float:
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+
+def encoder_only(data: dict[str, Any]) -> dict[str, Any]:
+    """The content of a `config.json` of an encoder; what would make it a decoder, or its positions others, is refused."""
+    only(data, "position_embedding_type", "absolute")
+    only(data, "is_decoder", False)
+    only(data, "add_cross_attention", False)
+    return labels(data)
+
+
+def encoder_names(
+    prefix: str, layers: Pairs = (), heads: Pairs | Callable[[Any], Pairs] = ()
+) -> Callable[[Any], list[Rule]]:
+    """The names of an encoder and of all its heads: `layers` and `heads` are pairs of our path and the file's.
+
+    The encoder alone, and inside a sentence embedding, is named without the `prefix` that it has under a head.
+    """
+
+    def names(model: Any) -> list[Rule]:
+        if not hasattr(model, "model"):
+            return [rename(ours, theirs) for ours, theirs in layers]
+        outer = "" if isinstance(model, SentenceEmbedding) or not prefix else f"{prefix}."
+        inner = [rename(f"model.{ours}", outer + theirs) for ours, theirs in (*layers, ("{rest}", "{rest}"))]
+        outer_names = heads(model) if callable(heads) else heads
+        return [*(rename(ours, theirs) for ours, theirs in outer_names), *inner]
+
+    return names
+
+
+def first_token_head(config: Any, *, act: str = "tanh") -> ClassificationHead:
+    """The classifier of RoBERTa and its kin: a layer and its activation on the first token, and the scores."""
+    return ClassificationHead(config.hidden_size, config.num_labels, act=act, dropout=config.head_dropout)
+
+
+def encoder_family(
+    name: str,
+    config: Any,
+    encoder: Callable[..., Any],
+    *,
+    prefix: str,
+    lm_head: Builder | None = None,
+    classifier: Builder | None = None,
+    choice: Builder | None = None,
+    tasks: Mapping[str, Builder] | None = None,
+    architectures: Mapping[str, str] | None = None,
+    layers: Pairs = (),
+    heads: Pairs | Callable[[Any], Pairs] = LM_HEAD,
+    ignore: Sequence[str] = IGNORED,
+    ignore_tensors: Sequence[str] = BUFFERS,
+    **facts: Any,
+) -> Family:
+    """Registers an encoder with all the heads that transformers has for it.
+
+    - `name` is what transformers' classes begin with, `prefix` the name of the encoder under a head.
+    - `encoder(config, pooler=...)` builds it, with or without a pooler.
+    - `lm_head`, `classifier` (of rows) and `choice` build those tasks where they are not the usual ones; `tasks` are
+      further ones, and `architectures` their transformers classes.
+    - `layers`, `heads`: pairs of our path and the file's, of the encoder and of its heads (or a function of the model).
+    """
+    bare = lambda c: encoder(c, pooler=False)
+    all_tasks: dict[str, Builder] = {
+        "base": lambda c: encoder(c, pooler=True),
+        "masked-lm": lm_head or (lambda c: MaskedLM(bare(c), tied=c.tie_word_embeddings, act="gelu")),
+        "sequence-classification": classifier
+        or (lambda c: PooledClassifier(bare(c), dropout=c.head_dropout, classifier=first_token_head(c))),
+        "token-classification": lambda c: TokenClassifier(bare(c), dropout=c.head_dropout),
+        "question-answering": lambda c: QuestionAnswering(bare(c)),
+        "multiple-choice": choice or (lambda c: MultipleChoice(encoder(c, pooler=True), dropout=c.hidden_dropout_prob)),
+        "sentence-embedding": lambda c: sentence_embedding(encoder(c, pooler=True)),
+        **(tasks or {}),
+    }
+    classes = {
+        f"{name}Model": "base",
+        f"{name}ForMaskedLM": "masked-lm",
+        f"{name}ForSequenceClassification": "sequence-classification",
+        f"{name}ForTokenClassification": "token-classification",
+        f"{name}ForQuestionAnswering": "question-answering",
+        f"{name}ForMultipleChoice": "multiple-choice",
+        **(architectures or {}),
+    }
+    return family(
+        config.model_type,
+        config=config,
+        tasks=all_tasks,
+        architectures=classes,
+        names=encoder_names(prefix, layers, heads),
+        ignore=ignore,
+        ignore_tensors=ignore_tensors,
+        prefix=prefix,
+        **facts,
+    )

@@ -1,0 +1,13 @@
+"""ALBERT, with each of its heads: two groups of two layers over four passes."""
+
+from encoder_cases import encoder_cases
+
+encoder_cases(
+    "Albert",
+    "AlbertConfig",
+    embedding_size=20,
+    type_vocab_size=2,
+    num_hidden_layers=4,
+    num_hidden_groups=2,
+    inner_group_num=2,
+)

@@ -1,0 +1,7 @@
+"""ELECTRA, with each of its heads."""
+
+from encoder_cases import encoder_cases
+
+encoder_cases(
+    "Electra", "ElectraConfig", embedding_size=20, type_vocab_size=2, hidden_act="relu", summary_activation="tanh"
+)

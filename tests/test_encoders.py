@@ -1,0 +1,110 @@
+"""Encoders and every head on them, against transformers: outputs, losses, a gradient, padding, files both ways."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import easyfn as ef
+from cases import CASES, VOCAB, tokens
+from encoder_cases import NAMES as ENCODERS
+
+MAIN = [n for n in ENCODERS if not CASES[n].variant]
+
+
+def batch(name, left=False):
+    """Inputs and labels of a case; padding on the right, because transformers counts positions from the first column."""
+    case = CASES[name]
+    ids, mask = tokens(4, 11)
+    if not left:
+        ids[0], mask[0] = tokens(1, 11, seed=5, pad=False)[0][0], 1
+    pad = case.torch().config.pad_token_id
+    inputs = {"input_ids": np.where(mask > 0, ids, pad), "attention_mask": mask}
+    if (getattr(case.torch().config, "type_vocab_size", 0) or 0) > 1:
+        inputs["token_type_ids"] = np.random.RandomState(1).randint(0, 2, ids.shape)
+    draw = np.random.RandomState(2)
+    labels = {
+        "masked-lm": {
+            "labels": np.where((draw.rand(*ids.shape) < 0.4) & (mask > 0), draw.randint(0, VOCAB, ids.shape), -100)
+        },
+        "token-classification": {"labels": np.where(mask > 0, draw.randint(0, 5, ids.shape), -100)},
+        "sequence-classification": {"labels": draw.randint(0, 3, 4)},
+        "multiple-choice": {"labels": np.array([1, 0])},
+    }.get(case.task, {})
+    if case.task == "multiple-choice":
+        inputs = {k: v.reshape(2, 2, -1) for k, v in inputs.items()}
+    return inputs, labels
+
+
+def theirs(hf, inputs, **options):
+    with torch.no_grad():
+        return hf(**{k: torch.tensor(v) for k, v in inputs.items()}, **options)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_outputs_and_loss(name):
+    case = CASES[name]
+    inputs, labels = batch(name)
+    want = theirs(case.torch(), {**inputs, **labels}, output_hidden_states=True, output_attentions=True)
+    got = ef.forward(case.model(), **inputs, output_hidden_states=True, output_attentions=True)
+    seen = inputs["attention_mask"].reshape(4, -1) > 0
+    compared = 0
+    for field in ("last_hidden_state", "logits", "pooler_output", "start_logits", "end_logits"):
+        if (b := getattr(want, field, None)) is None:
+            continue
+        a, b = np.asarray(getattr(got, field)), b.numpy()
+        assert a.shape == b.shape, field
+        where = seen if a.shape[:2] == seen.shape else slice(None)
+        np.testing.assert_allclose(a[where], b[where], atol=1e-4, rtol=1e-4)
+        compared += 1
+    assert compared
+    assert len(got.hidden_states) == len(want.hidden_states)
+    for a, b in zip(got.hidden_states, want.hidden_states, strict=True):
+        np.testing.assert_allclose(np.asarray(a)[seen], b.numpy()[seen], atol=1e-4, rtol=1e-4)
+    for a, b in zip(got.attentions, want.attentions, strict=True):
+        np.testing.assert_allclose(np.asarray(a).swapaxes(1, 2)[seen], b.numpy().swapaxes(1, 2)[seen], atol=1e-5)
+    if labels:
+        loss, _ = ef.compute_loss(case.model(), {**inputs, **labels})
+        np.testing.assert_allclose(loss, want.loss.numpy(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_gradient_and_padding(name):
+    case = CASES[name]
+    inputs, labels = batch(name)
+    hf = case.make().requires_grad_(True)
+    hf(**{k: torch.tensor(v) for k, v in {**inputs, **labels}.items()}).loss.backward()
+    grads = jax.jit(jax.grad(lambda m: ef.compute_loss(m, {**inputs, **labels})[0]))(case.model())
+    ours = ef.to_state_dict(grads)
+    compared = 0
+    for key, parameter in hf.named_parameters():
+        if key in ours and parameter.grad is not None:
+            np.testing.assert_allclose(ours[key], parameter.grad.numpy(), atol=1e-4, rtol=1e-3, err_msg=key)
+            compared += 1
+    assert compared > 10
+    left, _ = batch(name, left=True)
+    one = {k: v[:1, left["attention_mask"][0] > 0] for k, v in left.items()}
+    alone = ef.forward(case.model(), **one).logits
+    padded = ef.forward(case.model(), **left).logits[:1, left["attention_mask"][0] > 0]
+    np.testing.assert_allclose(padded, alone, atol=1e-4)
+    stacked = ef.forward(ef.stack(case.model()), **left).logits
+    np.testing.assert_allclose(stacked[:1, left["attention_mask"][0] > 0], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_files(tmp_path, name):
+    case = CASES[name]
+    case.torch().save_pretrained(tmp_path / "theirs")
+    model = ef.load(tmp_path / "theirs", progress=False)
+    assert ef.task(model) == case.task
+    jax.tree.map(np.testing.assert_array_equal, ef.params(model), ef.params(case.model()))
+    ef.save(model, tmp_path / "ours")
+    before, after = (load_file(tmp_path / d / "model.safetensors") for d in ("theirs", "ours"))
+    assert set(before) == set(after)
+    for key, value in before.items():
+        np.testing.assert_array_equal(value, after[key], err_msg=key)
+    back = type(case.torch()).from_pretrained(tmp_path / "ours").eval()
+    inputs, _ = batch(name)
+    a, b = (theirs(hf, inputs).to_tuple()[0].numpy() for hf in (back, case.torch()))
+    np.testing.assert_allclose(a, b, atol=1e-5)
