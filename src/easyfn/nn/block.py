@@ -14,7 +14,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..core.weight import Slot, Weight, dense, slots
 from .context import Context, dropout
+from .linear import along_last
 
 Result = tuple[jax.Array, Any, dict[str, Any]]  # hidden states, cache, optional outputs
 
@@ -67,7 +69,10 @@ class PostNormBlock(eqx.Module):
 
 
 class SandwichBlock(eqx.Module):
-    """Norms around each part: `x + norm(attention(norm(x)))`, then `x + norm(mlp(norm(x)))` (Gemma 2 and 3, GLM 4)."""
+    """Norms around each part: `x + norm(attention(norm(x)))`, then `x + norm(mlp(norm(x)))` (Gemma 2 and 3, GLM 4).
+
+    What comes out is multiplied by `layer_scalar`, a buffer of shape `(1,)`, where there is one (Gemma 4).
+    """
 
     self_attn: Any
     mlp: Any
@@ -75,13 +80,21 @@ class SandwichBlock(eqx.Module):
     post_attention_layernorm: Any
     pre_feedforward_layernorm: Any
     post_feedforward_layernorm: Any
+    layer_scalar: Weight | None = None
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> Result:
         h, cache, attentions = self.self_attn(self.input_layernorm(x), context, cache)
         x = x + self.post_attention_layernorm(h)
         h, router_logits = feed_forward(self.mlp, self.pre_feedforward_layernorm(x), context)
         h = x + self.post_feedforward_layernorm(h)
+        if self.layer_scalar is not None:
+            h = h * along_last(dense(self.layer_scalar).astype(h.dtype), h)
         return h, cache, {"attentions": attentions, "router_logits": router_logits}
+
+
+@slots.register(SandwichBlock)
+def _(block: SandwichBlock) -> dict[str, Slot]:
+    return {} if block.layer_scalar is None else {"layer_scalar": Slot("buffer", (None,), "ones")}
 
 
 class ParallelBlock(eqx.Module):

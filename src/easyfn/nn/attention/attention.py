@@ -162,6 +162,7 @@ class Attention(eqx.Module):
     - `qk_norm`: a norm for both queries and keys, or `(norm of queries, norm of keys)`; `normed` says where it stands: on
       each head before the rotation (`"heads"`), on all heads as one row (`"rows"`), on each head after the rotation
       (`"rotated"`).
+    - `v_norm`: a norm of each head of the values; `values_are_keys`: they are the keys before norm and rotation (Gemma 4).
     - `rope`: the entry of `context.rope` to rotate with (`None`: no rotary positions). `interleaved`: pairs are
       neighbours, not halves, of a head.
     - `chunk`: a token sees those of its own chunk of so many tokens (see [`easyfn.nn.in_chunks`][]).
@@ -177,6 +178,7 @@ class Attention(eqx.Module):
     o_proj: Linear
     q_norm: Any
     k_norm: Any
+    v_norm: Any
     sinks: Weight | None
     num_heads: int = eqx.field(static=True)
     num_kv_heads: int = eqx.field(static=True)
@@ -205,6 +207,8 @@ class Attention(eqx.Module):
         fused: str | None = None,
         qk_norm: Any = None,
         normed: str = "heads",
+        v_norm: Any = None,
+        values_are_keys: bool = False,
         scale: float | None = None,
         window: int | None = None,
         softcap: float | None = None,
@@ -226,10 +230,11 @@ class Attention(eqx.Module):
         apart = lambda size, axis: None if fused else Linear(hidden_size, size, qkv_bias, axes=(axis, "embed"))
         self.q_proj = apart(queries, "heads")
         self.k_proj = apart(keys, "kv_heads")
-        self.v_proj = apart(keys, "kv_heads")
+        self.v_proj = None if values_are_keys else apart(keys, "kv_heads")
         self.qkv_proj = Linear(hidden_size, queries + 2 * keys, qkv_bias, axes=("heads", "embed")) if fused else None
         self.o_proj = Linear(queries, hidden_size, out_bias, axes=("embed", "heads"))
         self.q_norm, self.k_norm = qk_norm if isinstance(qk_norm, tuple) else (qk_norm, qk_norm)
+        self.v_norm = v_norm
         self.sinks = declare(num_heads) if sinks else None
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
@@ -255,6 +260,7 @@ class Attention(eqx.Module):
         q, k, v = split_heads(q, self.num_heads), split_heads(k, self.num_kv_heads), split_heads(v, self.num_kv_heads)
         if self.normed == "heads":
             q, k = self._normed(q, k)
+        v = v if self.v_norm is None else self.v_norm(v)
         if self.rope is not None:
             assert context.rope is not None
             table = context.rope[self.rope]
@@ -282,8 +288,9 @@ class Attention(eqx.Module):
     def _projected(self, x: jax.Array) -> tuple[jax.Array, ...]:
         if self.qkv_proj is not None:
             return split_qkv(self.qkv_proj(x), self.num_heads, self.num_kv_heads, self.fused == "groups")
-        assert self.q_proj is not None and self.k_proj is not None and self.v_proj is not None
-        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        assert self.q_proj is not None and self.k_proj is not None
+        q, k = self.q_proj(x), self.k_proj(x)
+        return q, k, k if self.v_proj is None else self.v_proj(x)
 
     def _normed(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
         return (q if self.q_norm is None else self.q_norm(q)), (k if self.k_norm is None else self.k_norm(k))

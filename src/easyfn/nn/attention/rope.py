@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
 
 def inverse_frequencies(
@@ -26,6 +26,10 @@ def inverse_frequencies(
     """
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     base = float(parameters.get("rope_theta", 10000.0))
+    if kind == "proportional":  # whole heads, of whose pairs the last do not turn (Gemma 4)
+        turning = int(parameters.get("partial_rotary_factor", 1.0) * head_dim // 2)
+        inv = 1.0 / base ** (np.arange(0, 2 * turning, 2, dtype=np.float64) / head_dim)
+        return _f32(np.pad(inv, (0, head_dim // 2 - turning)) / float(parameters.get("factor") or 1.0)), 1.0
     dim = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
     inv = 1.0 / base ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     if kind == "default":
@@ -171,7 +175,7 @@ def whole_heads(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises `ValueError` where a scaled kind would give fewer frequencies than such a family's heads need.
     """
     factor = parameters.get("partial_rotary_factor")
-    if factor is None or factor == 1.0:
+    if factor is None or factor == 1.0 or parameters.get("rope_type") == "proportional":
         return parameters
     if (kind := parameters.get("rope_type", "default")) != "default":
         raise ValueError(
