@@ -87,7 +87,11 @@ from .io.plain import load_params as load_params
 from .io.push import push_to_hub as push_to_hub
 from .io.save import save as save, to_state_dict as to_state_dict
 from .io.tokenizer import tokenizer as tokenizer
+from .io.torch.graph import BadProgram as BadProgram
+from .io.torch.interpret import Part as Part, Program as Program
 from .io.torch.modules import from_torch as from_torch, to_torch as to_torch, torch_class as torch_class
+from .io.torch.ops import torch_op as torch_op
+from .io.torch.verbs import run_program as _run_program  # noqa: F401  (registers)
 from .lora import (
     IA3 as IA3,
     Adapters as Adapters,

@@ -18,6 +18,7 @@ from .gguf.read import read_gguf
 from .hub import is_gguf, locate
 from .remote import is_url, opened, plain
 from .sizes import believe
+from .torch.files import program_config
 
 
 def read_config(
@@ -75,6 +76,8 @@ def read_config(
         if generation is None and (beside := file.with_name(GENERATION)).exists():
             generation = _json(beside)
     data = configs.common(data | dict(config_overrides or {}), where)
+    if (converted := program_config(Path(where), data, generation)) is not None:
+        return converted
     if not isinstance(data.get("model_type"), str):
         raise ValueError(f"{where}: it has no model_type, so there is no telling the architecture")
     believe(data, where)

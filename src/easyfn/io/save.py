@@ -35,6 +35,7 @@ from .plain import save_params
 from .remote import is_url, plain, save_remote
 from .safetensors import write
 from .sentence import sentence_files
+from .torch.files import program_files
 from .weights import Layer, each_weight, entries
 from .writing import Entry, Shapes, index_of, nbytes, write_all
 
@@ -147,7 +148,7 @@ def _documents(
         documents[INDEX] = index_of(shards)
     if generation := thaw(getattr(model.config, "generation", {})):
         documents[GENERATION] = generation
-    return {**documents, **sentence_files(model), CONFIG: config_json(model, known, found)}
+    return {**documents, **sentence_files(model), **program_files(model), CONFIG: config_json(model, known, found)}
 
 
 def _tell(model: Any, where: Any) -> None:

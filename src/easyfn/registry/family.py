@@ -148,6 +148,8 @@ def family_of(what: Any) -> Family:
             )
         return _families[what]
     config = getattr(what, "config", what)
+    if isinstance(own := getattr(config, "family", None), Family):  # a converted module brings its own
+        return own
     for entry in _families.values():
         if entry.config is type(config):
             return entry

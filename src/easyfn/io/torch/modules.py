@@ -95,10 +95,29 @@ def _from_pretrained(cls: Any, config: Any, tensors: dict[str, Any], dtype: Any)
             logging.enable_progress_bar()
 
 
-def from_torch(module: Any, *, task: str | None = None, dtype: Any = None, **more: Any) -> Any:
-    """A model with the numbers of a transformers module: the inverse of [`easyfn.to_torch`][].
+def from_torch(
+    module: Any,
+    example_inputs: Any = None,
+    *,
+    task: str | None = None,
+    dtype: Any = None,
+    dynamic: Any = None,
+    **more: Any,
+) -> Any:
+    """A model with the numbers of a module of torch.
 
-    `task`, `dtype` and `more` as in [`easyfn.from_state_dict`][]. Nothing is written to the disk.
+    **Without `example_inputs`**: the inverse of [`easyfn.to_torch`][], for a transformers module whose type has a family
+    here. `task`, `dtype` and `more` as in [`easyfn.from_state_dict`][]. Nothing is written to the disk.
+
+    **With them**, any `nn.Module`: its forward pass is exported (`torch.export`, in eval mode, so without dropout) and
+    becomes an [`easyfn.Program`][], a pytree whose leaves have the module's own names. `example_inputs` are a dict by the
+    names of the arguments of `module.forward`, or a tuple in their order; numbers, booleans and `None` among them are
+    fixed. Of `dynamic` axes the size may differ from the example's: by default the batch, and every axis of arrays with up
+    to three, as far as the module allows; `{"x": (0, 2)}` names them, `False` fixes all. Give examples whose dynamic sizes
+    are at least 2 and differ from each other. See docs/torch.md.
+
+    Raises `NotImplementedError` for an operator that easyfn does not know, with the way to teach it ([`easyfn.torch_op`][]),
+    and `ValueError` where `torch.export` cannot follow the module.
 
     ```python
     import jax, easyfn as ef
@@ -106,18 +125,46 @@ def from_torch(module: Any, *, task: str | None = None, dtype: Any = None, **mor
                                    num_attention_heads=4)
     model = ef.init(config, key=jax.random.key(0))
     same = ef.from_torch(ef.to_torch(model))
+
+    import torch
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    model = ef.from_torch(module, (torch.ones(3, 4),))
+    assert ef.forward(model, jax.numpy.ones((5, 4))).shape == (5, 2)
+    assert list(ef.params(model)) == ["0.weight", "0.bias", "2.weight", "2.bias"]
     ```
     """
+    if example_inputs is not None:
+        if task is not None:
+            raise ValueError("from_torch: a converted module has the task of its class; task= is for families")
+        return _convert(module, example_inputs, dynamic, dtype, more)
     if not hasattr(module, "config") or not hasattr(module, "state_dict"):
         raise TypeError(
-            f"from_torch takes a model of transformers, not {type(module).__name__}; bare tensors: ef.from_state_dict"
+            f"from_torch: a {type(module).__name__} is no model of transformers, so there is no telling what it takes: give "
+            "example_inputs, ef.from_torch(module, {'x': torch.ones(2, 3)}). Bare tensors: ef.from_state_dict"
         )
-    config_dict = module.config.to_diff_dict()  # with keys that are None: they are not the default, or were left out
-    config_dict |= {"architectures": [type(module).__name__], "model_type": module.config.model_type}
+    data, generation = config_of(module)
+    return from_state_dict(read_config(data, generation=generation), tensors_of(module), task=task, dtype=dtype, **more)
+
+
+def config_of(module: Any) -> tuple[dict[str, Any], Any]:
+    """The content of `config.json` and `generation_config.json` of a transformers module."""
+    data = module.config.to_diff_dict()  # with keys that are None: they are not the default, or were left out
+    data |= {"architectures": [type(module).__name__], "model_type": module.config.model_type}
     generation = getattr(module, "generation_config", None)
-    known = generation.to_diff_dict() if generation is not None and module.can_generate() else None
-    config = read_config(config_dict, generation=known)
-    return from_state_dict(config, tensors_of(module), task=task, dtype=dtype, **more)
+    return data, generation.to_diff_dict() if generation is not None and module.can_generate() else None
+
+
+def _convert(module: Any, example_inputs: Any, dynamic: Any, dtype: Any, more: dict[str, Any]) -> Any:
+    """The `Program` of a module, its tensors copied."""
+    _torch("from_torch")
+    from .export import export
+    from .interpret import config_of as program_config
+
+    graph, tensors = export(module, example_inputs, dynamic=dynamic)
+    known = hasattr(module, "config") and hasattr(module.config, "to_diff_dict")
+    data, generation = config_of(module) if known else (None, None)
+    config = program_config(graph, data, generation)
+    return from_state_dict(config, tensors, dtype=dtype, **more)
 
 
 def tensors_of(module: Any) -> dict[str, np.ndarray]:
@@ -141,9 +188,9 @@ def _tensor(torch: Any, array: np.ndarray) -> Any:
     """A torch tensor with the bits of an array, in memory of its own."""
     array = np.array(array, order="C", copy=True)
     if array.dtype.type.__module__ == "numpy":
-        return torch.fromto_numpy(array)
+        return torch.from_numpy(array)
     width = {1: np.uint8, 2: np.int16}[array.dtype.itemsize]
-    return torch.fromto_numpy(array.view(width)).view(getattr(torch, str(array.dtype)))
+    return torch.from_numpy(array.view(width)).view(getattr(torch, str(array.dtype)))
 
 
 def _torch(verb: str) -> Any:

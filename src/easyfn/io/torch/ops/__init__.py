@@ -1,0 +1,15 @@
+"""Operators of torch in JAX, one file a group."""
+
+from . import (
+    elementwise as elementwise,
+    index as index,
+    layers as layers,
+    make as make,
+    products as products,
+    reduce as reduce,
+    resize as resize,
+    shape as shape,
+    sizes as sizes,
+)
+from .products import Turned as Turned, as_dense as as_dense
+from .table import Operators as Operators, torch_op as torch_op

@@ -1,0 +1,85 @@
+"""A module made ready for its export, and put back as it was; its example inputs by name."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+def example_dict(module: Any, example_inputs: Any) -> dict[str, Any]:
+    """The example inputs by the names of the arguments of `module.forward`, arrays as tensors."""
+    import torch
+
+    if isinstance(example_inputs, Mapping):
+        given = dict(example_inputs)
+    else:
+        args = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+        given = dict(inspect.signature(module.forward).bind(*args).arguments)
+        for name, parameter in inspect.signature(module.forward).parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and name in given:
+                raise TypeError(f"from_torch: give the inputs of {type(module).__name__}.forward by name, as a dict")
+    out: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+            out[name] = value
+        elif hasattr(value, "shape") or isinstance(value, list):
+            array = np.asarray(value)
+            array = array.astype(np.int64) if array.dtype == np.int32 else array
+            out[name] = torch.from_numpy(np.array(array.astype(np.float32) if array.dtype == np.float64 else array))
+        else:
+            raise TypeError(
+                f"from_torch: the example input {name!r} is a {type(value).__name__}; give tensors or arrays"
+            )
+    if not any(isinstance(v, torch.Tensor) for v in out.values()):
+        raise TypeError("from_torch: there is no tensor among the example inputs")
+    return out
+
+
+@contextlib.contextmanager
+def prepared(module: Any, fixed: dict[str, Any]) -> Iterator[None]:
+    """Eval mode, and of transformers' modules no cache, named outputs, and kernels that can be followed; all put back."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    config = getattr(module, "config", None)
+    names = inspect.signature(module.forward).parameters
+    hf = hasattr(config, "to_diff_dict")
+    settings: list[tuple[Any, str, Any]] = []
+    if hf:
+        any_name = any(p.kind is p.VAR_KEYWORD for p in names.values())
+        if "use_cache" in names:
+            fixed.setdefault("use_cache", False)
+        elif any_name and getattr(config, "use_cache", None):
+            settings.append((config, "use_cache", config.use_cache))
+            config.use_cache = False
+        if "return_dict" in names or any_name:
+            fixed.setdefault("return_dict", True)
+        for each in _configs(config):
+            for name, want in (
+                ("_experts_implementation_internal", "batched_mm"),
+                ("_attn_implementation_internal", None),
+            ):
+                have = getattr(each, name, None)
+                if want is None:
+                    want = have if have in ("eager", "sdpa", None) else "sdpa"
+                if have != want and hasattr(each, name):
+                    settings.append((each, name, have))
+                    setattr(each, name, want)
+    try:
+        yield
+    finally:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        for part, mode in modes:
+            part.training = mode
+
+
+def _configs(config: Any) -> list[Any]:
+    found = [config]
+    for name in getattr(config, "sub_configs", None) or ():
+        if (inner := getattr(config, name, None)) is not None and hasattr(inner, "to_diff_dict"):
+            found += _configs(inner)
+    return found

@@ -1,0 +1,338 @@
+"""Operators of `ef.torch_op` beside torch's own: dtypes, broadcasting, negative axes, empty and zero-dimensional arrays."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+import easyfn as ef
+
+A = torch.ops.aten
+F, I, B = torch.float32, torch.int64, torch.bool  # noqa: E741
+
+
+def t(*shape, dtype=F, seed=0, low=-3, high=4):
+    g = torch.Generator().manual_seed(seed + sum(shape))
+    if dtype == B:
+        return torch.rand(shape, generator=g) > 0.5
+    if dtype in (I, torch.int32, torch.uint8):
+        return torch.randint(0 if dtype == torch.uint8 else low, high, shape, generator=g).to(dtype)
+    return (torch.randn(shape, generator=g) * 2).to(dtype)
+
+
+def both(op, *args, **kwargs):
+    """The result of torch and of ours for the same arguments."""
+    name = str(op)
+
+    def ours(value):
+        if isinstance(value, torch.Tensor):
+            return (
+                jax.numpy.asarray(value.float().numpy()).astype("bfloat16")
+                if value.dtype == torch.bfloat16
+                else value.numpy()
+            )
+        if isinstance(value, torch.dtype):
+            return jax.dtypes.canonicalize_dtype(str(value).removeprefix("torch.").replace("bool", "bool_"))
+        return [ours(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    lifted = lambda v: (
+        jax.numpy.asarray(v) if isinstance(v, np.ndarray) else [lifted(x) for x in v] if isinstance(v, list) else v
+    )
+    with jax.numpy_rank_promotion("allow"):
+        got = ef.torch_op[name].function(
+            *(lifted(ours(a)) for a in args), **{k: lifted(ours(v)) for k, v in kwargs.items()}
+        )
+    return op(*args, **kwargs), got
+
+
+def same(wanted, got, tolerance=1e-5):
+    if isinstance(wanted, (tuple, list)):
+        assert len(wanted) == len(got)
+        for a, b in zip(wanted, got, strict=True):
+            same(a, b, tolerance)
+        return
+    name = str(wanted.dtype).removeprefix("torch.")
+    assert tuple(wanted.shape) == tuple(got.shape), f"{tuple(wanted.shape)} {tuple(got.shape)}"
+    assert str(got.dtype) == {"int64": "int32", "float64": "float32", "complex128": "complex64"}.get(name, name)
+    wanted = wanted.float().numpy() if name == "bfloat16" else wanted.numpy()
+    loose = 2e-2 if name == "bfloat16" else tolerance
+    np.testing.assert_allclose(np.asarray(got).astype(wanted.dtype), wanted, atol=loose, rtol=loose)
+
+
+def check(op, *args, **kwargs):
+    same(*both(op, *args, **kwargs))
+
+
+PAIRS = [
+    (t(2, 3), t(3)),
+    (t(2, 3), t(1, dtype=I)),
+    (t(2, 1, dtype=I), t(1, 3, dtype=I)),
+    (t(2, 3, dtype=torch.bfloat16), t(3)),
+    (t(2, 3, dtype=torch.bfloat16), torch.tensor(1.5)),
+    (t(2, 3, dtype=I), torch.tensor(1.5)),
+    (t(3, dtype=torch.uint8), t(3, dtype=torch.int32)),
+    (torch.tensor(2.0), torch.tensor(3)),
+    (t(0, 3), t(3)),
+    (t(2, 3, dtype=B), t(2, 3, dtype=I)),
+]
+
+
+@pytest.mark.parametrize(
+    "op", [A.add.Tensor, A.mul.Tensor, A.maximum.default, A.eq.Tensor, A.lt.Tensor, A.div.Tensor], ids=str
+)
+def test_two_arguments_promote_as_in_torch(op):
+    for x, y in PAIRS:
+        check(op, x, y)
+
+
+@pytest.mark.parametrize("scalar", [2, 2.5, True])
+@pytest.mark.parametrize("dtype", [F, torch.bfloat16, I, B, torch.uint8])
+def test_numbers_of_python_promote_as_in_torch(dtype, scalar):
+    x = t(2, 3, dtype=dtype)
+    check(A.add.Tensor, x, scalar)
+    check(A.mul.Tensor, x, scalar)
+    check(A.gt.Scalar, x, scalar)
+    check(A.where.ScalarOther, x > 0, x, scalar)
+
+
+@pytest.mark.parametrize("mode", [None, "floor", "trunc"])
+@pytest.mark.parametrize("dtype", [F, I, torch.int32])
+def test_division_modes(dtype, mode):
+    x = torch.tensor([-7, -6, -1, 0, 1, 6, 7]).to(dtype)
+    for y in (torch.tensor([2, -2, 3, 5, -4, 4, -3]).to(dtype), torch.tensor(3).to(dtype)):
+        check(A.div.Tensor_mode, x, y, rounding_mode=mode)
+        check(A.remainder.Tensor, x, y)
+        check(A.fmod.Tensor, x, y)
+        check(A.floor_divide.default, x, y)
+
+
+@pytest.mark.parametrize("exponent", [2, 3.0, -1.0, 0.5, 0, 2.5])
+def test_powers(exponent):
+    check(A.pow.Tensor_Scalar, t(2, 3).abs() + 0.5, exponent)
+    check(A.pow.Tensor_Scalar, t(2, 3, dtype=I).abs() + 1, exponent)
+    check(A.pow.Scalar, exponent + 1, t(3))
+
+
+@pytest.mark.parametrize("op", ["exp", "sqrt", "rsqrt", "sigmoid", "erf", "log1p", "tanh", "sin", "reciprocal", "silu"])
+def test_functions_of_one_argument(op):
+    for x in (
+        t(2, 3).abs() + 0.1,
+        torch.tensor(0.7),
+        t(0, 2),
+        t(3, dtype=I).abs() + 1,
+        t(4, dtype=torch.bfloat16).abs() + 0.1,
+    ):
+        if op == "silu" and not x.is_floating_point():
+            continue
+        check(getattr(A, op).default, x)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_activations(approximate):
+    x = t(3, 4)
+    check(A.gelu.default, x, approximate=approximate)
+    for op in (A.relu, A.hardswish, A.hardsigmoid, A.elu, A.leaky_relu, A.softplus, A.mish):
+        check(op.default, x)
+    check(A._softmax.default, x, -1, False)
+    check(A._softmax.default, t(3, 4, dtype=torch.bfloat16), 0, False)
+    check(A._log_softmax.default, x, 1, False)
+    check(A.hardtanh.default, x, -1.0, 2.0)
+    check(A.glu.default, x, -1)
+    check(A.clamp.default, x, -0.5, None)
+    check(A.clamp.default, t(3, dtype=I), 0.5)
+
+
+@pytest.mark.parametrize("shape,dims", [((2, 3, 4), [-1]), ((2, 3, 4), [0, -1]), ((2, 0), [1]), ((), [])])
+def test_reductions(shape, dims):
+    x = t(*shape)
+    for keep in (False, True):
+        check(A.sum.dim_IntList, x, dims, keep)
+        check(A.sum.dim_IntList, t(*shape, dtype=B), dims, keep)
+        if 0 not in shape:
+            check(A.mean.dim, x, dims, keep)
+            check(A.amax.default, x, dims, keep)
+        check(A.any.dims, x > 0, dims, keep)
+    check(A.sum.default, t(*shape, dtype=torch.int32))
+
+
+def test_variances_and_norms():
+    x = t(3, 5)
+    check(A.var.correction, x, [-1], correction=1, keepdim=True)
+    check(A.var.correction, x, None, correction=0)
+    check(A.std.correction, x, [0], correction=1)
+    check(A.var_mean.correction, x, [1], correction=0, keepdim=True)
+    for p in (2, 1, float("inf"), 0, 3):
+        check(A.linalg_vector_norm.default, x, p, [-1], True)
+    check(A.logsumexp.default, x, [-1])
+
+
+TIES = torch.tensor([[1.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0], [float("nan"), 1.0, 5.0, 5.0]])
+
+
+def test_ties_and_not_a_number():
+    check(A.max.dim, TIES, -1)
+    check(A.min.dim, TIES, 0, True)
+    check(A.argmax.default, TIES, -1)
+    check(A.argmax.default, TIES)
+    for descending in (False, True):
+        values, order = torch.sort(TIES, dim=-1, descending=descending, stable=True)
+        same((values, order), ef.torch_op["aten.sort.default"].function(TIES.numpy(), -1, descending))
+    check(A.cummax.default, TIES, 1)
+    check(A.cummin.default, TIES, 0)
+    check(A.max.dim, torch.tensor(3.0), 0)
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_topk(largest):
+    x = torch.randperm(20).reshape(4, 5)
+    for dtype in (F, I, torch.int32):
+        check(A.topk.default, x.to(dtype), 3, -1, largest, True)
+        check(A.topk.default, x.to(dtype), 2, 0, largest, True)
+    wanted, got = both(A.topk.default, TIES[:2], 2, -1, largest, True)
+    same(wanted[0], got[0])
+    check(A.topk.default, x, 0)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_index_put(accumulate):
+    x = t(4, 3)
+    rows = torch.tensor([0, 2, 3])
+    check(A.index_put.default, x, [rows], t(3, 3, seed=1), accumulate)
+    check(A.index_put.default, x, [rows, torch.tensor([-1, 0, 1])], torch.tensor(7.0), accumulate)
+    check(A.index_put.default, x, [None, torch.tensor([1])], t(4, 1, seed=1), accumulate)
+    check(A.index_put.default, x, [x > 0], torch.tensor(9.0), accumulate)
+    mask = torch.tensor([True, False, True, True])
+    check(A.index_put.default, x, [mask], t(3, 3, seed=2), accumulate)
+    if accumulate:
+        check(A.index_put.default, x, [torch.tensor([1, 1, 1])], t(3, 3, seed=3), True)
+
+
+def test_lookups():
+    x = t(4, 3, 2)
+    check(A.index.Tensor, x, [torch.tensor([-1, 0]), None, torch.tensor([1])])
+    check(A.index.Tensor, x, [None, torch.tensor([[0, 2], [1, 1]])])
+    check(A.index_select.default, x, -2, torch.tensor([2, 0, 0]))
+    check(A.gather.default, x, 1, torch.tensor([[[0, 1]], [[2, 2]]]))
+    check(A.embedding.default, t(5, 3), torch.tensor([[1, 4], [0, 0]]))
+    check(A.masked_fill.Scalar, x, x > 0, float("-inf"))
+    mask = t(4, 3, dtype=B)
+    check(A.masked_scatter.default, t(4, 3), mask, t(4, 3, seed=5))
+    check(A.bucketize.Tensor, t(6), torch.tensor([-1.0, 0.0, 1.0]), right=True)
+    check(A.searchsorted.Tensor, torch.sort(t(2, 5)).values, t(2, 3))
+
+
+def test_scatters():
+    x, index, source = t(3, 4), torch.tensor([[0, 1, 2, 0], [1, 1, 0, 2]]), t(2, 4, seed=1)
+    check(A.scatter.src, x, 0, torch.tensor([[0, 1, 2, 0]]), source)
+    check(A.scatter.value, x, -2, index, 5.0)
+    check(A.scatter_add.default, x, 0, index, source)
+    for reduce in ("sum", "prod", "amax", "amin", "mean"):
+        for include in (True, False):
+            check(A.scatter_reduce.two, x, 0, index, source, reduce, include_self=include)
+    check(A.slice_scatter.default, x, t(3, 2), 1, 1, 3)
+    check(A.select_scatter.default, x, t(4), 0, -1)
+
+
+def test_counting():
+    check(A.histc.default, t(50), 7, -2, 2)
+    check(A.histc.default, t(50), 5)
+    check(A.histc.default, torch.tensor([0.0, 1.0, 1.0, 2.0, 3.0]), 4, 0, 3)
+    for dim in (0, -1):
+        check(A.cumsum.default, t(3, 4), dim)
+        check(A.cumsum.default, t(3, 4, dtype=B), dim)
+        check(A.cumprod.default, t(3, 4), dim)
+        check(A.logcumsumexp.default, t(3, 4), dim)
+    check(A.cumsum.default, torch.tensor(3.0), 0)
+
+
+def test_shapes():
+    x = t(2, 3, 4)
+    check(A.slice.Tensor, x, -1, -3, 9223372036854775807, 2)
+    check(A.slice.Tensor, x, 1, 5, 2)
+    check(A.select.int, x, -1, -2)
+    check(A.split_with_sizes.default, x, [1, 3], -1)
+    check(A.split.Tensor, x, 3, -1)
+    check(A.squeeze.dims, t(1, 3, 1), [0, 1])
+    check(A.expand.default, t(3, 1), [2, -1, 4])
+    check(A.repeat.default, t(2), [3, 2])
+    check(A.roll.default, x, [1, -1], [0, 2])
+    check(A.flip.default, x, [-1])
+    check(A.cat.default, [t(0), t(2, 3).reshape(-1)])
+    check(A.cat.default, [t(2, 3), t(2, 1, dtype=I)], -1)
+    check(A.constant_pad_nd.default, x, [1, -1, 0, 2], 3.0)
+    check(A.reflection_pad1d.default, t(2, 5), [2, 1])
+    check(A.unfold.default, t(2, 7), -1, 3, 2)
+    check(A.as_strided.default, t(12), [3, 2], [2, 1], 1)
+    check(A.tril.default, t(3, 4), -1)
+    check(A.diagonal.default, t(3, 4), 1)
+    check(A.pixel_shuffle.default, t(1, 8, 2, 2), 2)
+    check(A.arange.start_step, 5, -2, -3)
+    check(A.arange.start_step, 0.0, 1.0, 0.25)
+    check(A.full.default, [2], True)
+
+
+def test_products_and_attention():
+    q, k, v = t(2, 4, 5, 8), t(2, 4, 6, 8, seed=1), t(2, 4, 6, 8, seed=2)
+    mask = t(2, 1, 5, 6, dtype=B)
+    mask[..., 0] = True
+    check(A.scaled_dot_product_attention.default, q, k, v)
+    check(A.scaled_dot_product_attention.default, q, k, v, mask)
+    check(A.scaled_dot_product_attention.default, q, k, v, t(5, 6), scale=0.3)
+    check(A.scaled_dot_product_attention.default, q, k[..., :5, :], v[..., :5, :], None, 0.0, True)
+    check(A.scaled_dot_product_attention.default, q, k[:, :2], v[:, :2], None, 0.0, False, scale=None, enable_gqa=True)
+    check(A.addmm.default, t(3), t(2, 4), t(4, 3), beta=2, alpha=3)
+    check(A.linear.default, t(2, 3, 4), t(5, 4), t(5))
+    check(A.linear.default, t(4), t(5, 4))
+
+
+@pytest.mark.parametrize("groups,stride,padding,dilation", [(1, 1, 0, 1), (2, 2, 1, 2)])
+def test_convolutions(groups, stride, padding, dilation):
+    check(A.conv1d.default, t(2, 4, 9), t(6, 4 // groups, 3), t(6), [stride], [padding], [dilation], groups)
+    check(
+        A.conv2d.default, t(1, 4, 7, 8), t(6, 4 // groups, 3, 2), None, [stride, 1], [padding, 0], [dilation, 1], groups
+    )
+    check(
+        A.conv_transpose1d.default,
+        t(2, 4, 5),
+        t(4, 6 // groups, 3),
+        t(6),
+        [stride],
+        [padding],
+        [stride - 1],
+        groups,
+        [dilation],
+    )
+    check(
+        A.conv_transpose2d.input,
+        t(1, 4, 5, 4),
+        t(4, 6 // groups, 3, 3),
+        None,
+        [stride] * 2,
+        [padding] * 2,
+        [0, 0],
+        groups,
+    )
+
+
+def test_norms_pools_and_resizing():
+    x = t(2, 4, 6, 7)
+    check(A.native_layer_norm.default, t(2, 3, 8), [8], t(8), t(8, seed=1), 1e-5)
+    check(A.native_group_norm.default, x, t(4), t(4, seed=1), 2, 4, 42, 2, 1e-5)
+    check(A._native_batch_norm_legit_no_training.default, x, t(4), t(4), t(4), t(4).abs(), 0.1, 1e-5)
+    for ceil in (False, True):
+        check(A.max_pool2d_with_indices.default, x, [3, 2], [2, 2], [1, 1], [1, 1], ceil)
+        check(A.avg_pool2d.default, x, [3, 2], [2, 2], [1, 1], ceil, True)
+        check(A.avg_pool2d.default, x, [3, 2], [2, 2], [1, 1], ceil, False)
+    check(A._adaptive_avg_pool2d.default, x, [4, 7])
+    for corners in (False, True):
+        check(A.upsample_bilinear2d.vec, x, [9, 4], corners, None)
+        check(A.upsample_bicubic2d.vec, x, [9, 4], corners, None)
+    check(A.upsample_nearest2d.vec, x, None, [2.0, 1.5])
+    check(A.grid_sampler_2d.default, x, t(2, 3, 3, 2) / 3, 0, 0, False)
+
+
+def test_what_depends_on_values_is_refused_in_words():
+    with pytest.raises(TypeError, match=r"x\[mask\] has as many entries"):
+        both(A.index.Tensor, t(3), [t(3) > 0])
+    with pytest.raises(TypeError, match=r"\.item\(\)"):
+        ef.torch_op["aten.item.default"].function(jax.numpy.ones(()))

@@ -1,0 +1,217 @@
+"""A module of torch that easyfn has never seen, as a pytree: `ef.from_torch(module, example_inputs)`."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import easyfn as ef
+
+
+class Reader(nn.Module):
+    """A bit of everything: a convolution, a table, a tied head, buffers of both kinds, a detached branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(4, 8, 3, padding=1)
+        self.norm = nn.LayerNorm(8)
+        self.table = nn.Embedding(10, 8)
+        self.head = nn.Linear(8, 10)
+        self.head.weight = self.table.weight
+        self.register_buffer("scale", torch.full((10,), 1.5))
+        self.register_buffer("shift", torch.arange(10.0), persistent=False)
+        for p in self.parameters():
+            nn.init.normal_(p, std=0.4)
+
+    def forward(self, x, ids, mask=None):
+        h = self.norm(self.conv(x).transpose(1, 2)) + self.table(ids)
+        if mask is not None:
+            h = h * mask[..., None]
+        with torch.no_grad():
+            level = h.mean()
+        h = nn.functional.scaled_dot_product_attention(h[:, None], h[:, None], h[:, None])[:, 0]
+        return {"y": self.head(h) * self.scale + self.shift + level + h.detach().sum(), "parts": [h, ids + 1]}
+
+
+@pytest.fixture(scope="module")
+def reader():
+    torch.manual_seed(0)
+    module = Reader()
+    example = {"x": torch.ones(2, 4, 5), "ids": torch.ones(2, 5, dtype=torch.long)}
+    return module, ef.from_torch(module, example)
+
+
+def batch(rows=3, length=7):
+    rng = np.random.default_rng(0)
+    return {
+        "x": rng.normal(size=(rows, 4, length)).astype(np.float32),
+        "ids": rng.integers(0, 10, (rows, length)),
+    }
+
+
+def as_torch(inputs):
+    return {name: torch.tensor(value) for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("rows,length", [(3, 7), (1, 4)])
+def test_equals_the_module_at_other_sizes(reader, rows, length):
+    module, model = reader
+    inputs = batch(rows, length)
+    out = ef.forward(model, **inputs)
+    compiled = jax.jit(lambda m, i: ef.forward(m, **i))(model, inputs)
+    with torch.no_grad():
+        wanted = module.eval()(**as_torch(inputs))
+    for got in (out, compiled):
+        np.testing.assert_allclose(got["y"], wanted["y"], atol=1e-5)
+        np.testing.assert_allclose(got["parts"][0], wanted["parts"][0], atol=1e-5)
+        assert (np.asarray(got["parts"][1]) == wanted["parts"][1].numpy()).all()
+
+
+def test_leaves_have_the_modules_names_tied_once_and_buffers_do_not_train(reader):
+    module, model = reader
+    assert set(ef.params(model)) == set(module.state_dict()) - {"head.weight"}
+    trains = dict(zip(ef.params(model), jax.tree.leaves(ef.trainable(model)), strict=True))
+    assert not trains["scale"] and trains["conv.weight"]
+    assert {f.path: f.slot.role for f in ef.find_slots(model)}["table.weight"] == "embedding"
+
+
+def test_gradients_stop_where_the_module_stops_them(reader):
+    module, model = reader
+    inputs = batch()
+    grads = jax.grad(lambda m: jnp.sum(jnp.sin(ef.forward(m, **inputs)["y"])))(model)
+    module.zero_grad()
+    torch.sin(module(**as_torch(inputs))["y"]).sum().backward()
+    for name, parameter in module.named_parameters():
+        np.testing.assert_allclose(ef.params(grads)[name], parameter.grad, atol=2e-4)
+
+
+def test_transforms(reader):
+    _, model = reader
+    inputs = batch()
+    y = lambda m: np.asarray(ef.forward(m, **inputs)["y"])
+    assert np.abs(y(ef.quantize(model, ef.QuantConfig("8bit", pattern="table"))) - y(model)).max() < 0.2
+    assert ef.forward(ef.cast(model, "bfloat16"), **inputs)["parts"][0].dtype in (jnp.bfloat16, jnp.float32)
+    many = jax.vmap(lambda x, ids: ef.forward(model, x=x[None], ids=ids[None])["parts"][0][0])(
+        inputs["x"], inputs["ids"]
+    )
+    np.testing.assert_allclose(many, ef.forward(model, **inputs)["parts"][0], atol=1e-5)
+
+
+def test_linear_layers_take_adapters_and_quantization():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4))
+    model = ef.from_torch(module, (torch.ones(3, 16),))
+    x = np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)
+    y = lambda m: np.asarray(ef.forward(m, x))
+    adapted = ef.apply_lora(model, "all-linear", rank=2, key=jax.random.key(0))
+    assert list(ef.params(adapted))[:2] != list(ef.params(model))[:2] and (y(adapted) == y(model)).all()
+    moved = jax.tree.map(lambda a: a + 0.1 if a.ndim == 2 else a, adapted)
+    np.testing.assert_allclose(y(ef.merge_lora(moved)), y(moved), atol=1e-4)
+    assert 0 < np.abs(y(ef.quantize(model, "8bit")) - y(model)).max() < 0.1
+    grads = jax.grad(lambda m: ef.forward(m, x).sum())(model)
+    assert grads["0"].weight.shape == (32, 16)
+
+
+def test_saved_and_loaded_without_torch(reader, tmp_path):
+    from safetensors.numpy import load_file
+
+    module, model = reader
+    ef.save(model, tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) == set(module.state_dict()) - {"head.weight"}
+    again = ef.load(tmp_path)
+    assert jax.tree.structure(again) == jax.tree.structure(model)
+    inputs = batch()
+    assert (ef.forward(again, **inputs)["y"] == ef.forward(model, **inputs)["y"]).all()
+    half = ef.load(tmp_path, dtype="bfloat16", quantize=ef.QuantConfig("8bit", pattern="table"))
+    assert ef.is_quantized(half)
+
+
+def test_the_same_program_is_the_same_compiled_function(reader):
+    module, model = reader
+    again = ef.from_torch(module, {"x": torch.ones(2, 4, 5), "ids": torch.ones(2, 5, dtype=torch.long)})
+    assert again.config == model.config and hash(again.config) == hash(model.config)
+
+
+def test_calls_that_do_not_fit_are_told_what_would(reader):
+    _, model = reader
+    inputs = batch()
+    with pytest.raises(TypeError, match="takes no wrong; it was converted with x, ids"):
+        ef.forward(model, **inputs, wrong=1)
+    with pytest.raises(TypeError, match=r"ids .* is missing"):
+        ef.forward(model, x=inputs["x"])
+    with pytest.raises(ValueError, match="axis 1 of x is 3, and the program was made for 4 only"):
+        ef.forward(model, x=inputs["x"][:, :3], ids=inputs["ids"])
+    with pytest.raises(ValueError, match="they must agree"):
+        ef.forward(model, x=inputs["x"], ids=inputs["ids"][:2])
+    with pytest.raises(TypeError, match="ids holds float32"):
+        ef.forward(model, x=inputs["x"], ids=inputs["x"][:, 0])
+    with pytest.raises(TypeError, match="give example_inputs"):
+        ef.from_torch(nn.Linear(2, 2))
+
+
+def test_training_mode_is_put_back():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train()
+    model = ef.from_torch(module, (torch.ones(2, 4),))
+    assert module.training and module[1].training
+    x = jnp.ones((2, 4))
+    with torch.no_grad():
+        np.testing.assert_allclose(ef.forward(model, x), module.eval()(torch.ones(2, 4)), atol=1e-6)
+
+
+class Unknown(nn.Module):
+    def forward(self, x):
+        return torch.special.bessel_j0(x) + 1
+
+
+def test_an_unknown_operator_is_named_and_can_be_taught():
+    with pytest.raises(
+        NotImplementedError, match=r"aten.special_bessel_j0.default: 1 times, first in .*test_torch_program"
+    ):
+        ef.from_torch(Unknown(), (torch.ones(2),))
+    with pytest.raises(NotImplementedError, match=r'@ef.torch_op.register\("aten.special_bessel_j0.default"\)'):
+        ef.from_torch(Unknown(), (torch.ones(2),))
+    with pytest.raises(ValueError, match="registered already"):
+        ef.torch_op.register("aten.add.Tensor")
+
+
+def test_what_cannot_be_followed_is_told():
+    class Branch(nn.Module):
+        def forward(self, x):
+            return x + 1 if x.sum() > 0 else x
+
+    with pytest.raises(ValueError, match=r"torch.export .* could not follow the module"):
+        ef.from_torch(Branch(), (torch.ones(2),))
+
+
+DAMAGE = {
+    "version": (lambda d: d.update(version=9), "version is 9"),
+    "format": (lambda d: d.update(format="x"), "format is 'x'"),
+    "operator": (lambda d: d["nodes"][0].__setitem__(0, "os.system"), "os.system: 1 times"),
+    "later value": (lambda d: d["nodes"][0].__setitem__(1, [{"value": 999}]), "refers to value 999"),
+    "negative value": (lambda d: d["nodes"][0].__setitem__(1, [{"value": -1}]), "should be a number"),
+    "depth": (lambda d: d["nodes"][0].__setitem__(1, [[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]), "nested more than"),
+    "role": (lambda d: d["weights"][0].update(role="x"), "role is 'x'"),
+    "shape": (lambda d: d["weights"][0].update(shape=[-1]), "should be a list of sizes"),
+    "constant": (lambda d: d["constants"][0].update(shape=[1 << 40]), "more than"),
+    "constant bytes": (lambda d: d["constants"][0].update(shape=[3]), "its shape and dtype say"),
+    "result": (lambda d: d.update(result={"kind": "code"}), "kind is 'code'"),
+    "nodes": (lambda d: d.update(nodes=3), "nodes is 3; it should be a list"),
+    "dtype": (lambda d: d["inputs"][0].update(dtype="object"), "dtype is 'object'"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_program_is_refused_by_place(reader, tmp_path, damage):
+    change, words = DAMAGE[damage]
+    ef.save(reader[1], tmp_path)
+    file = tmp_path / "easyfn_program.json"
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+    with pytest.raises(ef.BadProgram, match=r"easyfn_program\.json: ") as caught:
+        ef.load(tmp_path)
+    assert words in str(caught.value)
