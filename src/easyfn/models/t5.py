@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +10,6 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ..config.fields import Size
 from ..core.frozen import Frozen
@@ -31,6 +29,7 @@ from ..nn import (
     attend,
     attend_to,
     attend_to_encoder,
+    buckets,
     dropout,
     empty_cross,
     empty_kv,
@@ -103,25 +102,6 @@ def feed_forward(name: str) -> tuple[str, bool]:
     if kind not in ("", "gated"):
         raise ValueError(f"t5: feed_forward_proj={name!r} is neither an activation nor 'gated-' and an activation")
     return ("gelu_new" if name == "gated-gelu" else act), bool(kind)
-
-
-def buckets(distance: jax.Array, *, bidirectional: bool, count: int, max_distance: int) -> jax.Array:
-    """The bucket of each relative position `key - query`, int32: exact when near, logarithmic when far.
-
-    With `bidirectional`, half of the buckets are for keys after the query; without, those share bucket 0.
-    """
-    if bidirectional:
-        count //= 2
-    exact = count // 2
-    # As a table in float32, because the boundaries depend on the last bit of a logarithm.
-    steps = np.arange(max_distance + 1)
-    logs = np.log(np.maximum(steps, 1).astype(np.float32) / np.float32(exact)) / np.float32(
-        math.log(max_distance / exact)
-    )
-    far = exact + (logs * np.float32(count - exact)).astype(np.int32)
-    table = jnp.asarray(np.where(steps < exact, steps, np.minimum(far, count - 1)), jnp.int32)
-    near = table[jnp.clip(jnp.abs(distance) if bidirectional else -distance, 0, max_distance)]
-    return near + jnp.where(distance > 0, count, 0) if bidirectional else near
 
 
 def _finite(x: jax.Array) -> jax.Array:
