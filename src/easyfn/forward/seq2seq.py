@@ -82,7 +82,7 @@ def encode(
         runtime=runtime,
         outputs=_wanted(output_hidden_states, output_attentions),
     )
-    embeds = model.shared(ids) if embeds is None else embeds
+    embeds = model.embed(ids) if embeds is None else embeds
     return call(model.encoder, context, None, {"inputs_embeds": embeds, **inputs})
 
 

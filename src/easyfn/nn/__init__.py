@@ -124,6 +124,11 @@ from .seq2seq import (
     attend_to_encoder as attend_to_encoder,
     empty_cross as empty_cross,
 )
+from .translation import (
+    TranslationAttention as TranslationAttention,
+    TranslationBlock as TranslationBlock,
+    TranslationStack as TranslationStack,
+)
 from .vision import (
     ClassTokens as ClassTokens,
     EncoderBlock as EncoderBlock,

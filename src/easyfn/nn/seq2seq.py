@@ -9,10 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..core.weight import Slot, Weight, dense, slots
 from .cache.cache import CrossKV, Held, empty_slots, layer_cache, stored
 from .context import Context, Mask
 from .heads import head_logits, vocabulary_scores
-from .linear import Embedding, Linear
+from .linear import Embedding, Linear, along_last, declare
 from .output import Output
 
 
@@ -59,12 +60,19 @@ class Seq2Seq(eqx.Module):
     encoder: Any
     decoder: Any
     config: Any = eqx.field(static=True)
+    embed_scale: float = eqx.field(static=True)
 
-    def __init__(self, config: Any, shared: Embedding, encoder: Any, decoder: Any) -> None:
+    def __init__(self, config: Any, shared: Embedding, encoder: Any, decoder: Any, *, embed_scale: float = 1.0) -> None:
         self.shared = shared
         self.encoder = encoder
         self.decoder = decoder
         self.config = config
+        self.embed_scale = embed_scale
+
+    def embed(self, ids: Any) -> jax.Array:
+        """The vectors of token ids, `(batch, seq, embed)`, times `embed_scale`."""
+        x = self.shared(ids)
+        return x if self.embed_scale == 1.0 else x * jnp.asarray(self.embed_scale, x.dtype)
 
     def __call__(
         self,
@@ -74,7 +82,7 @@ class Seq2Seq(eqx.Module):
         input_ids: Any = None,
         inputs_embeds: jax.Array | None = None,
     ) -> Output:
-        x = self.shared(input_ids) if inputs_embeds is None else inputs_embeds
+        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
         return self.decoder(context, cache, inputs_embeds=x)
 
 
@@ -86,20 +94,25 @@ def _(model: Seq2Seq, batch_size: int, max_length: int, dtype: Any) -> Any:
 class Seq2SeqLM(eqx.Module):
     """An encoder-decoder with a vocabulary head on its decoder. `lm_head` is `None` when it is tied to the embeddings.
 
-    `scale` multiplies the hidden states before the head.
+    `scale` multiplies the hidden states before the head; with `logits_bias` there is `final_logits_bias` `(1, vocab)`, a
+    buffer that is added to the scores.
     """
 
     model: Any
     lm_head: Linear | None
+    final_logits_bias: Weight | None
     config: Any = eqx.field(static=True)
     scale: float = eqx.field(static=True)
 
-    def __init__(self, model: Any, *, tied: bool, bias: bool = False, scale: float = 1.0) -> None:
+    def __init__(
+        self, model: Any, *, tied: bool, bias: bool = False, scale: float = 1.0, logits_bias: bool = False
+    ) -> None:
         config = model.config
         self.model = model
         self.lm_head = (
             None if tied else Linear(config.hidden_size, config.vocab_size, bias, axes=("vocab", "embed"), role="head")
         )
+        self.final_logits_bias = declare(1, config.vocab_size) if logits_bias else None
         self.config = config
         self.scale = scale
 
@@ -113,7 +126,15 @@ class Seq2SeqLM(eqx.Module):
         return out.replace(logits=head_logits(self, hidden))
 
 
+@slots.register(Seq2SeqLM)
+def _(model: Seq2SeqLM) -> dict[str, Slot]:
+    return {"final_logits_bias": Slot("buffer", (None, "vocab"), "zeros")}
+
+
 @head_logits.register(Seq2SeqLM)
 def _(model: Seq2SeqLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
     hidden = hidden * jnp.asarray(model.scale, hidden.dtype)
-    return vocabulary_scores(model, model.lm_head, hidden, dtype=dtype)
+    logits = vocabulary_scores(model, model.lm_head, hidden, dtype=dtype)
+    if model.final_logits_bias is None:
+        return logits
+    return logits + along_last(dense(model.final_logits_bias)[0].astype(logits.dtype), logits)
