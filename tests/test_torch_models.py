@@ -1,0 +1,96 @@
+"""Modules of transformers converted by `ef.from_torch(module, example_inputs)`, beside torch and beside the native family."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers as T
+
+import easyfn as ef
+
+TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+SEPARATE = {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": False}
+LLAMA = {**TEXT, "hidden_size": 48, "num_attention_heads": 6, **SEPARATE}
+MODULES = {
+    "bert": lambda: T.BertForMaskedLM(T.BertConfig(**TEXT)),
+    "gpt2": lambda: T.GPT2LMHeadModel(T.GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=4, n_positions=64,
+                                                  bos_token_id=1, eos_token_id=2, pad_token_id=0)),
+    "llama": lambda: T.LlamaForCausalLM(T.LlamaConfig(**LLAMA)),
+    "roberta": lambda: T.RobertaForSequenceClassification(T.RobertaConfig(**TEXT, max_position_embeddings=64)),
+    "t5": lambda: T.T5EncoderModel(T.T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)),
+    "vit": lambda: T.ViTForImageClassification(T.ViTConfig(**{k: v for k, v in TEXT.items() if k != "vocab_size"},
+                                                           image_size=32, patch_size=8)),
+    "bart": lambda: T.BartForCausalLM(T.BartConfig(vocab_size=99, d_model=32, decoder_layers=2, decoder_attention_heads=4,
+                                                   decoder_ffn_dim=37, max_position_embeddings=64)),
+    "lfm2": lambda: T.Lfm2ForCausalLM(T.Lfm2Config(**{**TEXT, "num_hidden_layers": 3}, num_key_value_heads=2,
+                                                   layer_types=["conv", "full_attention", "conv"])),
+}  # fmt: skip
+
+
+def made(name):
+    torch.manual_seed(0)
+    module = MODULES[name]().eval()
+    for p in module.parameters():
+        torch.nn.init.normal_(p, mean=0.0 if p.ndim > 1 else 0.5, std=0.2)
+    return module
+
+
+def batch(name, rows, length):
+    torch.manual_seed(rows)
+    if name == "vit":
+        return {"pixel_values": torch.randn(rows, 3, 32, 32)}
+    mask = torch.ones(rows, length, dtype=torch.long)
+    mask[-1, length - 2 :] = 0
+    return {"input_ids": torch.randint(3, 99, (rows, length)), "attention_mask": mask}
+
+
+def arrays(inputs):
+    return {name: value.numpy() for name, value in inputs.items()}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_equals_torch_at_another_size(name, tmp_path):
+    module = made(name)
+    model = ef.from_torch(module, batch(name, 2, 7))
+    other = batch(name, 3, 11)
+    with torch.no_grad():
+        wanted = module(**other)[0].numpy()
+    run = jax.jit(lambda m, i: ef.forward(m, **i))
+    out = run(model, arrays(other))
+    got = np.asarray(out.last_hidden_state if out.logits is None else out.logits)
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+    ef.save(model, tmp_path)
+    again = ef.load(tmp_path)
+    assert jax.tree.structure(again) == jax.tree.structure(model)
+    back, report = type(module).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    with torch.no_grad():
+        assert (back.eval()(**other)[0].numpy() == wanted).all()
+
+
+def test_a_type_with_a_family_is_the_same_model():
+    module = made("gpt2")
+    example = batch("gpt2", 2, 7)
+    model, native = ef.from_torch(module, example), ef.from_torch(module)
+    given = arrays(batch("gpt2", 3, 9))
+    loss = lambda m: ef.compute_loss(m, given)[0]
+    np.testing.assert_allclose(loss(model), loss(native), atol=1e-5)
+    ours, theirs = ef.to_state_dict(jax.grad(loss)(model)), ef.to_state_dict(jax.grad(loss)(native))
+    assert set(ours) == set(theirs)
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4)
+    prompt = {"attention_mask": np.array([[1] * 6, [0, 0, 1, 1, 1, 1]]), "max_new_tokens": 6}
+    ids = example["input_ids"][:, :6].numpy()
+    for more in ({}, {"do_sample": True, "key": jax.random.key(3)}):
+        one, two = (ef.generate(m, ids, **prompt, **more).sequences for m in (model, native))
+        assert (np.asarray(one) == np.asarray(two)).all()
+    assert ef.forward(model, ids).logits.shape == (2, 6, 99)  # a mask that is left out hides nothing
+
+
+def test_generating_is_refused_in_words():
+    model = ef.from_torch(made("bert"), batch("bert", 2, 7))
+    with pytest.raises(ValueError, match="is no causal language model"):
+        ef.init_cache(model, 1, 8)
+    fixed = ef.from_torch(made("gpt2"), batch("gpt2", 2, 7), dynamic=False)
+    with pytest.raises(ValueError, match="needs batch and length free"):
+        ef.init_cache(fixed, 1, 8)
