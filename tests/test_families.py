@@ -1,12 +1,15 @@
 """Every family against transformers: forward, decode, tokens, one gradient; and all transforms on it at once.
 
 What holds for a kind of layer is tested on one family that has it (`cases.KINDS`), every law on every family by
-`make test-all`. Here each family pays for four compiled programs.
+`make test-all`. Here each family pays for three compiled programs, and each kind of layer for the
+fourth: all transforms at once.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +17,7 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from cases import CASES, VOCAB, Case, names, positions, tokens
+from cases import CASES, VOCAB, Case, kinds, names, positions, tokens
 
 FAMILIES = names(variant=False)
 ANSWERS = {  # of transformers' output -> of ours
@@ -152,7 +155,9 @@ def test_gradient(name):
         np.testing.assert_allclose(np.asarray(ours[n]) / scale, theirs[n] / scale, atol=3e-4, err_msg=n)
 
 
-COMPOSED = [n for n in FAMILIES if CASES[n].task in TRAINS]
+# One family for each kind of layer; the others by `make test-all`.
+COMPOSED = [*kinds(), "gemma2", "cohere", "gpt_oss", "deepseek_v3", "qwen3_next", "falcon_h1", "lfm2", "mamba", "bloom"]
+OTHERS = [n for n in FAMILIES if CASES[n].task in TRAINS and n not in COMPOSED]
 
 
 @jax.jit
@@ -161,7 +166,9 @@ def step(base: Any, adapter: Any, batch: dict[str, Any]) -> Any:
     return jax.value_and_grad(lambda a: ef.compute_loss(ef.join_lora(base, a), batch)[0])(adapter)
 
 
-@pytest.mark.parametrize("name", COMPOSED, scope="module")
+@pytest.mark.parametrize(
+    "name", [*COMPOSED, *(pytest.param(n, marks=pytest.mark.every_family) for n in OTHERS)], scope="module"
+)
 def test_all_transforms_at_once(name):
     """Stacked, quantized, adapted and sharded: the loss is that of the dense, merged, listed model on one device."""
     case = CASES[name]
@@ -180,3 +187,13 @@ def test_all_transforms_at_once(name):
     want = jax.jit(lambda m, b: ef.compute_loss(ef.merge_lora(ef.dequantize(m)), b)[0])(model, batch)
     np.testing.assert_allclose(loss, want, rtol=5e-5)
     assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+
+
+def test_the_pages_name_every_family():
+    """docs/families.md and README.md are what `python benchmarks/families.py` writes."""
+    path = Path(__file__).parent.parent / "benchmarks/families.py"
+    spec = importlib.util.spec_from_file_location("families_page", path)
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run python benchmarks/families.py"
+    assert made.README.read_text(encoding="utf-8") == made.readme(), "run python benchmarks/families.py"

@@ -94,3 +94,40 @@ def test_generating_is_refused_in_words():
     fixed = ef.from_torch(made("gpt2"), batch("gpt2", 2, 7), dynamic=False)
     with pytest.raises(ValueError, match="needs batch and length free"):
         ef.init_cache(fixed, 1, 8)
+
+
+def test_load_via_torch(tmp_path):
+    """A type without a family: read by transformers, converted, saved, and loaded without torch."""
+    from transformers import CTRLConfig, CTRLLMHeadModel
+
+    torch.manual_seed(0)
+    config = CTRLConfig(vocab_size=99, n_embd=32, dff=64, n_layer=2, n_head=4, n_positions=64)
+    module = CTRLLMHeadModel(config).eval()
+    module.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ValueError, match=r"'ctrl'.*via='torch'"):
+        ef.load(tmp_path / "theirs")
+    model = ef.load(tmp_path / "theirs", via="torch", progress=False)
+    ids = np.random.RandomState(0).randint(3, 99, (3, 9))
+    mask = np.ones_like(ids)
+    with torch.no_grad():
+        want = module(torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.numpy()
+    np.testing.assert_allclose(ef.forward(model, ids, attention_mask=mask).logits, want, atol=1e-5)
+    ef.save(ef.merge_lora(ef.apply_lora(model, "all-linear", rank=2, key=jax.random.key(0))), tmp_path / "ours")
+    again = ef.load(tmp_path / "ours", progress=False)
+    np.testing.assert_allclose(ef.forward(again, ids, attention_mask=mask).logits, want, atol=1e-5)
+    back = CTRLLMHeadModel.from_pretrained(tmp_path / "ours")
+    assert all(a.equal(b) for a, b in zip(module.state_dict().values(), back.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"via": "jax"}, "via is 'torch' or None"),
+        ({"via": "torch", "mmap": True}, "takes no mmap"),
+        ({"via": "torch", "task": "summarization"}, "task is one of base, causal-lm"),
+    ],
+)
+def test_what_via_torch_refuses(options, message, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "ctrl"}')
+    with pytest.raises(ValueError, match=message):
+        ef.load(tmp_path, **options)

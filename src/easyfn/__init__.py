@@ -75,12 +75,13 @@ from .inspect.flops import flops as flops, flops_per_token as flops_per_token
 from .inspect.observe import observe as observe, second_moment as second_moment
 from .inspect.show import describe as describe, num_bytes as num_bytes, num_params as num_params, show as show
 from .io.adapters import load_adapters as load_adapters, save_adapters as save_adapters
+from .io.build import from_state_dict as from_state_dict
 from .io.checkpoint import LoadError as LoadError
 from .io.configs import abstract as abstract, read_config as read_config
 from .io.gguf.read import read_gguf as read_gguf
 from .io.gguf.save import save_gguf as save_gguf
 from .io.gguf.tokenizer import gguf_tokenizer as gguf_tokenizer, tokenizer_metadata as tokenizer_metadata
-from .io.load import from_state_dict as from_state_dict, load as load
+from .io.load import load as load
 from .io.peft.load import load_adapter as load_adapter, read_adapter_config as read_adapter_config
 from .io.peft.save import save_adapter as save_adapter
 from .io.plain import load_params as load_params

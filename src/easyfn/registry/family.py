@@ -143,7 +143,8 @@ def family_of(what: Any) -> Family:
         if what not in _families:
             known = families()
             raise ValueError(
-                f"unknown architecture {short(what)}. {near(what, known)} easyfn knows: {', '.join(sorted(known))}. "
+                f"unknown architecture {short(what)}. {near(what, known)} easyfn knows {len(known)}, see ef.families(). A type "
+                "that transformers has, but no family here: ef.load(path, via='torch'). "
                 f"Register your own with ef.family({short(what)}, config=..., model=...)."
             )
         return _families[what]

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ...registry.family import family_of
+from ..build import from_state_dict
 from ..configs import read_config
 from ..dtypes import to_numpy
-from ..load import from_state_dict
 from ..save import architecture_of, config_json
 from ..weights import entries
 
