@@ -1,6 +1,8 @@
 """A module of torch that easyfn has never seen, as a pytree: `ef.from_torch(module, example_inputs)`."""
 
+import copy
 import json
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -215,3 +217,10 @@ def test_a_damaged_program_is_refused_by_place(reader, tmp_path, damage):
     with pytest.raises(ef.BadProgram, match=r"easyfn_program\.json: ") as caught:
         ef.load(tmp_path)
     assert words in str(caught.value)
+
+
+def test_a_program_is_copied_and_pickled():
+    model = ef.from_torch(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh()), (torch.ones(3, 4),))
+    for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert jax.tree.structure(same) == jax.tree.structure(model) and hash(same.config) == hash(model.config)
+        assert np.array_equal(ef.forward(same, jnp.ones((2, 4))), ef.forward(model, jnp.ones((2, 4))))

@@ -92,7 +92,8 @@ def gemma4(c: Gemma4TextConfig) -> Decoder:
             dropout=c.attention_dropout or 0.0,
         )
         gated = GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_activation)
-        return SandwichBlock(attention, gated, *(norm(c.hidden_size) for _ in range(4)), declare(1))
+        first, second, third, fourth = (norm(c.hidden_size) for _ in range(4))
+        return SandwichBlock(attention, gated, first, second, third, fourth, declare(1))
 
     blocks = [block(i) for i in range(c.num_hidden_layers)]  # which fills the widths
     tables = {kind: c.rope_parameters[kind] for kind in sorted(set(kinds))}

@@ -215,7 +215,7 @@ def _graph(torch: Any, module: Any, program: Any, structure: Any, asked: list[st
     used = {s for _, i in inputs for s in i.shape if isinstance(s, str)}
     written = [spec.target for spec in users if spec.kind.name == "BUFFER_MUTATION"]
     name = type(module).__name__
-    info = {"torch": str(torch.__version__), "class": name, "mode": "eval", "task": task_named(name)}
+    info: dict[str, Any] = {"torch": str(torch.__version__), "class": name, "mode": "eval", "task": task_named(name)}
     if written:
         info["written"] = written  # what the module would have kept for its next call; a program keeps nothing
     graph = Graph(
@@ -272,9 +272,9 @@ class _Builder:
         name = operator_name(self.torch, node.target)
         if name in ("higher_order.wrap_with_set_grad_enabled", "higher_order.wrap_with_autocast"):
             skip = 1 if name.endswith("enabled") else 4
-            inner, *args = [self.value(a) for a in node.args[skip:]]
+            inner, *passed = [self.value(a) for a in node.args[skip:]]
             places = [n for n in inner.graph.nodes if n.op == "placeholder"]
-            self.values.update(zip(places, args, strict=True))
+            self.values.update(zip(places, passed, strict=True))
             return self.walk(inner)
         if name == "sym.getitem" and isinstance(self.value(node.args[0]), list):
             return self.value(node.args[0])[node.args[1]]

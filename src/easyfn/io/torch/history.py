@@ -64,7 +64,7 @@ def run_with_history(model: Program, given: dict[str, Any], cache: Cache) -> Out
     positions, however it counts them, are the tokens'. The whole length runs each time.
     """
     ids = jnp.asarray(given.pop("input_ids")).astype(jnp.int32)
-    context, held = make_context(ids.shape, cache=cache, **given)
+    context, held = make_context((ids.shape[0], ids.shape[1]), cache=cache, **given)
     assert held is not None
     tokens = write(cache.layers.tokens, ids, cache.length, axis=1)
     seen = held.segment_ids > 0
@@ -76,7 +76,7 @@ def run_with_history(model: Program, given: dict[str, Any], cache: Cache) -> Out
     if "position_ids" in names:
         moved["position_ids"] = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
     out = run(model, moved)
-    logits = out.logits if isinstance(out, Output) else out["logits"]
+    logits: Any = out.logits if isinstance(out, Output) else out["logits"]
     place = jnp.maximum(jnp.cumsum(seen, axis=1) - 1, 0)
     slots = jnp.broadcast_to(context.slots.reshape(-1, ids.shape[1]), ids.shape)
     new = jnp.take_along_axis(place, slots, axis=1)

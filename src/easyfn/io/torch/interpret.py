@@ -38,7 +38,9 @@ class ProgramConfig:
         return self.extra.get("model_type", NO_FAMILY)
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_") and name != "extra" and name in self.extra:
+        if name.startswith("_") or name in ("extra", "graph"):  # asked while it is being copied, before it has fields
+            raise AttributeError(name)
+        if name in self.extra:
             return self.extra[name]
         raise AttributeError(f"the config of a {self.graph.info.get('class')} has no {name!r}")
 
@@ -73,6 +75,9 @@ class Part:
     """
 
     __slots__ = ("_facts", "_names", "_values")
+    _names: tuple[str, ...]
+    _values: tuple[Any, ...]
+    _facts: tuple[Slot | None, ...]
 
     def __init__(self, names: tuple[str, ...], values: tuple[Any, ...], facts: tuple[Slot | None, ...]) -> None:
         for name, value in zip(("_names", "_values", "_facts"), (names, values, facts), strict=True):
@@ -118,6 +123,10 @@ class Program:
     """
 
     __slots__ = ("_facts", "_names", "_values", "config")
+    _names: tuple[str, ...]
+    _values: tuple[Any, ...]
+    _facts: tuple[Slot | None, ...]
+    config: ProgramConfig
 
     def __init__(
         self, names: tuple[str, ...], values: tuple[Any, ...], facts: tuple[Slot | None, ...], config: ProgramConfig

@@ -52,7 +52,7 @@ def prepared(module: Any, fixed: dict[str, Any]) -> Iterator[None]:
         any_name = any(p.kind is p.VAR_KEYWORD for p in names.values())
         if "use_cache" in names:
             fixed.setdefault("use_cache", False)
-        elif any_name and getattr(config, "use_cache", None):
+        elif any_name and config is not None and getattr(config, "use_cache", None):
             settings.append((config, "use_cache", config.use_cache))
             config.use_cache = False
         if "return_dict" in names or any_name:

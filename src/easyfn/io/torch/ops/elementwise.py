@@ -12,6 +12,7 @@ from jax.scipy import special
 from .table import default_of, floating, kind, promoted, together, torch_op
 
 op = torch_op.register
+_function: Any
 
 for _name, _function in {
     "exp": jnp.exp,

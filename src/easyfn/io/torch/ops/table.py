@@ -123,7 +123,7 @@ def promoted(*values: Any) -> np.dtype[Any]:
             continue
         if result is None or (kind(dtype) > kind(result)):
             wide = result is not None and kind(dtype) == 3 and kind(result) == 2
-            result = np.dtype(jnp.promote_types(result, jnp.complex64)) if wide else dtype
+            result = np.dtype(jnp.promote_types(result, jnp.complex64)) if wide and result is not None else dtype
     return default_of(2) if result is None else result
 
 
