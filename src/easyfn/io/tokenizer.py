@@ -19,10 +19,11 @@ def tokenizer(path: Any, **options: Any) -> Any:
     a folder without a `tokenizer.json`, and [`easyfn.LoadError`][] for one that the library does not read.
 
     ```python
-    import easyfn as ef
-    tokenizer = ef.tokenizer("examples/tiny")
-    ids = tokenizer.encode("def main():").ids
-    assert tokenizer.decode(ids) == "def main():"
+    import pathlib, tempfile, easyfn as ef
+    from tokenizers import Tokenizer, models
+    with tempfile.TemporaryDirectory() as folder:
+        Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b")).save(str(pathlib.Path(folder, "tokenizer.json")))
+        assert ef.tokenizer(folder).encode("a").ids == [0]
     ```
     """
     try:
