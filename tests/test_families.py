@@ -32,22 +32,24 @@ def given(case: Case, pad: bool = True) -> tuple[dict[str, Any], np.ndarray | No
         inputs = case.inputs()
         return inputs, inputs.get("attention_mask")
     ids, mask = tokens(pad=pad)
-    if (
-        not case.causal and not case.encoder_decoder
-    ):  # answers are read from the first place, which padding must not take
+    if not case.causal:  # encoders count places, and read answers from the first: padding must not take it
         ids[0], mask[0] = np.roll(ids[0], -3), np.roll(mask[0], -3) if pad else mask[0]
     inputs = {"input_ids": ids, "attention_mask": mask}
+    if case.task == "multiple-choice":
+        inputs = {k: np.stack([v, v[::-1]], axis=1) for k, v in inputs.items()}
+        mask = inputs["attention_mask"].reshape(-1, ids.shape[1])
     if case.encoder_decoder:
         inputs["decoder_input_ids"] = ids[:, :5]
     return inputs, mask
 
 
 def torch_inputs(module: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The same for transformers, which must be told the positions of padded rows."""
+    """The same for transformers, which must be told the positions of rows padded on the left."""
     import torch
 
     takes = inspect.signature(module.forward).parameters
-    if "position_ids" in takes and "input_ids" in inputs and "position_ids" not in inputs:
+    padded = "input_ids" in inputs and not np.all(inputs["attention_mask"][..., 0])
+    if "position_ids" in takes and padded and "position_ids" not in inputs:
         inputs = {**inputs, "position_ids": positions(inputs["attention_mask"])}
     return {k: torch.tensor(np.asarray(v)) for k, v in inputs.items() if k in takes or k == "labels"}
 
@@ -101,13 +103,17 @@ def test_greedy_decoding(name):
     mask = np.ones_like(ids)
     mask[1, :2] = mask[2, :4] = 0
     ids = np.where(mask > 0, ids, 0)
+    if case.encoder_decoder:  # encoders count places
+        ids, mask = ids[:, ::-1].copy(), mask[:, ::-1].copy()
     options = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
     options |= {"repetition_penalty": 1.3, "output_logits": True, "return_dict_in_generate": True}  # no token for ever
     with torch.no_grad():  # without its cache: an encoder-decoder's fails where the decoder is deeper than the encoder
         theirs = case.torch().generate(
             torch.tensor(ids), attention_mask=torch.tensor(mask), use_cache=not case.encoder_decoder, **options
         )
-    ours = ef.generate(case.model(), ids, attention_mask=mask, **options)
+    # Of an encoder-decoder, the settings of its generation too: which tokens are forced.
+    model = ef.from_torch(case.torch()) if case.encoder_decoder else case.model()
+    ours = ef.generate(model, ids, attention_mask=mask, **options)
     np.testing.assert_array_equal(np.asarray(ours.sequences), theirs.sequences.numpy())
     for got, want in zip(ours.logits, theirs.logits, strict=True):
         np.testing.assert_allclose(got, want.numpy(), atol=1e-4, rtol=1e-4)
@@ -139,11 +145,11 @@ def test_gradient(name):
 
     loss, grads = loss_and_gradient(case.model(), {**inputs, "labels": labels})
     np.testing.assert_allclose(loss, want.item(), rtol=1e-4)
-    ours = ef.to_state_dict(jax.tree.map(lambda g: g if g.dtype != jax.dtypes.float0 else np.zeros(g.shape), grads))
+    trained = lambda g, t: g if t and g.dtype != jax.dtypes.float0 else np.zeros(g.shape)  # buffers are not
+    ours = ef.to_state_dict(jax.tree.map(trained, grads, ef.trainable(case.model())))
     theirs = {n: p.grad.numpy() for n, p in module.named_parameters() if p.grad is not None}
-    for (
-        parameter
-    ) in module.parameters():  # and under the names of files: what renames and stacks them does so to gradients
+    # And under the names of files: what renames and stacks weights does so to gradients.
+    for parameter in module.parameters():
         parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     for buffer in module.buffers():  # which have none
         buffer.zero_()

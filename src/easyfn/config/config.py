@@ -71,6 +71,8 @@ def read(cls: type, data: Mapping[str, Any], ignore: frozenset[str] = frozenset(
     by the class in `ignored`), or `null`; otherwise [`easyfn.UnknownConfigKey`][] names it. Values must be of the type that
     the field is annotated with; a required field that is missing, or a value of another type, is a `ValueError`.
 
+    A class lists in `unsaid` the fields that transformers' config does not have: `write` leaves out their defaults.
+
     If the class has a static method `normalize(data) -> data` it sees the JSON first: there older spellings become today's.
     Rotary settings (`rope_theta`, `rope_scaling`) and labels (`id2label`) need none: they are understood wherever the class
     has the fields `rope_parameters` and `num_labels`. What the field's default says of `rope_theta` and
@@ -163,8 +165,11 @@ def _refuse_unknown(cls: type, rest: Mapping[str, Any], ignore: frozenset[str], 
 def write(config: Any) -> dict[str, Any]:
     """The JSON of a config: its fields and what it carries in `extra`, with its `model_type` if it knows it."""
     data: dict[str, Any] = thaw(getattr(config, "extra", Frozen()))
+    unsaid = getattr(type(config), "unsaid", ())  # what the reference has no place for: said where it says anything
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if field.name in unsaid and value == field.default:
+            continue
         # What is None by default is left out: transformers takes a key that is null for said, not for its default.
         if field.name not in ("extra", "generation") and not (value is None and field.default is None):
             data[field.name] = write(value) if dataclasses.is_dataclass(value) else thaw(value)

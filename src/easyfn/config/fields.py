@@ -4,6 +4,10 @@ A group is a dataclass without methods that a config takes its fields from, as d
 it says again, and its own fields it adds.
 
 ```python
+from dataclasses import dataclass
+from typing import ClassVar
+from easyfn.config.fields import LlamaFields, Size
+
 @dataclass(frozen=True, kw_only=True)
 class Qwen2Config(LlamaFields):
     model_type: ClassVar[str] = "qwen2"

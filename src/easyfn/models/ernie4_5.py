@@ -16,6 +16,7 @@ class Ernie4_5Config(LlamaFields):
     """The keys of an ERNIE 4.5 `config.json`."""
 
     model_type: ClassVar[str] = "ernie4_5"
+    unsaid: ClassVar[tuple[str, ...]] = ("attention_dropout",)
     num_key_value_heads: Size | None = 2
     head_dim: Size | None = 128
     max_position_embeddings: Size = 131072

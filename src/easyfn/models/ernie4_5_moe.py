@@ -21,6 +21,7 @@ class Ernie4_5_MoeConfig(LlamaFields):
     """
 
     model_type: ClassVar[str] = "ernie4_5_moe"
+    unsaid: ClassVar[tuple[str, ...]] = ("attention_dropout",)
     num_experts = alias("moe_num_experts")
     num_experts_per_tok = alias("moe_k")
     num_key_value_heads: Size | None = 4

@@ -17,6 +17,7 @@ class ExaoneMoeConfig(GroupedFields):
     """The keys of a K-EXAONE `config.json`. Without `layer_types`, every `sliding_window_pattern`-th layer is global."""
 
     model_type: ClassVar[str] = "exaone_moe"
+    unsaid: ClassVar[tuple[str, ...]] = ("attention_bias",)
     num_experts = alias("n_routed_experts")
     num_shared_experts = alias("n_shared_experts")
     num_key_value_heads: Size | None = 32

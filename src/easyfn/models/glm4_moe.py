@@ -32,7 +32,7 @@ def glm4_moe(c: Glm4MoeConfig) -> Decoder:
     qk_norm = RMSNorm(head_dim(c), c.rms_norm_eps) if c.use_qk_norm else None
     return decoder(
         c,
-        lambda i: Block(attention(c, qkv_bias=c.attention_bias, qk_norm=qk_norm), grouped(c, i), norm(c), norm(c)),
+        lambda i: Block(attention(c, out_bias=False, qk_norm=qk_norm), grouped(c, i), norm(c), norm(c)),
         partial=True,
     )
 

@@ -23,6 +23,7 @@ class Glm4MoeLiteConfig(LatentFields, GroupedFields):
     """The keys of a GLM-4.7-Flash `config.json`. Without `mlp_layer_types`, the first layer is dense."""
 
     model_type: ClassVar[str] = "glm4_moe_lite"
+    unsaid: ClassVar[tuple[str, ...]] = ("first_k_dense_replace",)
     num_key_value_heads: Size | None = 20
     max_position_embeddings: Size = 202752
     rms_norm_eps: float = 1e-5

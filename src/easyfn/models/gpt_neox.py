@@ -67,6 +67,7 @@ NAMES = decoder_names(
         "layers.{i}.mlp.down_proj": "layers.{i}.mlp.dense_4h_to_h",
         "norm": "final_layer_norm",
     },
+    lm_head="embed_out",
 )
 
 decoder_family(
@@ -77,5 +78,5 @@ decoder_family(
     prefix="gpt_neox",
     ignore=("classifier_dropout",),
     ignore_tensors=(r"attention\.(bias|masked_bias)$", r"rotary_emb\.inv_freq$"),
-    aliases={"lm_head.weight": ("embed_out.weight",)},
+    aliases={"embed_out.weight": ("lm_head.weight",)},
 )

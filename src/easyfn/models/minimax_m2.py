@@ -31,6 +31,7 @@ class MiniMaxM2Config(LlamaFields):
     # What the released files say beside, of one value each, and of layers that predict further tokens.
     ignored: ClassVar[tuple[str, ...]] = (
         *(
+            "rotary_dim",
             "scoring_func",
             "use_routing_bias",
             "use_qk_norm",
@@ -51,9 +52,8 @@ class MiniMaxM2Config(LlamaFields):
         only(data, "shared_intermediate_size", 0)
         for beta in ("layernorm_mlp_beta", "layernorm_full_attention_beta", "layernorm_linear_attention_beta"):
             only(data, beta, 1.0)
-        data = dict(data)
-        if (width := data.pop("rotary_dim", None)) is not None:
-            data.setdefault("partial_rotary_factor", width / (data.get("head_dim") or 128))
+        if (width := data.get("rotary_dim")) is not None:
+            data = {"partial_rotary_factor": width / (data.get("head_dim") or 128), **data}
         return data
 
 

@@ -52,6 +52,11 @@ class Mistral4Config(LatentFields, GroupedFields):
                 data[key] = {k: v for k, v in data[key].items() if k != "max_position_embeddings"}
         return data
 
+    @staticmethod
+    def denormalize(data: dict[str, Any]) -> dict[str, Any]:
+        copied = {"max_position_embeddings": data["max_position_embeddings"]}
+        return {**data, "rope_parameters": {**data["rope_parameters"], **copied}}
+
 
 def mistral4(c: Mistral4Config) -> Decoder:
     """The decoder: pre-norm blocks of latent attention and, after the first layers, of experts and a shared one."""

@@ -15,6 +15,7 @@ class MPNetConfig(EncoderFields):
     """The keys of an MPNet `config.json`."""
 
     model_type: ClassVar[str] = "mpnet"
+    unsaid: ClassVar[tuple[str, ...]] = ("type_vocab_size",)
     vocab_size: int = 30527
     type_vocab_size: int = 0
     relative_attention_num_buckets: int = 32

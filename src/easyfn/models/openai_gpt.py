@@ -16,6 +16,7 @@ class OpenAIGPTConfig(GPTFields):
     """The keys of a GPT `config.json`. Its `afn` of `gelu` is the tanh approximation."""
 
     model_type: ClassVar[str] = "openai-gpt"
+    unsaid: ClassVar[tuple[str, ...]] = ("activation_function",)
     afn: str = "gelu"
     resid_pdrop: float | int = 0.1
     embd_pdrop: float | int = 0.1

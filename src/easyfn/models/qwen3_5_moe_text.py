@@ -17,6 +17,7 @@ class Qwen3_5MoeTextConfig:
     """The keys of the text part of a Qwen3.5-MoE `config.json`."""
 
     model_type: ClassVar[str] = "qwen3_5_moe_text"
+    unsaid: ClassVar[tuple[str, ...]] = ("full_attention_interval",)
     vocab_size: int = 248320
     hidden_size: int = 2048
     num_hidden_layers: int = 40

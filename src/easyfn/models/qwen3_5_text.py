@@ -17,6 +17,7 @@ class Qwen3_5TextConfig:
     """The keys of the text part of a Qwen3.5 `config.json`. Its rotary positions have three axes for images, alike for text."""
 
     model_type: ClassVar[str] = "qwen3_5_text"
+    unsaid: ClassVar[tuple[str, ...]] = ("full_attention_interval",)
     vocab_size: int = 248320
     hidden_size: int = 4096
     intermediate_size: int = 12288

@@ -18,6 +18,7 @@ class Qwen3NextConfig:
     """The keys of a Qwen3-Next `config.json`. `layer_types`, or else `full_attention_interval`, says which layers attend."""
 
     model_type: ClassVar[str] = "qwen3_next"
+    unsaid: ClassVar[tuple[str, ...]] = ("full_attention_interval",)
     vocab_size: int = 151936
     hidden_size: int = 2048
     intermediate_size: int = 5632
