@@ -200,9 +200,7 @@ def test_gpt2_without_its_prefix(folders, tmp_path):
 
 def test_experts_in_one_tensor(folders):
     """A bare `state_dict()` of transformers holds the experts joined; its files hold them one by one."""
-    from easyfn.io.torch.modules import _numpy
-
-    state = {k: _numpy(v) for k, v in CASES["mixtral"].torch().state_dict().items()}
+    state = {k: v.numpy() for k, v in CASES["mixtral"].torch().state_dict().items()}
     assert "model.layers.0.mlp.experts.gate_up_proj" in state
     model = ef.load(folders("mixtral"))
     assert_same(ef.from_state_dict(model.config, state), model)

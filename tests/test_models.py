@@ -189,6 +189,8 @@ def test_every_key_of_the_config_is_accounted_for(name, tmp_path):
     again = write(config)
     for key, value in saved.items():
         if not key.startswith("_") and key != "dtype":  # `save` says it from the tensors
+            if isinstance(value, dict) and "model_type" in value:  # a config inside: its own marks aside
+                value = {k: v for k, v in value.items() if k in again[key] or v not in (None, "")}
             assert value is None or again[key] == value, key
     assert read(known.config, again, known.ignore) == config
     extra = {"extra": ef.Frozen()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -172,11 +173,20 @@ def write(config: Any) -> dict[str, Any]:
             continue
         # What is None by default is left out: transformers takes a key that is null for said, not for its default.
         if field.name not in ("extra", "generation") and not (value is None and field.default is None):
-            data[field.name] = write(value) if dataclasses.is_dataclass(value) else thaw(value)
+            data[field.name] = write(value) if dataclasses.is_dataclass(value) else _finite(thaw(value))
     if hasattr(config, "model_type"):
         data["model_type"] = config.model_type
     denormalize = getattr(type(config), "denormalize", None)
     return data if denormalize is None else denormalize(data)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: transformers writes `{"__float__": "Infinity"}`."""
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and math.isinf(value):
+        return {"__float__": "Infinity" if value > 0 else "-Infinity"}
+    return value
 
 
 def ignored(config: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ class BartConfig(CommonFields):
     """The keys of a BART `config.json`."""
 
     model_type: ClassVar[str] = "bart"
+    num_labels: Size = 3
     vocab_size: Size = 50265
     max_position_embeddings: Size = 1024
     d_model: Size = 1024

@@ -49,6 +49,10 @@ class Cohere2MoeConfig(LlamaFields):
         only(data, "expert_selection_fn", "softmax", "sigmoid")
         return data
 
+    @staticmethod
+    def denormalize(data: dict[str, Any]) -> dict[str, Any]:
+        return {**data, "rope_theta": data["rope_parameters"]["rope_theta"]}  # transformers' config says it twice
+
 
 def cohere2_moe(c: Cohere2MoeConfig) -> Decoder:
     """The decoder: attention and experts of one normed input, added together."""

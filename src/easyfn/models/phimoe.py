@@ -43,6 +43,12 @@ class PhimoeConfig(LlamaFields):
         only(data, "num_experts_per_tok", 2)  # as transformers routes, whatever is said
         return data
 
+    @staticmethod
+    def denormalize(data: dict[str, Any]) -> dict[str, Any]:
+        if (trained := data["rope_parameters"].get("original_max_position_embeddings")) is not None:
+            data["original_max_position_embeddings"] = trained
+        return data
+
 
 class SparseMixer(eqx.Module):
     """The router of Liu et al. 2024 (arXiv 2409.12136): the best expert, weighed among those that are nearly as good, and

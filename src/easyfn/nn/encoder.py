@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.stack import unstack
 from ..core.tree import layers_in
 from .activation import activation
 from .attention.attention import attend, merge_heads, split_heads
@@ -194,9 +195,12 @@ class SharedLayers(eqx.Module):
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict[str, Any]]:
         trace: dict[str, Any] = {}
-        done = 0
+        done, group = (
+            0,
+            unstack(self.group),
+        )  # layers come more than once: a scan over the groups would be another model
         for n in range(self.depth):
-            layers = self.group[int(n / (self.depth / len(self.group)))].layer
+            layers = group[int(n / (self.depth / len(group)))].layer
             x, _, one = fold(layers, x, context, None, done)
             trace = {name: trace.get(name, ()) + values for name, values in one.items()}
             done += sum(layers_in(layer) for layer in layers)
