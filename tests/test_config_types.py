@@ -214,9 +214,7 @@ def differences(cls: type, theirs: Any) -> dict[str, Any]:
         mine = field.default
         if field.name in ("extra", "generation") or mine in (dataclasses.MISSING, None, "auto", -1):
             continue
-        plain = (
-            theirs if isinstance(theirs, dict) else theirs.to_dict()
-        )  # as an attribute, what differs between layers is an error
+        plain = theirs if isinstance(theirs, dict) else theirs.to_dict()  # attributes that differ by layer raise
         if (their := plain[field.name] if field.name in plain else getattr(theirs, field.name, None)) is None:
             continue
         if field.name == "sliding_window" and getattr(theirs, "use_sliding_window", True) is False:
