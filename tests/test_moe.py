@@ -94,6 +94,7 @@ def test_jitter_only_with_a_key(key):
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
+        num_key_value_heads=2,
         num_local_experts=2,
         router_jitter_noise=0.5,
     )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from ..core.slots import find_slots
 from ..core.trainable import trainable
 from ..core.tree import children, is_leaf, join, leaves, nodes
 from ..core.verb import verb
@@ -223,8 +224,8 @@ def _changing(model: Any) -> set[str]:
 def num_params(model: Any, *, trainable_only: bool = False) -> int:
     """The entries of the dense weights that a model stands for: `quantize` changes nothing, a tied head counts once.
 
-    Adapters are not counted, since they merge into their weights. `trainable_only` counts instead the entries of the
-    arrays that a training step changes (so with a LoRA: the adapters).
+    Adapters are not counted, since they merge into their weights; nor are buffers, as in torch. `trainable_only` counts
+    instead the entries of the arrays that a training step changes (so with a LoRA: the adapters).
 
     ```python
     import jax, easyfn as ef
@@ -237,7 +238,9 @@ def num_params(model: Any, *, trainable_only: bool = False) -> int:
     if trainable_only:
         chosen = _changing(model)
         return sum(leaf.size for path, leaf in leaves(model).items() if path in chosen)
-    return sum(math.prod(shape_of(node)) for _, node in weights(model) if is_leaf(node) or shape_of.knows(type(node)))
+    buffers = {found.path for found in find_slots(model, ("buffer",))}
+    counted = (node for path, node in weights(model) if path not in buffers)
+    return sum(math.prod(shape_of(node)) for node in counted if is_leaf(node) or shape_of.knows(type(node)))
 
 
 def num_bytes(model: Any) -> int:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ...inputs.context import advance, make_context
+from ...nn.cache.axes import cache_axes
 from ...nn.cache.cache import Cache, layer_cache, rewindable, write
 from ...nn.heads import max_positions
 from ...nn.output import Output
@@ -24,6 +25,11 @@ class History(eqx.Module):
 @rewindable.register(History)
 def _(cache: History) -> bool:
     return True
+
+
+@cache_axes.register(History)
+def _(cache: History) -> tuple[str, ...]:
+    return ("batch slots",)
 
 
 @layer_cache.register(Program)
