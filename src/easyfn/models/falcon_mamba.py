@@ -2,62 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..core.frozen import Frozen
 from ..names.rules import rename
-from ..nn import CausalLM, MambaMixer, MixerModel, RMSNorm
+from ..nn import CausalLM, MixerModel, RMSNorm
 from ..registry.family import family
+from .mamba import IGNORED, MambaConfig, mamba
 
 
 @dataclass(frozen=True)
-class FalconMambaConfig:
-    """The keys of a Falcon-Mamba `config.json`. A file's `intermediate_size` wins over `expand`, as in transformers."""
+class FalconMambaConfig(MambaConfig):
+    """The keys of a Falcon-Mamba `config.json`: Mamba's, and the epsilon of its norms."""
 
     model_type: ClassVar[str] = "falcon_mamba"
-    vocab_size: int = 50280
-    hidden_size: int = 768
-    state_size: int = 16
-    num_hidden_layers: int = 32
-    expand: int = 2
-    intermediate_size: int | None = None
-    conv_kernel: int = 4
-    use_bias: bool = False
-    use_conv_bias: bool = True
-    hidden_act: str = "silu"
-    layer_norm_epsilon: float = 1e-5
     mixer_rms_eps: float = 1e-6
-    residual_in_fp32: bool = True
-    time_step_rank: str | int = "auto"
-    time_step_min: float = 0.001
-    time_step_max: float = 0.1
-    time_step_floor: float = 1e-4
-    initializer_range: float = 0.1
-    tie_word_embeddings: bool = True
-    extra: Frozen = Frozen()
-    generation: Frozen = Frozen()
 
 
 def falcon_mamba(config: FalconMambaConfig) -> MixerModel:
     """The model: a selective scan in every layer, its time step, B and C normalised."""
-    c = config
-    inner = c.intermediate_size or int(c.expand * c.hidden_size)
-    norms = (RMSNorm(1, c.mixer_rms_eps, affine=False),) * 3
-    mixer = lambda: MambaMixer(
-        c.hidden_size,
-        inner=inner,
-        state=c.state_size,
-        rank=math.ceil(c.hidden_size / 16) if c.time_step_rank == "auto" else int(c.time_step_rank),
-        kernel=c.conv_kernel,
-        bias=c.use_bias,
-        conv_bias=c.use_conv_bias,
-        act=c.hidden_act,
-        steps=(c.time_step_min, c.time_step_max, c.time_step_floor),
-        norms=norms,
-    )
-    return MixerModel(c, mixer)
+    return mamba(config, norms=(RMSNorm(1, config.mixer_rms_eps, affine=False),) * 3)
 
 
 family(
@@ -66,20 +30,6 @@ family(
     tasks={"causal-lm": lambda c: CausalLM(falcon_mamba(c), tied=c.tie_word_embeddings), "base": falcon_mamba},
     architectures={"FalconMambaForCausalLM": "causal-lm", "FalconMambaModel": "base"},
     names=(rename("model.{rest}", "backbone.{rest}"),),
-    ignore=[
-        "time_step_scale",
-        "time_step_init_scheme",
-        "rescale_prenorm_residual",
-        "use_mambapy",
-        "use_falcon_mambapy",
-        "use_associative_scan",
-        "d_inner",
-        "d_model",
-        "n_layer",
-        "rms_norm",
-        "fused_add_norm",
-        "pad_vocab_size_multiple",
-        "ssm_cfg",
-    ],
+    ignore=IGNORED,
     prefix="backbone",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..core.frozen import Frozen
 from ..names.rules import rename
@@ -39,8 +39,8 @@ class MambaConfig:
     generation: Frozen = Frozen()
 
 
-def mamba(config: MambaConfig) -> MixerModel:
-    """The model: a selective scan in every layer."""
+def mamba(config: MambaConfig, **own: Any) -> MixerModel:
+    """The model: a selective scan in every layer; `own` are further arguments of `nn.MambaMixer`."""
     c = config
     inner = c.intermediate_size or int(c.expand * c.hidden_size)
     mixer = lambda: MambaMixer(
@@ -53,9 +53,27 @@ def mamba(config: MambaConfig) -> MixerModel:
         conv_bias=c.use_conv_bias,
         act=c.hidden_act,
         steps=(c.time_step_min, c.time_step_max, c.time_step_floor),
+        **own,
     )
     return MixerModel(c, mixer)
 
+
+# Of the initialization, of kernels, and the names of the authors' own files.
+IGNORED = (
+    "time_step_scale",
+    "time_step_init_scheme",
+    "rescale_prenorm_residual",
+    "use_mambapy",
+    "use_falcon_mambapy",
+    "use_associative_scan",
+    "d_inner",
+    "d_model",
+    "n_layer",
+    "rms_norm",
+    "fused_add_norm",
+    "pad_vocab_size_multiple",
+    "ssm_cfg",
+)
 
 family(
     "mamba",
@@ -64,20 +82,6 @@ family(
     architectures={"MambaForCausalLM": "causal-lm", "MambaModel": "base"},
     names=(rename("model.{rest}", "backbone.{rest}"),),
     aliases={"backbone.embeddings.weight": ("backbone.embedding.weight",)},  # the authors' own files
-    ignore=[
-        "time_step_scale",
-        "time_step_init_scheme",
-        "rescale_prenorm_residual",
-        "use_mambapy",
-        "use_falcon_mambapy",
-        "use_associative_scan",
-        "d_inner",
-        "d_model",
-        "n_layer",
-        "rms_norm",
-        "fused_add_norm",
-        "pad_vocab_size_multiple",
-        "ssm_cfg",
-    ],
+    ignore=IGNORED,
     prefix="backbone",
 )
