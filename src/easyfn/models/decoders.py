@@ -183,21 +183,26 @@ def _object(value: Any, name: str) -> Mapping[str, Any]:
     return check(name, value, Mapping | None, "config.json") or {}
 
 
+def check_layer_types(config: Any, layer_types: Sequence[str], kinds: Sequence[str]) -> None:
+    """Raises `ValueError` unless every layer of the config has a kind, and each is one of `kinds`."""
+    if len(layer_types) != config.num_hidden_layers:
+        raise ValueError(
+            f"{config.model_type}: layer_types names {len(layer_types)} layers and num_hidden_layers is "
+            f"{config.num_hidden_layers}; change both together, or set layer_types to None to derive it"
+        )
+    for kind in layer_types:
+        if kind not in kinds:
+            raise ValueError(f"{config.model_type}: layer_types holds {kind!r}; this family has {' and '.join(kinds)}")
+
+
 def layer_windows(config: Any, layer_types: Sequence[str], window: int | None) -> tuple[int | None, ...]:
     """The attention window of every layer, `None` where it sees everything before it.
 
     Raises `ValueError` unless every layer has a kind, `full_attention` or `sliding_attention`, and those that slide
     a window.
     """
-    if len(layer_types) != config.num_hidden_layers:
-        raise ValueError(
-            f"{config.model_type}: layer_types names {len(layer_types)} layers and num_hidden_layers is "
-            f"{config.num_hidden_layers}; change both together, or set layer_types to None to derive it"
-        )
     kinds = {"full_attention": None, "sliding_attention": window}
-    for kind in layer_types:
-        if kind not in kinds:
-            raise ValueError(f"{config.model_type}: layer_types holds {kind!r}; this family has {' and '.join(kinds)}")
+    check_layer_types(config, layer_types, tuple(kinds))
     if window is None and "sliding_attention" in layer_types:
         raise ValueError(f"{config.model_type}: layer_types holds 'sliding_attention', but there is no sliding_window")
     return tuple(kinds[kind] for kind in layer_types)

@@ -22,6 +22,7 @@ from ..nn import (
     ShortConv,
     SparseMoE,
 )
+from .decoders import check_layer_types
 from .mixtures import per_expert
 
 
@@ -36,15 +37,7 @@ def kinds_of_layers(config: Any, kinds: Sequence[str], derived: Callable[[int], 
     Raises `ValueError` for another number of layers, and for a kind that is none of `kinds`.
     """
     found = config.layer_types or tuple(derived(i) for i in range(config.num_hidden_layers))
-    if len(found) != config.num_hidden_layers:
-        raise ValueError(
-            f"{config.model_type}: layer_types names {len(found)} layers and num_hidden_layers is "
-            f"{config.num_hidden_layers}; change both together, or set layer_types to None to derive it"
-        )
-    if unknown := sorted(set(found) - set(kinds)):
-        raise ValueError(
-            f"{config.model_type}: layer_types holds {unknown[0]!r}; this family has {' and '.join(kinds)}"
-        )
+    check_layer_types(config, found, kinds)
     return tuple(found)
 
 
