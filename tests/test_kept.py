@@ -113,7 +113,7 @@ def test_threads_that_save_to_one_new_place_all_succeed(tmp_path):
 
 def test_a_load_during_saves_is_one_model(tmp_path):
     """The folder is exchanged after the headers are read, and after the config is: never a mixture."""
-    from easyfn.io import load
+    from easyfn.io import build, load
 
     small = dataclasses.replace(CONFIG, num_hidden_layers=1)
     ef.save(model(1.0), tmp_path / "m")
@@ -127,14 +127,14 @@ def test_a_load_during_saves_is_one_model(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "open_checkpoint", between)
         assert value_of(ef.load(tmp_path / "m")) == 3.0
-    real = load.assemble
+    real = build.assemble
 
     def late(*args, **kwargs):
         ef.save(model(4.0), tmp_path / "m")
         return real(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "assemble", late)
+        patch.setattr(build, "assemble", late)
         assert value_of(ef.load(tmp_path / "m")) == 3.0  # the one that was opened
     assert value_of(ef.load(tmp_path / "m")) == 4.0
 

@@ -9,6 +9,7 @@ import torch
 
 import easyfn as ef
 from cases import CASES, tokens
+from easyfn.core.tree import expand
 from test_peft import ours
 
 peft = pytest.importorskip("peft")
@@ -179,7 +180,7 @@ def test_observe_counts_what_comes_in(name):
     model = case.model()
     seen, run = ef.observe(model, [batch, batch]), ef.observe(ef.stack(model), [batch, batch])
     for path, found in run.items():
-        for i, single in enumerate(ef._tree.expand(path)):
+        for i, single in enumerate(expand(path)):
             np.testing.assert_allclose(found["square"][i], seen[single]["square"], rtol=1e-3, atol=1e-3)
     counts = {float(v["count"].sum()) for v in seen.values()}
     assert 2.0 * mask.sum() in counts

@@ -134,7 +134,7 @@ def _normalized(cls: type, data: dict[str, Any], where: str) -> dict[str, Any]:
 
 def common(data: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
     """The JSON with the keys that all checkpoints have in common checked."""
-    found = dict(data)
+    found = {k: numbers(v) for k, v in data.items()}
     for key, hint in TYPES.items():
         if key in found:
             check(key, found[key], hint, where)
@@ -186,6 +186,15 @@ def _finite(value: Any) -> Any:
         return [_finite(v) for v in value]
     if isinstance(value, float) and math.isinf(value):
         return {"__float__": "Infinity" if value > 0 else "-Infinity"}
+    return value
+
+
+def numbers(value: Any) -> Any:
+    """The inverse of what `write` makes of infinity: `{"__float__": "Infinity"}` is a number again."""
+    if isinstance(value, list | tuple):
+        return type(value)(numbers(v) for v in value)
+    if isinstance(value, Mapping) and list(value) == ["__float__"]:
+        return float(value["__float__"])
     return value
 
 

@@ -12,7 +12,7 @@ from ..names.rules import rename
 from ..nn import Attention, Block, Decoder, GatedMLP, GatedRMSNorm, RecurrentBlock, RMSNorm
 from ..registry.family import family
 from .decoders import decoder_tasks
-from .hybrids import finite_limits, mamba2_mixer, mamba_width, mixer_is
+from .hybrids import mamba2_mixer, mamba_width, mixer_is
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class BambaConfig:
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        return finite_limits(rope_parameters({**data, "partial_rotary_factor": 0.5}))
+        return rope_parameters({**data, "partial_rotary_factor": 0.5})
 
 
 def bamba(config: BambaConfig) -> Decoder:

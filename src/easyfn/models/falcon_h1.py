@@ -10,7 +10,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..config.config import rope_parameters
 from ..core.frozen import Frozen
 from ..names.rules import rename
 from ..nn import (
@@ -26,7 +25,7 @@ from ..nn import (
 )
 from ..registry.family import family
 from .decoders import decoder_tasks
-from .hybrids import finite_limits, mamba2_mixer, mamba_width
+from .hybrids import mamba2_mixer, mamba_width
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,6 @@ class FalconH1Config:
     tie_word_embeddings: bool = False
     extra: Frozen = Frozen()
     generation: Frozen = Frozen()
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        return finite_limits(rope_parameters(data))
 
 
 def _times(x: jax.Array, factor: float) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ..names.rules import rename
 from ..nn import Block, Decoder, Experts, FusedGatedMLP, GatedRMSNorm, RecurrentBlock, Router, SparseMoE
 from .decoders import attention, decoder, decoder_family, norm
-from .hybrids import finite_limits, kinds_of_layers, mamba2_mixer, mamba_width, mixer_is
+from .hybrids import kinds_of_layers, mamba2_mixer, mamba_width, mixer_is
 from .mixtures import GRANITE, GraniteMoeFields
 
 OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
@@ -39,7 +39,7 @@ class GraniteMoeHybridConfig(GraniteMoeFields):
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         kinds = data.pop("layer_types", None) or data.pop("layers_block_type", None)
-        data = finite_limits({k: v for k, v in data.items() if k != "layers_block_type"})
+        data = {k: v for k, v in data.items() if k != "layers_block_type"}
         return {**data, "layer_types": [OLDER.get(k, k) for k in kinds]} if kinds else data
 
 

@@ -139,14 +139,6 @@ LFM2_NAMES = (
 )
 
 
-def finite_limits(data: dict[str, Any]) -> dict[str, Any]:
-    """`time_step_limit` as two numbers: JSON has no infinity, so transformers writes `{"__float__": "Infinity"}` (today) or
-    `Infinity` (before)."""
-    if limit := data.get("time_step_limit"):
-        return {**data, "time_step_limit": tuple(float(v["__float__"] if isinstance(v, dict) else v) for v in limit)}
-    return {k: v for k, v in data.items() if k != "time_step_limit"}
-
-
 def mamba_width(config: Any) -> int:
     """The channels of the state space: `mamba_d_ssm`, or the hidden size expanded; heads divide them.
 

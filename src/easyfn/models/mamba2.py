@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..core.frozen import Frozen
 from ..names.rules import rename
 from ..nn import CausalLM, GatedRMSNorm, Mamba2Mixer, MixerModel
 from ..registry.family import family
-from .hybrids import finite_limits
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,6 @@ class Mamba2Config:
             raise ValueError(
                 f"mamba2: conv_kernel={self.conv_kernel} and chunk_size={self.chunk_size} must be positive"
             )
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        return finite_limits(data)
 
 
 def mixer(config: Mamba2Config) -> Mamba2Mixer:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ...config.config import numbers
 from ...registry.family import family_of
 from ..build import from_state_dict
 from ..configs import read_config
@@ -62,7 +63,7 @@ def to_torch(model: Any) -> Any:
         raise ValueError("to_torch: the model has quantized weights; write ef.to_torch(ef.dequantize(model))")
     kinds = {e.dtype for e in found if str(e.dtype) in ("float32", "bfloat16", "float16", "float64")}
     data["dtype"] = str(next(iter(kinds))) if len(kinds) == 1 else "float32"
-    config = cls.config_class.from_dict(data)
+    config = cls.config_class.from_dict({k: numbers(v) for k, v in data.items()})
     tensors = {e.name: _tensor(torch, e.read()) for e in found}
     module, report = _from_pretrained(cls, config, tensors, getattr(torch, data["dtype"]))
     wrong = {
