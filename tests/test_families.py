@@ -137,8 +137,8 @@ def test_gradient(name):
 
     case = CASES[name]
     inputs, mask = given(case)
-    inputs.pop("decoder_input_ids", None)
-    labels = TRAINS[case.task](inputs.get("input_ids"), mask)
+    target = inputs.pop("decoder_input_ids", None)
+    labels = TRAINS[case.task](inputs.get("input_ids", target), mask)
     module = case.make().requires_grad_(True)
     want = module(**torch_inputs(module, {**inputs, "labels": labels})).loss
     want.backward()
@@ -179,8 +179,8 @@ def test_all_transforms_at_once(name):
     """Stacked, quantized, adapted and sharded: the loss is that of the dense, merged, listed model on one device."""
     case = CASES[name]
     inputs, mask = given(case)
-    inputs.pop("decoder_input_ids", None)
-    batch = {**inputs, "labels": TRAINS[case.task](inputs.get("input_ids"), mask)}
+    target = inputs.pop("decoder_input_ids", None)
+    batch = {**inputs, "labels": TRAINS[case.task](inputs.get("input_ids", target), mask)}
 
     model = ef.quantize(case.model(), ef.QuantConfig("8bit"))
     base, adapter = ef.split_lora(ef.apply_lora(model, "all-linear", rank=2, key=jax.random.key(0)))

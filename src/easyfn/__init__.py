@@ -165,6 +165,7 @@ from .sharding import (
 )
 from .sharding.pipeline import pipeline as pipeline, unpipeline as unpipeline
 from .tasks import (
+    audio as _audio,  # noqa: F401  (registers)
     contrastive as _contrastive,  # noqa: F401  (registers)
     encoders as _encoders,  # noqa: F401  (registers)
     images as _images,  # noqa: F401  (registers)

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from ..core.rows import by_row, of_batch
 from ..core.verb import verb
 from ..generation.model import decoder_prompt
-from ..inputs.checks import check_ids
+from ..inputs.checks import check_ids, checked, sequence_of
 from ..inputs.context import advance, make_context
-from ..inputs.statement import accepted
+from ..inputs.statement import Inputs, accepted, by_custom, inputs as inputs_of
 from ..nn.cache.cache import Cache
 from ..nn.context import Runtime
 from ..nn.output import Output
-from ..nn.seq2seq import Seq2Seq, Seq2SeqLM
+from ..nn.seq2seq import Seq2Seq, Seq2SeqLM, source_segments
 from ..tasks.cross_entropy import LossConfig, Metrics, as_array, check_shape, segments_of, vocabulary_loss
 from ..tasks.loss import compute_loss, setting, split_labels
 from ..tasks.task import task
@@ -43,7 +43,7 @@ def encode(
 ) -> Output:
     """The encoder of an encoder-decoder alone: `last_hidden_state` `(batch, source, embed)`.
 
-    Give the output to [`easyfn.forward`][] as `encoder_outputs` to decode several times from one encoding.
+    What is no text (`input_features`, ...) is given by its name. Give the output to [`easyfn.forward`][] as `encoder_outputs` to decode several times from one encoding.
 
     ```python
     import jax, easyfn as ef
@@ -71,19 +71,34 @@ def encode(
         )
     if not isinstance(model, Seq2Seq):
         raise encode.missing(model, "It is no encoder-decoder that easyfn knows of.")
-    ids, embeds = check_ids(model, input_ids, inputs_embeds)
+    given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **inputs}
+    if reads_text(model):
+        ids, embeds = check_ids(model, input_ids, inputs_embeds)
+        shape = (ids if ids is not None else embeds).shape[:2]
+    else:
+        stated = inputs_of(model.encoder)
+        given = checked(stated, given, model.encoder)
+        shape = sequence_of(stated, given)
+        if not stated.sequence:  # it reads all that it is given
+            attention_mask = segment_ids = None
     if adapter_ids is not None:
-        model = by_row(model, adapter_ids, (ids if ids is not None else embeds).shape[0])
+        model = by_row(model, adapter_ids, shape[0])
     context, _ = make_context(
-        (ids if ids is not None else embeds).shape[:2],
+        shape,
         attention_mask=attention_mask,
         segment_ids=segment_ids,
         key=key,
         runtime=runtime,
         outputs=_wanted(output_hidden_states, output_attentions),
     )
-    embeds = model.embed(ids) if embeds is None else embeds
-    return call(model.encoder, context, None, {"inputs_embeds": embeds, **inputs})
+    if reads_text(model):
+        given = {**inputs, "inputs_embeds": model.embed(ids) if embeds is None else embeds}
+    return call(model.encoder, context, None, given)
+
+
+def reads_text(model: Seq2Seq) -> bool:
+    """Whether the source of an encoder-decoder is token ids."""
+    return "inputs_embeds" in accepted(model.encoder)
 
 
 def _wanted(hidden_states: bool, attentions: bool) -> frozenset[str]:
@@ -173,9 +188,12 @@ def seq2seq_forward(
             raise ValueError(
                 f"the source has {hidden.shape[0]} rows and the decoder's input {context.segment_ids.shape[0]}"
             )
-        context = context.replace(encoder=(hidden, _source_segments(hidden, attention_mask, segment_ids)))
+        base = model if isinstance(model, Seq2Seq) else model.model
+        segments = _source_segments(base, hidden, attention_mask, segment_ids)
+        context = context.replace(encoder=(hidden, segments))
     more = {"input_ids": ids, "inputs_embeds": embeds, "logits_to_keep": logits_to_keep}
-    out = call(model, context, None if cache is None else cache.layers, more)
+    more = {name: value for name, value in more.items() if value is not None}
+    out = model(context, None if cache is None else cache.layers, **more)
     if cache is not None:
         out = out.replace(cache=advance(cache, context, out.cache))
     if encoded is None:
@@ -192,8 +210,19 @@ def _(model: Any) -> set[str]:
     second = {
         f"decoder_{name}" for name in ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "segment_ids")
     }
-    own = {"input_ids", "inputs_embeds", "encoder_outputs", *second}
+    base = model if isinstance(model, Seq2Seq) else model.model
+    source = {"input_ids", "inputs_embeds"} if reads_text(base) else accepted(base.encoder)
+    own = {*source, "encoder_outputs", *second}
     return own | {"logits_to_keep"} if isinstance(model, Seq2SeqLM) else own
+
+
+@inputs_of.register(Seq2Seq)
+def _(model: Seq2Seq) -> Inputs:
+    fields = {name: by_custom(name, model.config) for name in sorted(accepted(model))}
+    if reads_text(model):
+        return Inputs(fields)
+    source = inputs_of(model.encoder)
+    return source.replace(fields={**source.fields, **{n: one for n, one in fields.items() if n not in source.fields}})
 
 
 def _as_output(encoded: Any) -> Output:
@@ -204,11 +233,15 @@ def _as_output(encoded: Any) -> Output:
     return Output(last_hidden_state=jnp.asarray(getattr(encoded, "last_hidden_state", encoded)))
 
 
-def _source_segments(hidden: jax.Array, attention_mask: Any, segment_ids: Any) -> jax.Array:
+def _source_segments(model: Seq2Seq, hidden: jax.Array, attention_mask: Any, segment_ids: Any) -> jax.Array:
     """The encoder's padding and documents, `(batch, source)`."""
     shape = hidden.shape[:2]
     inputs = {"attention_mask": attention_mask, "segment_ids": segment_ids}
     inputs = {name: as_array(value) for name, value in inputs.items() if value is not None}
+    if inputs and not reads_text(model):
+        found = segments_of(inputs, next(iter(inputs.values())).shape)
+        assert found is not None
+        return source_segments(model.encoder, found.astype(jnp.int32), shape[1])
     if any(value.shape != shape for value in inputs.values()):
         name, value = next((n, v) for n, v in inputs.items() if v.shape != shape)
         raise ValueError(f"{name} has shape {tuple(value.shape)} and the encoder's output {tuple(shape)}")

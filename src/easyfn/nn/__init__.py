@@ -13,6 +13,7 @@ from .attention.attention import (
 from .attention.gated import GatedAttention as GatedAttention
 from .attention.latent import LatentAttention as LatentAttention
 from .attention.rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
+from .audio import AudioClassifier as AudioClassifier, frame_context as frame_context
 from .block import (
     AddNormBlock as AddNormBlock,
     Block as Block,
@@ -123,6 +124,7 @@ from .seq2seq import (
     Seq2SeqLM as Seq2SeqLM,
     attend_to_encoder as attend_to_encoder,
     empty_cross as empty_cross,
+    source_segments as source_segments,
 )
 from .translation import (
     TranslationAttention as TranslationAttention,

@@ -9,10 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..core.verb import verb
 from ..core.weight import Slot, Weight, dense, slots
 from .cache.cache import CrossKV, Held, empty_slots, layer_cache, stored
 from .context import Context, Mask
-from .heads import head_logits, vocabulary_scores
+from .heads import head_logits, max_positions, vocabulary_scores
 from .linear import Embedding, Linear, along_last, declare
 from .output import Output
 
@@ -49,8 +50,16 @@ def empty_cross(batch: int, heads: int, head_dim: int, dtype: Any) -> CrossKV:
     return CrossKV(k, v, jnp.zeros((batch, 0), jnp.int32))
 
 
+@verb(example="@ef.nn.source_segments.register({type})\ndef _(encoder, segments, length): return segments[:, ::2]")
+def source_segments(encoder: Any, segments: jax.Array, length: int) -> jax.Array:
+    """The padding and documents `(batch, length)` of what an encoder says, from those of what it reads, `segments`
+    `(batch, seq)`: by default the same. An encoder that says less than it reads (of sound) registers its own."""
+    return segments
+
+
 class Seq2Seq(eqx.Module):
-    """An encoder and a decoder over one table of token embeddings (`shared`).
+    """An encoder and a decoder over one table of token embeddings (`shared`), which also embeds the source, unless the
+    encoder reads something else than text.
 
     Called as any base model it is the decoder: it reads the encoder's output from `context.encoder`, a pair
     `(hidden states, segment ids)`, or from its cache. [`easyfn.encode`][] runs the encoder; [`easyfn.forward`][] both.
@@ -89,6 +98,11 @@ class Seq2Seq(eqx.Module):
 @layer_cache.register(Seq2Seq)
 def _(model: Seq2Seq, batch_size: int, max_length: int, dtype: Any) -> Any:
     return layer_cache(model.decoder, batch_size, max_length, dtype)
+
+
+@max_positions.register(Seq2Seq)
+def _(model: Seq2Seq) -> int | None:
+    return max_positions(model.decoder)
 
 
 class Seq2SeqLM(eqx.Module):

@@ -30,11 +30,11 @@ class TranslationAttention(eqx.Module):
     cross: bool = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
 
-    def __init__(self, size: int, heads: int, dropout: float, *, cross: bool = False) -> None:
+    def __init__(self, size: int, heads: int, dropout: float, *, cross: bool = False, key_bias: bool = True) -> None:
         if size % heads:
             raise ValueError(f"d_model={size} is no multiple of the {heads} attention heads")
         into = ("heads", "embed")
-        self.q_proj, self.k_proj, self.v_proj = (Linear(size, size, True, axes=into) for _ in range(3))
+        self.q_proj, self.k_proj, self.v_proj = (Linear(size, size, b, axes=into) for b in (True, key_bias, True))
         self.out_proj = Linear(size, size, True, axes=("embed", "heads"))
         self.heads = heads
         self.cross = cross
@@ -81,13 +81,16 @@ class TranslationBlock(eqx.Module):
     dropout: float = eqx.field(static=True)
     activation_dropout: float = eqx.field(static=True)
 
-    def __init__(self, config: Any, side: str, *, pre_norm: bool) -> None:
+    def __init__(self, config: Any, side: str, *, pre_norm: bool, key_bias: bool = True) -> None:
         c, size = config, config.d_model
         heads, wide = getattr(c, f"{side}_attention_heads"), getattr(c, f"{side}_ffn_dim")
         decoder = side == "decoder"
-        self.self_attn = TranslationAttention(size, heads, c.attention_dropout)
+        attention = lambda cross: TranslationAttention(
+            size, heads, c.attention_dropout, cross=cross, key_bias=key_bias
+        )
+        self.self_attn = attention(False)
         self.self_attn_layer_norm = LayerNorm(size)
-        self.encoder_attn = TranslationAttention(size, heads, c.attention_dropout, cross=True) if decoder else None
+        self.encoder_attn = attention(True) if decoder else None
         self.encoder_attn_layer_norm = LayerNorm(size) if decoder else None
         self.fc1 = Linear(size, wide, True, axes=("mlp", "embed"))
         self.fc2 = Linear(wide, size, True, axes=("embed", "mlp"))
