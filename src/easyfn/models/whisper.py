@@ -182,9 +182,7 @@ def _(model: WhisperDecoder) -> int:
 
 def whisper(config: Any) -> Seq2Seq:
     """Encoder and decoder."""
-    return Seq2Seq(
-        config, Embedding(config.vocab_size, config.d_model), WhisperEncoder(config), WhisperDecoder(config)
-    )
+    return Seq2Seq(config, Embedding(config.vocab_size, config.d_model), WhisperEncoder(config), WhisperDecoder(config))
 
 
 def _names(model: Any) -> list[Rule]:

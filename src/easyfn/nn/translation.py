@@ -85,9 +85,7 @@ class TranslationBlock(eqx.Module):
         c, size = config, config.d_model
         heads, wide = getattr(c, f"{side}_attention_heads"), getattr(c, f"{side}_ffn_dim")
         decoder = side == "decoder"
-        attention = lambda cross: TranslationAttention(
-            size, heads, c.attention_dropout, cross=cross, key_bias=key_bias
-        )
+        attention = lambda cross: TranslationAttention(size, heads, c.attention_dropout, cross=cross, key_bias=key_bias)
         self.self_attn = attention(False)
         self.self_attn_layer_norm = LayerNorm(size)
         self.encoder_attn = attention(True) if decoder else None
