@@ -43,7 +43,8 @@ def encode(
 ) -> Output:
     """The encoder of an encoder-decoder alone: `last_hidden_state` `(batch, source, embed)`.
 
-    What is no text (`input_features`, ...) is given by its name. Give the output to [`easyfn.forward`][] as `encoder_outputs` to decode several times from one encoding.
+    What is no text (`input_features`, ...) is given by its name. Give the output to [`easyfn.forward`][] as
+    `encoder_outputs` to decode several times from one encoding.
 
     ```python
     import jax, easyfn as ef
