@@ -155,11 +155,13 @@ def alternate(
     return tuple(last if (i + 1) % every == 0 else first for i in range(layers))
 
 
-def rope_by_kind(data: dict[str, Any], *, sliding: float, full: float) -> dict[str, Any]:
+def rope_by_kind(
+    data: dict[str, Any], *, sliding: float, full: float, scaled: Sequence[str] = ("full_attention",)
+) -> dict[str, Any]:
     """Rotary settings with one entry per kind of layer, also from older spellings (`rope_theta`, `rope_local_base_freq`).
 
-    `sliding` and `full` are the bases of a family whose file gives none. Scaling (`rope_scaling`) and `rope_theta` are for
-    the full layers only, as in transformers.
+    `sliding` and `full` are the bases of a family whose file gives none. `rope_scaling` is for the layers of the kinds
+    `scaled` and `rope_theta` for the full ones only, as in transformers.
     """
     data = dict(data)
     bases = {
@@ -171,7 +173,7 @@ def rope_by_kind(data: dict[str, Any], *, sliding: float, full: float) -> dict[s
         raise UnknownConfigKey(
             f"config.json: rope_parameters has an entry for each of {', '.join(bases)}, not {', '.join(flat)}"
         )
-    scaling = {"full_attention": _object(data.pop("rope_scaling", None), "rope_scaling")}
+    scaling = dict.fromkeys(scaled, _object(data.pop("rope_scaling", None), "rope_scaling"))
     nested = {
         kind: {"rope_theta": base, **_object(given.get(kind), f"rope_parameters.{kind}"), **scaling.get(kind, {})}
         for kind, base in bases.items()

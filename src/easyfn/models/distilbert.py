@@ -60,9 +60,7 @@ encoder_family(
     DistilBertConfig,
     distilbert,
     prefix="distilbert",
-    lm_head=lambda c: MaskedLM(
-        distilbert(c, pooler=False), tied=c.tie_word_embeddings, act=c.activation, spare_bias=False
-    ),
+    lm_head=lambda c: MaskedLM(distilbert(c, pooler=False), tied=c.tie_word_embeddings, act=c.activation, bias="own"),
     classifier=lambda c: PooledClassifier(distilbert(c, pooler=False), classifier=_head(c, c.num_labels)),
     choice=lambda c: MultipleChoice(distilbert(c, pooler=False), classifier=_head(c, 1)),
     layers=[

@@ -45,7 +45,7 @@ encoder_family(
     electra,
     prefix="electra",
     lm_head=lambda c: MaskedLM(
-        electra(c, pooler=False), tied=c.tie_word_embeddings, act="gelu", size=c.embedding_size, spare_bias=False
+        electra(c, pooler=False), tied=c.tie_word_embeddings, act="gelu", size=c.embedding_size, bias="own"
     ),
     classifier=lambda c: PooledClassifier(
         electra(c, pooler=False), dropout=c.head_dropout, classifier=first_token_head(c, act="gelu")

@@ -106,6 +106,7 @@ def encoder_family(
     choice: Builder | None = None,
     tasks: Mapping[str, Builder] | None = None,
     architectures: Mapping[str, str] | None = None,
+    lacks: Sequence[str] = (),
     layers: Pairs = (),
     heads: Pairs | Callable[[Any], Pairs] = LM_HEAD,
     ignore: Sequence[str] = IGNORED,
@@ -117,7 +118,7 @@ def encoder_family(
     - `name` is what transformers' classes begin with, `prefix` the name of the encoder under a head.
     - `encoder(config, pooler=...)` builds it, with or without a pooler.
     - `lm_head`, `classifier` (of rows) and `choice` build those tasks where they are not the usual ones; `tasks` are
-      further ones, and `architectures` their transformers classes.
+      further ones, and `architectures` their transformers classes. `lacks` are tasks that transformers has no class for.
     - `layers`, `heads`: pairs of our path and the file's, of the encoder and of its heads (or a function of the model).
     """
     bare = lambda c: encoder(c, pooler=False)
@@ -144,8 +145,8 @@ def encoder_family(
     return family(
         config.model_type,
         config=config,
-        tasks=all_tasks,
-        architectures=classes,
+        tasks={task: build for task, build in all_tasks.items() if task not in lacks},
+        architectures={name: task for name, task in classes.items() if task not in lacks},
         names=encoder_names(prefix, layers, heads),
         ignore=ignore,
         ignore_tensors=ignore_tensors,

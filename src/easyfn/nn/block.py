@@ -32,9 +32,10 @@ def _times(x: jax.Array, factor: float) -> jax.Array:
 
 
 class Block(eqx.Module):
-    """Pre-norm: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+    """Pre-norm: `x + attention(norm(x))`, then `x + mlp(norm(x))`; a norm that is `None` is left out (ModernBERT's first).
 
-    What is added is multiplied by `residual` (Granite), and dropped at the rate `dropout` in training.
+    What is added is multiplied by `residual` (Granite), and dropped at the rate `dropout` in training, of the MLP at the
+    rate `mlp_dropout` where that is given.
     """
 
     self_attn: Any
@@ -43,12 +44,15 @@ class Block(eqx.Module):
     post_attention_layernorm: Any
     residual: float = eqx.field(static=True, default=1.0)
     dropout: float = eqx.field(static=True, default=0.0)
+    mlp_dropout: float | None = eqx.field(static=True, default=None)
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> Result:
-        h, cache, attentions = self.self_attn(self.input_layernorm(x), context, cache)
+        h = x if self.input_layernorm is None else self.input_layernorm(x)
+        h, cache, attentions = self.self_attn(h, context, cache)
         x = x + dropout(_times(h, self.residual), self.dropout, context, 1)
         h, router_logits = feed_forward(self.mlp, self.post_attention_layernorm(x), context)
-        h = x + dropout(_times(h, self.residual), self.dropout, context, 2)
+        rate = self.dropout if self.mlp_dropout is None else self.mlp_dropout
+        h = x + dropout(_times(h, self.residual), rate, context, 2)
         return h, cache, {"attentions": attentions, "router_logits": router_logits}
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ..core.fields import needs
 from ..core.frozen import Frozen
 from ..core.weight import shape_of
-from .attention.rope import TYPES, rope_table, unknown_rope, whole_heads
+from .attention.rope import checked_rope, rope_table
 from .context import Context, called, dropout
 from .fold import fold
 from .heads import max_positions
@@ -69,9 +69,6 @@ class Decoder(eqx.Module):
         width: int | None = None,
     ) -> None:
         needs("nn.Decoder", config, "vocab_size", "hidden_size", *(["max_position_embeddings"] if rope else []))
-        for parameters in rope.values():  # fails here, not in the first forward pass
-            if parameters.get("rope_type", "default") not in TYPES:
-                raise unknown_rope(parameters["rope_type"])
         self.width = width or config.hidden_size
         apart = self.width != config.hidden_size
         self.embed_tokens = Embedding(config.vocab_size, self.width)
@@ -84,7 +81,7 @@ class Decoder(eqx.Module):
         self.norm = norm
         self.config = config
         self.head_dim = head_dim if isinstance(head_dim, int) else Frozen(head_dim)
-        self.rope = Frozen({n: p if partial else whole_heads(p) for n, p in rope.items()})
+        self.rope = checked_rope(rope, partial=partial)
         self.embed_scale = embed_scale
         self.scale_inputs = scale_inputs
         self.dropout = dropout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -9,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.frozen import Frozen
 from ..core.stack import unstack
 from ..core.tree import layers_in
 from .activation import activation
 from .attention.attention import attend, merge_heads, split_heads
+from .attention.rope import checked_rope, rope_table
+from .cache.cache import layer_cache
 from .context import Context, Mask, dropout
 from .fold import fold
 from .linear import Embedding, Linear
@@ -174,8 +178,6 @@ class EncoderLayers(eqx.Module):
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, dict[str, Any]]:
         x, _, trace = fold(self.layer, x, context)
-        if context.wants("hidden_states"):
-            trace["hidden_states"] = (*trace["hidden_states"], x)
         return x, trace
 
 
@@ -204,31 +206,30 @@ class SharedLayers(eqx.Module):
             x, _, one = fold(layers, x, context, None, done)
             trace = {name: trace.get(name, ()) + values for name, values in one.items()}
             done += sum(layers_in(layer) for layer in layers)
-        if context.wants("hidden_states"):
-            trace["hidden_states"] = (*trace["hidden_states"], x)
         return x, trace
 
 
 class EncoderEmbeddings(eqx.Module):
     """`norm(word + token type + position)`.
 
-    `offset` is what position 0 is stored at (RoBERTa: `padding_idx + 1`).
+    `offset` is what position 0 is stored at (RoBERTa: `padding_idx + 1`); without `positions` there is no table of them,
+    and token types are left out where the config has none. `norm` is by default a `LayerNorm`, and `None` for none.
     """
 
     word_embeddings: Embedding
-    position_embeddings: Embedding
+    position_embeddings: Embedding | None
     token_type_embeddings: Embedding | None
-    LayerNorm: LayerNorm
+    LayerNorm: Any
     dropout: float = eqx.field(static=True)
     offset: int = eqx.field(static=True)
 
-    def __init__(self, config: Any, *, offset: int = 0) -> None:
+    def __init__(self, config: Any, *, offset: int = 0, positions: bool = True, norm: Any = "default") -> None:
         size = getattr(config, "embedding_size", None) or config.hidden_size
+        table = lambda rows: Embedding(rows, size, axes=(None, "embed")) if rows else None
         self.word_embeddings = Embedding(config.vocab_size, size)
-        self.position_embeddings = Embedding(config.max_position_embeddings, size, axes=(None, "embed"))
-        types = config.type_vocab_size
-        self.token_type_embeddings = Embedding(types, size, axes=(None, "embed")) if types else None
-        self.LayerNorm = LayerNorm(size, config.layer_norm_eps)
+        self.position_embeddings = table(config.max_position_embeddings if positions else 0)
+        self.token_type_embeddings = table(config.type_vocab_size)
+        self.LayerNorm = LayerNorm(size, config.layer_norm_eps) if isinstance(norm, str) else norm
         self.dropout = config.hidden_dropout_prob
         self.offset = offset
 
@@ -243,24 +244,32 @@ class EncoderEmbeddings(eqx.Module):
         if self.token_type_embeddings is not None:
             types = np.zeros(x.shape[:2], np.int32) if token_type_ids is None else token_type_ids
             x = x + chosen_rows(self.token_type_embeddings, types, "token_type_ids")
-        x = x + learned_positions(self.position_embeddings, context.position_ids, offset=self.offset)
-        return dropout(self.LayerNorm(x), self.dropout, context, 1_000_003)
+        if self.position_embeddings is not None:
+            x = x + learned_positions(self.position_embeddings, context.position_ids, offset=self.offset)
+        x = x if self.LayerNorm is None else self.LayerNorm(x)
+        return dropout(x, self.dropout, context, 1_000_003)
 
 
 class TextEncoder(eqx.Module):
     """Token ids to hidden states in which every token sees every other.
 
-    Embeddings that are narrower than the layers go through `embeddings_project`; `relative` positions are a bias on all
-    scores; `layers` are by default `EncoderLayer`s. With a `pooler` the output has `pooler_output`, `(batch, embed)`: the
-    first token, through a linear layer and tanh.
+    - `embeddings` are by default `EncoderEmbeddings`, whose positions start at row `offset`; those that are narrower than
+      the layers go through `embeddings_project`.
+    - `relative` positions are a bias on all scores; `rope` are the parameters of each rotary table that layers name, for
+      heads of the width `head_dim`.
+    - `layers` are by default `EncoderLayer`s, and `norm` comes after the last.
+    - With a `pooler` the output has `pooler_output`, `(batch, embed)`: the first token, through a linear layer and tanh.
     """
 
-    embeddings: EncoderEmbeddings
+    embeddings: Any
     embeddings_project: Linear | None
     relative_attention_bias: RelativeBias | None
     encoder: Any
+    norm: Any
     pooler: Dense | None
     config: Any = eqx.field(static=True)
+    rope: Frozen = eqx.field(static=True)
+    head_dim: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -268,20 +277,27 @@ class TextEncoder(eqx.Module):
         *,
         pooler: bool = True,
         offset: int = 0,
+        embeddings: Any = None,
         project: Linear | None = None,
         relative: RelativeBias | None = None,
+        rope: Mapping[str, Any] = Frozen(),
+        head_dim: int = 0,
         layers: Any = None,
+        norm: Any = None,
     ) -> None:
         size = config.hidden_size
-        self.embeddings = EncoderEmbeddings(config, offset=offset)
+        self.embeddings = embeddings or EncoderEmbeddings(config, offset=offset)
         narrow = getattr(config, "embedding_size", None) or size
-        if project is None and narrow != size:
+        if project is None and embeddings is None and narrow != size:
             project = Linear(narrow, size, True, axes=("mlp", "embed"))
         self.embeddings_project = project
         self.relative_attention_bias = relative
         self.encoder = layers or EncoderLayers(tuple(EncoderLayer(config) for _ in range(config.num_hidden_layers)))
+        self.norm = norm
         self.pooler = Dense(size, size, "tanh", axes=("mlp", "embed")) if pooler else None
         self.config = config
+        self.rope = checked_rope(rope)
+        self.head_dim = head_dim
 
     def __call__(
         self,
@@ -300,6 +316,18 @@ class TextEncoder(eqx.Module):
             x = self.embeddings_project(x)
         if self.relative_attention_bias is not None:
             context = context.replace(bias=self.relative_attention_bias(context))
+        if self.rope:
+            limit, places = self.config.max_position_embeddings, context.position_ids
+            tables = {name: rope_table(p, self.head_dim, limit, places) for name, p in self.rope.items()}
+            context = context.replace(rope=tables)
         x, trace = self.encoder(x, context)
+        x = x if self.norm is None else self.norm(x)
+        if context.wants("hidden_states"):
+            trace["hidden_states"] = (*trace["hidden_states"], x)
         pooled = None if self.pooler is None else self.pooler(first_token(x, context))
         return Output(last_hidden_state=x, pooler_output=pooled, **trace)
+
+
+@layer_cache.register(TextEncoder)
+def _(model: TextEncoder, batch_size: int, max_length: int, dtype: Any) -> None:
+    return None  # its layers could keep keys, and have no use for them

@@ -11,28 +11,34 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..core.weight import Slot, Weight, slots
+from ..core.weight import Slot, Weight, dense, slots
 from .activation import activation
 from .context import Context, dropout
 from .heads import head_logits, vocabulary_scores
-from .linear import Linear, declare
+from .linear import Linear, along_last, declare
 from .norm import LayerNorm
 from .output import Output
-from .pooling import POOLINGS, first_token, pool
+from .pooling import POOLINGS, pool
+
+
+BIASES = ("spare", "own", "apart", "none")
 
 
 class MaskedLM(eqx.Module):
     """Scores over the vocabulary for every token: `decoder(norm(act(dense(x)))) + bias`.
 
-    `decoder` is `None` when it is tied to the input embeddings; one of its own has a bias of its own, and then `bias` is
-    in the file and adds nothing, as in transformers (`spare_bias=False`: it is not even there). With `next_sentence`,
-    `seq_relationship` reads the pooled first token: `seq_relationship_logits` `(batch, 2)`, whether the second sentence
-    follows (0) or not (1).
+    - `decoder` is `None` when it is tied to the input embeddings.
+    - `bias` says where its bias is, where it is not tied: in the `decoder` (`"own"`), in the field `bias` (`"apart"`), or in
+      the decoder with one in the field that is in the file and adds nothing (`"spare"`, as transformers' BERT); `"none"`
+      is no bias, tied or not.
+    - `transform` is `(dense, norm)`, by default a linear layer and the config's `LayerNorm`; `(None, None)` for none.
+    - With `next_sentence`, `seq_relationship` reads the pooled first token: `seq_relationship_logits` `(batch, 2)`, whether
+      the second sentence follows (0) or not (1).
     """
 
     model: Any
-    dense: Linear
-    norm: LayerNorm
+    dense: Linear | None
+    norm: Any
     decoder: Linear | None
     bias: Weight | None
     seq_relationship: Linear | None
@@ -46,16 +52,23 @@ class MaskedLM(eqx.Module):
         tied: bool = True,
         act: str | None = None,
         size: int | None = None,
+        transform: tuple[Linear | None, Any] | None = None,
+        bias: str = "spare",
         next_sentence: bool = False,
-        spare_bias: bool = True,
     ) -> None:
+        if bias not in BIASES:
+            raise ValueError(f"MaskedLM: bias is one of {', '.join(BIASES)}, not {bias!r}")
         config = model.config
         size = size or config.hidden_size  # of the word embeddings, where they are narrower than the layers
+        if transform is None:
+            dense = Linear(config.hidden_size, size, True, axes=("mlp", "embed"))
+            transform = dense, LayerNorm(size, config.layer_norm_eps)
         self.model = model
-        self.dense = Linear(config.hidden_size, size, True, axes=("mlp", "embed"))
-        self.norm = LayerNorm(size, config.layer_norm_eps)
-        self.decoder = None if tied else Linear(size, config.vocab_size, True, axes=("vocab", "embed"), role="head")
-        self.bias = declare(config.vocab_size) if tied or spare_bias else None
+        self.dense, self.norm = transform
+        inside = bias in ("spare", "own")
+        self.decoder = None if tied else Linear(size, config.vocab_size, inside, axes=("vocab", "embed"), role="head")
+        field = bias != "none" if tied else bias in ("spare", "apart")
+        self.bias = declare(config.vocab_size) if field else None
         self.seq_relationship = _pair(config.hidden_size) if next_sentence else None
         self.config = config
         self.act = act or config.hidden_act
@@ -78,8 +91,12 @@ def _(head: MaskedLM) -> dict[str, Slot]:
 
 @head_logits.register(MaskedLM)
 def _(head: MaskedLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
-    hidden = head.norm(activation(head.act)(head.dense(hidden)))
-    return vocabulary_scores(head, head.decoder, hidden, bias=head.bias, dtype=dtype)
+    if head.dense is not None:
+        hidden = head.norm(activation(head.act)(head.dense(hidden)))
+    scores = vocabulary_scores(head, head.decoder, hidden, bias=head.bias, dtype=dtype)
+    if head.decoder is None or head.decoder.bias is not None or head.bias is None:
+        return scores
+    return scores + along_last(dense(head.bias).astype(scores.dtype), scores)
 
 
 class NextSentence(eqx.Module):
@@ -100,53 +117,89 @@ class NextSentence(eqx.Module):
 
 
 class ClassificationHead(eqx.Module):
-    """`out_proj(act(dense(x)))` on `(batch, embed)`: the classifier of RoBERTa (tanh) and ELECTRA (gelu)."""
+    """`out_proj(norm(act(dense(x))))` on `(..., embed)`: the classifier of RoBERTa (tanh), ELECTRA (gelu) and ModernBERT.
+
+    `norm` is by default none; `bias` is that of `dense`.
+    """
 
     dense: Linear
+    norm: Any
     out_proj: Linear
     act: str = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
 
-    def __init__(self, hidden_size: int, num_labels: int, *, act: str = "tanh", dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_labels: int,
+        *,
+        act: str = "tanh",
+        dropout: float = 0.0,
+        norm: Any = None,
+        bias: bool = True,
+    ) -> None:
         activation(act)
-        self.dense = Linear(hidden_size, hidden_size, True, axes=("mlp", "embed"))
+        self.dense = Linear(hidden_size, hidden_size, bias, axes=("mlp", "embed"))
+        self.norm = norm
         self.out_proj = Linear(hidden_size, num_labels, True, axes=(None, "embed"), role="head")
         self.act = act
         self.dropout = dropout
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         x = activation(self.act)(self.dense(x))
+        x = x if self.norm is None else self.norm(x)
         return self.out_proj(dropout(x, self.dropout, context, 1_000_005))
+
+
+def _answers(classifier: Any, x: jax.Array, rate: float, context: Context) -> jax.Array:
+    """What a `Linear` or a `ClassificationHead` says of hidden states that are dropped at the `rate`."""
+    x = dropout(x, rate, context, 1_000_004)
+    return classifier(x, context) if isinstance(classifier, ClassificationHead) else classifier(x)
 
 
 class PooledClassifier(eqx.Module):
     """One answer per row, `logits` of shape `(batch, num_labels)`, read off the pooled or the first token.
 
-    `classifier` is a `Linear`, which reads the base model's `pooler_output`, or a `ClassificationHead`, which reads the
-    first token's hidden state.
+    `classifier` is a `Linear`, which reads the base model's `pooler_output`, or a `ClassificationHead`, which reads what
+    `pooling` makes of the hidden states: one of `easyfn.nn.POOLINGS`, or `"late"`, the mean of the answers of all tokens.
     """
 
     model: Any
     classifier: Any
     config: Any = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
+    pooling: str = eqx.field(static=True)
 
     def __init__(
-        self, model: Any, *, dropout: float = 0.0, classifier: Any = None, num_labels: int | None = None
+        self,
+        model: Any,
+        *,
+        dropout: float = 0.0,
+        classifier: Any = None,
+        num_labels: int | None = None,
+        pooling: str = "cls",
     ) -> None:
+        if pooling not in (*POOLINGS, "late"):
+            raise ValueError(f"PooledClassifier: pooling is one of {', '.join(POOLINGS)}, late, not {pooling!r}")
         config = model.config
         labels = num_labels or config.num_labels
         self.model = model
         self.classifier = classifier or Linear(config.hidden_size, labels, True, axes=(None, "embed"), role="head")
         self.config = config
         self.dropout = dropout
+        self.pooling = pooling
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
         out = self.model(context, cache, **inputs)
-        if isinstance(self.classifier, ClassificationHead):
-            first = dropout(first_token(out.last_hidden_state, context), self.dropout, context, 1_000_004)
-            return out.replace(logits=self.classifier(first, context))
-        return out.replace(logits=self.classifier(dropout(out.pooler_output, self.dropout, context, 1_000_004)))
+        x = out.last_hidden_state
+        if not isinstance(self.classifier, ClassificationHead):
+            x = out.pooler_output
+        elif self.pooling != "late":
+            x = pool(x, context, self.pooling).astype(x.dtype)
+        logits = _answers(self.classifier, x, self.dropout, context)
+        if self.pooling == "late":
+            logits = pool(logits, context, "mean").astype(logits.dtype)
+        return out.replace(logits=logits)
 
 
 class MultipleChoice(eqx.Module):
@@ -161,55 +214,71 @@ class MultipleChoice(eqx.Module):
     config: Any = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
 
-    def __init__(self, model: Any, *, dropout: float = 0.0, classifier: Any = None) -> None:
-        rows = PooledClassifier(model, dropout=dropout, classifier=classifier, num_labels=1)
+    pooling: str = eqx.field(static=True)
+
+    def __init__(self, model: Any, *, dropout: float = 0.0, classifier: Any = None, pooling: str = "cls") -> None:
+        rows = PooledClassifier(model, dropout=dropout, classifier=classifier, num_labels=1, pooling=pooling)
         self.model = model
         self.classifier = rows.classifier
         self.config = model.config
         self.dropout = dropout
+        self.pooling = pooling
+
+    @property
+    def rows(self) -> PooledClassifier:
+        """What scores single texts, `(rows, 1)`."""
+        return PooledClassifier(self.model, dropout=self.dropout, classifier=self.classifier, pooling=self.pooling)
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
         """The scores of single texts, `(rows, 1)`."""
-        return PooledClassifier(self.model, dropout=self.dropout, classifier=self.classifier)(context, cache, **inputs)
+        return self.rows(context, cache, **inputs)
 
 
 class TokenClassifier(eqx.Module):
-    """One answer per token: `logits` of shape `(batch, seq, num_labels)`."""
+    """One answer per token: `logits` of shape `(batch, seq, num_labels)`.
+
+    `classifier` is by default a `Linear`; a `ClassificationHead` does as well.
+    """
 
     model: Any
-    classifier: Linear
+    classifier: Any
     config: Any = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
 
-    def __init__(self, model: Any, *, dropout: float = 0.0) -> None:
+    def __init__(self, model: Any, *, dropout: float = 0.0, classifier: Any = None) -> None:
         config = model.config
         self.model = model
-        self.classifier = Linear(config.hidden_size, config.num_labels, True, axes=(None, "embed"), role="head")
+        self.classifier = classifier or Linear(
+            config.hidden_size, config.num_labels, True, axes=(None, "embed"), role="head"
+        )
         self.config = config
         self.dropout = dropout
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
         out = self.model(context, cache, **inputs)
-        return out.replace(logits=self.classifier(dropout(out.last_hidden_state, self.dropout, context, 1_000_004)))
+        return out.replace(logits=_answers(self.classifier, out.last_hidden_state, self.dropout, context))
 
 
 class QuestionAnswering(eqx.Module):
-    """Where an answer starts and ends: `start_logits` and `end_logits`, `(batch, seq)` each."""
+    """Where an answer starts and ends: `start_logits` and `end_logits`, `(batch, seq)` each.
+
+    `qa_outputs` is by default a `Linear`; a `ClassificationHead` does as well.
+    """
 
     model: Any
-    qa_outputs: Linear
+    qa_outputs: Any
     config: Any = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
 
-    def __init__(self, model: Any, *, dropout: float = 0.0) -> None:
+    def __init__(self, model: Any, *, dropout: float = 0.0, classifier: Any = None) -> None:
         self.model = model
-        self.qa_outputs = _pair(model.config.hidden_size)
+        self.qa_outputs = classifier or _pair(model.config.hidden_size)
         self.config = model.config
         self.dropout = dropout
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
         out = self.model(context, cache, **inputs)
-        both = self.qa_outputs(dropout(out.last_hidden_state, self.dropout, context, 1_000_004))
+        both = _answers(self.qa_outputs, out.last_hidden_state, self.dropout, context)
         return out.replace(start_logits=both[..., 0], end_logits=both[..., 1])
 
 

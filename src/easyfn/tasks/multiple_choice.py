@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ..forward.forward import forward
 from ..inputs.statement import Inputs, inputs
 from ..nn.context import Runtime
-from ..nn.encoder_heads import MultipleChoice, PooledClassifier
+from ..nn.encoder_heads import MultipleChoice
 from ..nn.output import Output
 from .cross_entropy import LossConfig, Metrics, cross_entropy
 from .loss import compute_loss, split_labels
@@ -50,8 +50,7 @@ def choose(model: MultipleChoice, input_ids: Any = None, *, adapter_ids: Any = N
         rows[name] = jnp.asarray(value).reshape(batch * choices, *jnp.shape(value)[2:]) if by_choice else value
     if adapter_ids is not None:
         rows["adapter_ids"] = [each for each in adapter_ids for _ in range(choices)]
-    each = PooledClassifier(model.model, dropout=model.dropout, classifier=model.classifier)
-    out = forward(each, **rows)
+    out = forward(model.rows, **rows)
     assert out.logits is not None
     return out.replace(logits=out.logits.reshape(batch, choices))
 

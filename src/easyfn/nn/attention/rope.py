@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...core.frozen import Frozen
+
 TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
 
@@ -183,3 +185,14 @@ def whole_heads(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
             "cannot have a factor other than 1.0; load with the rope_parameters it was trained with in config_overrides"
         )
     return {name: value for name, value in parameters.items() if name != "partial_rotary_factor"}
+
+
+def checked_rope(tables: Mapping[str, Any], *, partial: bool = False) -> Frozen:
+    """The parameters of each rotary table of a model by name, for whole heads unless they are turned in part (`partial`).
+
+    Raises `ValueError` for an unknown `rope_type`: here, and not in the first forward pass.
+    """
+    for parameters in tables.values():
+        if (kind := parameters.get("rope_type", "default")) not in TYPES:
+            raise unknown_rope(kind)
+    return Frozen({name: p if partial else whole_heads(p) for name, p in tables.items()})
