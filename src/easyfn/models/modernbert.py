@@ -1,4 +1,4 @@
-"""ModernBERT (Warner et al. 2024, arXiv 2412.13663): a pre-norm encoder with rotary positions, two local layers to a global one."""
+"""ModernBERT (Warner et al. 2024, arXiv 2412.13663): a pre-norm, rotary encoder, two local layers to a global one."""
 
 from __future__ import annotations
 

@@ -20,7 +20,6 @@ from .norm import LayerNorm
 from .output import Output
 from .pooling import POOLINGS, pool
 
-
 BIASES = ("spare", "own", "apart", "none")
 
 
