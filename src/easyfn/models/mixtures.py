@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ..config.config import only
 from ..config.fields import LlamaFields, Size, head_dim
 from ..names.rules import Rule, experts, rename
-from ..nn import Block, Decoder, Experts, GatedMLP, LatentAttention, RMSNorm, Router, SparseMoE
+from ..nn import Block, Decoder, Experts, GatedMLP, Indexer, LatentAttention, RMSNorm, Router, SparseMoE
 from .decoders import attention, decoder, norm
 
 
@@ -119,6 +119,38 @@ class LatentFields:
     qk_nope_head_dim: Size = 128
     qk_rope_head_dim: Size = 64
     v_head_dim: Size = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IndexedFields(LatentFields):
+    """`LatentFields` with the keys of the indexer that chooses what is attended to."""
+
+    q_lora_rank: Size = 1536
+    index_topk: Size = 2048
+    index_head_dim: Size = 128
+    index_n_heads: Size = 32
+    mlp_layer_types: tuple[str, ...] | None = None
+
+    @staticmethod
+    def indexed(data: dict[str, Any]) -> dict[str, Any]:
+        """Without the keys that say what these models always are."""
+        for kind in data.get("layer_types") or ():
+            only({"layer_types": kind}, "layer_types", "indexed_attention")
+        only(data, "rope_interleave", True)
+        return {k: v for k, v in data.items() if k not in ("layer_types", "rope_interleave", "mlp_bias")}
+
+
+def indexer(config: Any, **own: Any) -> Indexer:
+    """The indexer of a config with `IndexedFields`; `own` are the family's further arguments of `nn.Indexer`."""
+    c = config
+    if c.index_head_dim < max(2, c.qk_rope_head_dim):
+        raise ValueError(
+            f"{c.model_type}: index_head_dim={c.index_head_dim} is too small: its first qk_rope_head_dim="
+            f"{c.qk_rope_head_dim} entries are rotated"
+        )
+    return Indexer(
+        c.hidden_size, c.q_lora_rank, heads=c.index_n_heads, dim=c.index_head_dim, topk=c.index_topk, **own
+    )
 
 
 def latent_attention(config: Any, **own: Any) -> LatentAttention:

@@ -11,7 +11,8 @@ from .attention.attention import (
     split_qkv as split_qkv,
 )
 from .attention.gated import GatedAttention as GatedAttention
-from .attention.latent import LatentAttention as LatentAttention
+from .attention.indexer import Indexer as Indexer
+from .attention.latent import ChoosingBlock as ChoosingBlock, LatentAttention as LatentAttention
 from .attention.rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
 from .audio import AudioClassifier as AudioClassifier, frame_context as frame_context
 from .block import (
@@ -76,7 +77,7 @@ from .encoder_heads import (
     TokenClassifier as TokenClassifier,
     sentence_embedding as sentence_embedding,
 )
-from .fold import fold as fold
+from .fold import fold as fold, hands_on as hands_on
 from .heads import (
     CausalLM as CausalLM,
     SequenceClassifier as SequenceClassifier,

@@ -114,6 +114,7 @@ class Context(eqx.Module):
     bias: jax.Array | None = None  # [1 or batch, heads, seq, keys], added to the scores of self attention
     groups: Mapping[str, jax.Array] | None = None  # other segments by name, [batch, seq]: the windows of an image
     encoder: Any = None  # for decoders with cross attention: (hidden states, segment ids), or None once cached
+    handed_on: Mapping[str, jax.Array] | None = None  # what earlier layers gave to later ones, by name; see `fold`
     key: jax.Array | None = None  # PRNG key; with one, dropout is on
     causal: bool = eqx.field(static=True, default=True)
     fresh: bool = eqx.field(static=True, default=False)  # the cache is empty: attend to the new keys only
@@ -165,6 +166,14 @@ class Mask(eqx.Module):
             self,
             query_slots=jax.lax.dynamic_slice_in_dim(self.query_slots, start, size, axis=-1),
             query_segments=jax.lax.dynamic_slice_in_dim(self.query_segments, start, size, axis=1),
+        )
+
+    def padded(self, pad: int) -> Mask:
+        """The mask with `pad` queries more, which see nothing but padding."""
+        return dataclasses.replace(
+            self,
+            query_slots=jnp.pad(self.query_slots, ((0, 0),) * (self.query_slots.ndim - 1) + ((0, pad),)),
+            query_segments=jnp.pad(self.query_segments, ((0, 0), (0, pad))),
         )
 
     def visible(self) -> jax.Array:

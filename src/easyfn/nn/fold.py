@@ -23,6 +23,9 @@ def fold(
     outputs (`attentions`, `router_logits`), whose entries may be `None`. Returns `x`, the new caches (mirroring `layers`;
     `None` without a cache) and a dict with, for every output, a tuple over layers. `hidden_states` are the inputs of each
     layer, if the context wants them.
+
+    What a layer gives to the later ones is the entry `handed_on` of its `extras`: arrays by name, with the rows of the batch
+    in front, which those find in `context.handed_on`. Its type must be registered with `hands_on`.
     """
     caches: list[Any] = []
     trace: Trace = {}
@@ -31,9 +34,23 @@ def fold(
         x, part, extras = run(layer, x, context, part, index)
         index += layers_in(layer)
         caches.append(part)
+        context = _handed_on(context, extras)
         for name, values in extras.items():
             trace[name] = trace.get(name, ()) + values
     return x, None if cache is None else tuple(caches), trace
+
+
+@verb
+def hands_on(layer: Any) -> bool:
+    """Whether a layer gives later ones something by `handed_on`: a run of such layers is stacked with it in its loop."""
+    return False
+
+
+def _handed_on(context: Context, extras: Trace) -> Context:
+    """The context of the layers after one that returned `extras`, whose `handed_on` it takes."""
+    for new in extras.pop("handed_on", ()):
+        context = context.replace(handed_on={**(context.handed_on or {}), **new})
+    return context
 
 
 @verb
@@ -75,29 +92,36 @@ def scan(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: Any)
     period = len(stack.blocks)
     whole = lambda node: at_layer.knows(type(node))
     parts, tree = jax.tree.flatten(cache, is_leaf=whole)
-    handed_on = [part if whole(part) else None for part in parts]
+    held = [part if whole(part) else None for part in parts]
 
     def body(carry: Any, xs: Any) -> Any:
-        (x, handed_on), (blocks, sliced, i) = carry, xs
-        parts = [s if h is None else at_layer(h, i) for h, s in zip(handed_on, sliced, strict=True)]
+        (x, held, given), (blocks, sliced, i) = carry, xs
+        here = context.replace(handed_on=given)
+        parts = [s if h is None else at_layer(h, i) for h, s in zip(held, sliced, strict=True)]
         caches = None if cache is None else jax.tree.unflatten(tree, parts)
         new: list[Any] = []
         extras: Trace = {}
         for j, block in enumerate(blocks):
-            x, c, extra = run(block, x, context, None if caches is None else caches[j], index + i * period + j)
+            x, c, extra = run(block, x, here, None if caches is None else caches[j], index + i * period + j)
             new.append(c)
+            here = _handed_on(here, extra)
             for name, value in extra.items():
                 extras[name] = extras.get(name, ()) + value
         parts = [] if cache is None else jax.tree.leaves(tuple(new), is_leaf=whole)
-        handed_on = [at_layer(part, None) if whole(part) else None for part in parts]
-        return (x, handed_on), ([None if whole(part) else part for part in parts], extras)
+        held = [at_layer(part, None) if whole(part) else None for part in parts]
+        return (x, held, here.handed_on), ([None if whole(part) else part for part in parts], extras)
 
     # One compiled body: without prevent_cse=False on the checkpoint inside, XLA still keeps one copy of it.
     sliced = [None if whole(part) else part for part in parts]
     every = (stack.blocks, sliced, jax.numpy.arange(stack.repeats))
-    (x, handed_on), (sliced, extras) = jax.lax.scan(body, (x, handed_on), every)
+    given = context.handed_on
+    if any(map(hands_on, stack.blocks)):  # room in the carry for what the first block of the run hands on
+        first = jax.tree.map(lambda leaf: leaf[0], every)
+        made = jax.eval_shape(lambda *args: body(*args)[0][2], (x, held, given), first) or {}
+        given = {**{k: jax.numpy.zeros(v.shape, v.dtype) for k, v in made.items()}, **(given or {})}
+    (x, held, _), (sliced, extras) = jax.lax.scan(body, (x, held, given), every)
     if cache is not None:
-        cache = jax.tree.unflatten(tree, [s if h is None else h for h, s in zip(handed_on, sliced, strict=True)])
+        cache = jax.tree.unflatten(tree, [s if h is None else h for h, s in zip(held, sliced, strict=True)])
     return x, cache, extras
 
 

@@ -6,14 +6,14 @@ matmuls: twice as fast as `jax.nn.dot_product_attention` on CPU, forward and bac
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ..cache.cache import Held, key_scores, value_sums
-from ..context import Mask, Runtime
+from ..context import Runtime
 
 MASKED = -1e30  # finite: a row that sees nothing becomes uniform, never NaN
 
@@ -22,7 +22,7 @@ def attend_here(
     q: jax.Array,
     k: Held,
     v: Held,
-    mask: Mask | None,
+    mask: Any,
     *,
     scale: float,
     bias: jax.Array | None = None,
@@ -34,6 +34,8 @@ def attend_here(
     key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Scaled dot product attention of arrays that one device holds: arguments and results of [`easyfn.nn.attend`][].
+
+    `mask` is a `Mask`, or what answers to the same methods: `rows`, `padded` and `visible`.
 
     When the score matrix has more than `runtime.attention_chunk` entries it is made in slices of queries, and again in
     the backward pass, so memory grows with the number of keys only.
@@ -58,20 +60,14 @@ def attend_here(
 
     padded_q = jnp.pad(q, ((0, 0), (0, 0), (0, pad), (0, 0)))
     padded_bias = bias if bias is None or not pad else jnp.pad(bias, ((0, 0), (0, 0), (0, pad), (0, 0)))
-    padded_mask = mask
-    if mask is not None and pad:
-        padded_mask = dataclasses.replace(
-            mask,
-            query_slots=jnp.pad(mask.query_slots, ((0, 0),) * (mask.query_slots.ndim - 1) + ((0, pad),)),
-            query_segments=jnp.pad(mask.query_segments, ((0, 0), (0, pad))),
-        )
+    padded_mask = None if mask is None else mask.padded(pad)
     out = lax.map(some, jnp.arange(count) * rows)
     out = jnp.moveaxis(out, 0, 2).reshape(batch, heads, count * rows, v.shape[-1])
     return out[:, :, :length], None
 
 
 def scores_of(
-    q: jax.Array, k: Held, mask: Mask | None, bias: jax.Array | None, scale: float, softcap: float | None
+    q: jax.Array, k: Held, mask: Any, bias: jax.Array | None, scale: float, softcap: float | None
 ) -> jax.Array:
     """Float32 scores `(batch, kv_heads, group, queries, keys)` of `q` `(batch, kv_heads, group, queries, dim)`; `bias` is
     `(1 or batch, kv_heads, group, queries, keys)`."""

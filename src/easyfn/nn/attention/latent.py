@@ -16,11 +16,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...core.weight import dense
+from ..block import Result, feed_forward
 from ..cache.cache import KV, attend_to, empty_slots, key_scores, layer_cache
 from ..context import Context
+from ..fold import hands_on
 from ..linear import Linear
 from ..norm import RMSNorm
 from .attention import Temperature, attend, merge_heads, split_heads
+from .core import attend_here
+from .indexer import Chosen, Indexer, gathered, gathered_mask
 from .rope import rotate
 
 
@@ -32,6 +36,7 @@ class LatentAttention(eqx.Module):
       table is the entry `rope` of `context.rope`; `interleaved`: rotated are pairs of neighbours, not halves.
     - `scale` is that of the scores, by default the inverse root of a head's width. DeepSeek's yarn multiplies it by the
       square of its `mscale_all_dim` factor. `temperature`: a factor on queries that grows with the position.
+    - `indexer`: an [`easyfn.nn.Indexer`][] that chooses the keys (DeepSeek-V3.2), and keeps a cache beside the layer's.
 
     Its cache is a `KV` of one head: `k` the latents `(batch, 1, slots, kv_lora_rank)`, `v` the rotary keys `(batch, 1, slots,
     qk_rope_head_dim)`. So it is also paged, in int8, taken back and reordered as every other.
@@ -54,6 +59,7 @@ class LatentAttention(eqx.Module):
     kv_a_layernorm: RMSNorm
     kv_b_proj: Linear
     o_proj: Linear
+    indexer: Indexer | None
     num_heads: int = eqx.field(static=True)
     kv_lora_rank: int = eqx.field(static=True)
     qk_nope_head_dim: int = eqx.field(static=True)
@@ -82,7 +88,10 @@ class LatentAttention(eqx.Module):
         rope: str | None = "default",
         dropout: float = 0.0,
         temperature: Temperature | None = None,
+        indexer: Indexer | None = None,
     ) -> None:
+        if indexer is not None and q_lora_rank is None:
+            raise ValueError("LatentAttention: an indexer reads the latent of the queries, and q_lora_rank is None")
         width = qk_nope_head_dim + qk_rope_head_dim
         wide = lambda into: Linear(into, num_heads * width, axes=("heads", None if into != hidden_size else "embed"))
         low = q_lora_rank
@@ -94,6 +103,7 @@ class LatentAttention(eqx.Module):
         self.kv_a_layernorm = RMSNorm(kv_lora_rank, eps)
         self.kv_b_proj = Linear(kv_lora_rank, num_heads * (qk_nope_head_dim + v_head_dim), axes=("heads", None))
         self.o_proj = Linear(num_heads * v_head_dim, hidden_size, bias, axes=("embed", "heads"))
+        self.indexer = indexer
         self.num_heads = num_heads
         self.kv_lora_rank = kv_lora_rank
         self.qk_nope_head_dim = qk_nope_head_dim
@@ -106,7 +116,15 @@ class LatentAttention(eqx.Module):
         self.temperature = temperature
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, jax.Array | None]:
-        q = split_heads(self._queries(x), self.num_heads)
+        return self.choosing(x, context, cache)[:3]
+
+    def choosing(
+        self, x: jax.Array, context: Context, cache: Any = None, chosen: jax.Array | None = None
+    ) -> tuple[jax.Array, Any, jax.Array | None, jax.Array | None]:
+        """As a call, to the keys `chosen` `(batch, seq, count)` of an earlier layer where there is no indexer. Also returns
+        the choice: `None` is all keys."""
+        queries, low = self._queries(x)
+        q = split_heads(queries, self.num_heads)
         if self.temperature is not None:  # before the rotation, which keeps lengths
             q = q * self.temperature(context.position_ids)[:, None, :, None].astype(q.dtype)
         q_nope, q_rope = jnp.split(q, [self.qk_nope_head_dim], axis=-1)
@@ -114,7 +132,12 @@ class LatentAttention(eqx.Module):
         latent = self.kv_a_layernorm(latent)
         q_rope, k_rope = self._rotated(q_rope, context), self._rotated(k_rope, context)
         plain = cache is None or context.fresh
-        cache, latents, rotary, mask = attend_to(cache, latent, k_rope, context, None)
+        kept = cache
+        if self.indexer is not None:
+            kept, index = (None, None) if cache is None else (cache["latent"], cache["index"])
+            chosen, index = self.indexer(x, low, context, index)
+        kept, latents, rotary, mask = attend_to(kept, latent, k_rope, context, None)
+        cache = kept if cache is None or self.indexer is None else {"latent": kept, "index": index}
         options: dict[str, Any] = dict(
             scale=self.scale,
             runtime=context.runtime,
@@ -122,27 +145,37 @@ class LatentAttention(eqx.Module):
             dropout_rate=self.dropout,
             key=None if context.key is None else jax.random.fold_in(context.key, 0),
         )
+        few = chosen is not None and not plain and x.shape[1] == 1 and not context.wants("attentions")
+        if few:  # one query reads its keys only
+            assert chosen is not None
+            latents, rotary = gathered(latents, chosen[:, 0]), gathered(rotary, chosen[:, 0])
+            mask = gathered_mask(mask, chosen[:, 0])
+        # A choice has no form that passes from device to device: on a mesh XLA gathers the keys.
+        run = attend if chosen is None else attend_here
+        seen: Any = mask if chosen is None or few else Chosen(mask, chosen)
         if plain:
             k_nope, v = jnp.split(
                 split_heads(self.kv_b_proj(latent[:, 0]), self.num_heads), [self.qk_nope_head_dim], -1
             )
             k_rope = jnp.broadcast_to(k_rope, (*k_nope.shape[:-1], self.qk_rope_head_dim))
             q, k = jnp.concatenate([q_nope, q_rope], axis=-1), jnp.concatenate([k_nope, k_rope], axis=-1)
-            out, weights = attend(q, k, v, mask, **options)
+            out, weights = run(q, k, v, seen, **options)
         else:
             to_key, to_value = self._heads(x.dtype)
             # All heads are one group of the only key head, so its rows are heads and then queries.
             rows = q_rope.reshape(q_rope.shape[0], 1, -1, self.qk_rope_head_dim)
             bias = key_scores(rotary, rows).reshape(*q_rope.shape[:3], -1) * self.scale
-            out, weights = attend(_by_head(q_nope, to_key), latents, latents, mask, bias=bias, **options)
+            out, weights = run(_by_head(q_nope, to_key), latents, latents, seen, bias=bias, **options)
             out = _by_head(out, to_value)
-        return self.o_proj(merge_heads(out)), cache, weights
+        return self.o_proj(merge_heads(out)), cache, weights, chosen
 
-    def _queries(self, x: jax.Array) -> jax.Array:
+    def _queries(self, x: jax.Array) -> tuple[jax.Array, Any]:
+        """The queries of all heads, and the latent they are made of."""
         if self.q_proj is not None:
-            return self.q_proj(x)
+            return self.q_proj(x), None
         assert self.q_a_proj is not None and self.q_a_layernorm is not None and self.q_b_proj is not None
-        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        low = self.q_a_layernorm(self.q_a_proj(x))
+        return self.q_b_proj(low), low
 
     def _rotated(self, x: jax.Array, context: Context) -> jax.Array:
         if self.rope is None:
@@ -159,6 +192,29 @@ class LatentAttention(eqx.Module):
         return w[:, : self.qk_nope_head_dim], jnp.swapaxes(w[:, self.qk_nope_head_dim :], 1, 2)
 
 
+class ChoosingBlock(eqx.Module):
+    """A pre-norm block ([`easyfn.nn.Block`][]) of latent attention, whose choice of keys the blocks after it that have no
+    indexer share (GLM-5)."""
+
+    self_attn: LatentAttention
+    mlp: Any
+    input_layernorm: Any
+    post_attention_layernorm: Any
+
+    def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> Result:
+        shared = None if self.self_attn.indexer is not None else (context.handed_on or {}).get("chosen")
+        h, cache, attentions, chosen = self.self_attn.choosing(self.input_layernorm(x), context, cache, shared)
+        x = x + h
+        h, router_logits = feed_forward(self.mlp, self.post_attention_layernorm(x), context)
+        given = None if chosen is None else {"chosen": chosen}
+        return x + h, cache, {"attentions": attentions, "router_logits": router_logits, "handed_on": given}
+
+
+@hands_on.register(ChoosingBlock)
+def _(block: ChoosingBlock) -> bool:
+    return True
+
+
 def _by_head(x: jax.Array, w: jax.Array) -> jax.Array:
     """`(batch, heads, seq, n)` with each head's matrix `(heads, n, m)`, float32 accumulation."""
     out = lax.dot_general(x, w, (((3,), (1,)), ((1,), (0,))), preferred_element_type=jnp.float32)
@@ -166,6 +222,9 @@ def _by_head(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 @layer_cache.register(LatentAttention)
-def _(layer: LatentAttention, batch_size: int, max_length: int, dtype: Any) -> KV:
+def _(layer: LatentAttention, batch_size: int, max_length: int, dtype: Any) -> KV | dict[str, KV]:
     room = lambda width: empty_slots((batch_size, 1, max_length, width), dtype)
-    return KV(room(layer.kv_lora_rank), room(layer.qk_rope_head_dim))
+    own = KV(room(layer.kv_lora_rank), room(layer.qk_rope_head_dim))
+    if layer.indexer is None:
+        return own
+    return {"latent": own, "index": layer_cache(layer.indexer, batch_size, max_length, dtype)}

@@ -29,7 +29,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from ...core.tree import Pipelined, Stacked
 from ..cache.cache import at_layer, layer_cache
 from ..context import Context, Runtime, divisible
-from ..fold import Trace, fold, run, scan
+from ..fold import Trace, fold, hands_on, run, scan
 
 
 def schedule(stages: int, microbatches: int, rounds: int = 1) -> np.ndarray:
@@ -81,6 +81,11 @@ def _staged(pipe: Pipelined, mesh: AbstractMesh, x: jax.Array, context: Context,
             f"ef.pipeline(model, {stages}, microbatches={math.gcd(parts, rows)})"
         )
     _check_cache(cache, rows)
+    if any(hands_on(block) for part in pipe.rounds for block in part.blocks):
+        raise ValueError(
+            "a pipeline passes hidden states from stage to stage, and these layers give later ones more than that "
+            "(ef.nn.hands_on): take ef.unpipeline(model), and split it over other axes"
+        )
     period, depth = len(pipe.rounds[0].blocks), pipe.rounds[0].repeats // stages  # of what a stage does in a step
     starts = schedule(stages, parts, rounds)
     steps = int(starts.max()) + stages
