@@ -1,4 +1,4 @@
-"""Attention to chosen keys: in slices, stacked, in pages and in int8 it is the same choice."""
+"""Attention to chosen keys: in slices, stacked and in pages it is the same choice."""
 
 import dataclasses
 
@@ -11,7 +11,13 @@ from cases import tokens
 from easyfn.models.glm_moe_dsa import GlmMoeDsaConfig
 
 CONFIG = GlmMoeDsaConfig(
-    **{"vocab_size": 97, "hidden_size": 32, "intermediate_size": 40, "moe_intermediate_size": 16, "num_hidden_layers": 4},
+    **{
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "moe_intermediate_size": 16,
+        "num_hidden_layers": 4,
+    },
     **{"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 12, "v_head_dim": 8},
     **{"qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "n_routed_experts": 4, "num_experts_per_tok": 2},
     **{"index_topk": 5, "index_head_dim": 8, "index_n_heads": 7, "indexer_types": ("full", "shared") * 2},
@@ -40,7 +46,7 @@ def test_slices_and_stacks(model):
     np.testing.assert_array_equal(got, expected)
 
 
-def test_pages_and_int8(model):
+def test_in_pages(model):
     prompts = [list(map(int, np.random.RandomState(n).randint(3, 97, n))) for n in (9, 14)]
     engine = ef.Engine(model, max_batch_size=2, max_model_length=32, page_size=4, prefill_chunk=8)
     requests = [engine.submit(p, max_new_tokens=6) for p in prompts]
@@ -49,12 +55,10 @@ def test_pages_and_int8(model):
     for prompt, request in zip(prompts, requests, strict=True):
         want = ef.generate(model, np.array([prompt]), max_new_tokens=6).sequences[0, len(prompt) :]
         np.testing.assert_array_equal(request.tokens, want)
-    cache = ef.init_cache(model, 1, 32, dtype="int8")
-    logits = ef.forward(model, np.array(prompts[:1]), cache=cache).logits
-    want = ef.forward(model, np.array(prompts[:1])).logits
-    assert np.abs(logits - want).max() < 0.1 * np.abs(want).max()
 
 
 def test_the_first_layer_has_nothing_to_share():
-    with pytest.raises(ValueError, match="indexer_types says full or shared of each of 4 layers, and full of the first"):
+    with pytest.raises(
+        ValueError, match="indexer_types says full or shared of each of 4 layers, and full of the first"
+    ):
         ef.abstract(dataclasses.replace(CONFIG, indexer_types=("shared",) * 4))

@@ -148,9 +148,7 @@ def indexer(config: Any, **own: Any) -> Indexer:
             f"{c.model_type}: index_head_dim={c.index_head_dim} is too small: its first qk_rope_head_dim="
             f"{c.qk_rope_head_dim} entries are rotated"
         )
-    return Indexer(
-        c.hidden_size, c.q_lora_rank, heads=c.index_n_heads, dim=c.index_head_dim, topk=c.index_topk, **own
-    )
+    return Indexer(c.hidden_size, c.q_lora_rank, heads=c.index_n_heads, dim=c.index_head_dim, topk=c.index_topk, **own)
 
 
 def latent_attention(config: Any, **own: Any) -> LatentAttention:
