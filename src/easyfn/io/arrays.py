@@ -23,7 +23,7 @@ def dense(
     shape: tuple[int, ...], dtype: Any, layers: Sequence[Tensors], source: Source, sharding: Any, stacked: bool = False
 ) -> jax.Array:
     """One array: `layers` are its tensors, several if it is `stacked`; `sharding` is its place on a mesh, or `None`."""
-    if not stacked and layers[0].kind == "same":
+    if not stacked and layers[0].plain:
         value = source.value(layers[0].names[0])
         if value is not None:
             return put(value.astype(dtype), sharding)

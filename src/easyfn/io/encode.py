@@ -56,7 +56,7 @@ def reader(t: Tensors, dtype: Any, source: Source, whole: Callable[[Tensors], An
 
     `whole(t)` reads all of it; `some(view, source, name, row)` fills a view with the rows of a tensor from `row` on.
     """
-    if t.kind == "same" and source.value(t.names[0]) is None:
+    if t.plain and source.value(t.names[0]) is None:
 
         def rows(start: int, end: int) -> np.ndarray:
             out = aligned((end - start, *t.shape[1:]), dtype)
@@ -64,8 +64,8 @@ def reader(t: Tensors, dtype: Any, source: Source, whole: Callable[[Tensors], An
             return out
 
         return rows
-    if t.kind == "experts":
-        per = len(t.names) // t.shape[0]
+    if t.experts:
+        per = t.together
         return lambda start, end: whole(
             t._replace(names=t.names[start * per : end * per], shape=(end - start, *t.shape[1:]))
         )

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..core.params import abstract_of
 from ..core.tree import expand, is_leaf, join, leaves, nodes, rebuild, replace
+from ..names.layout import Plain
 from ..names.part import whole
 from ..names.rules import Tensors, template, tensors
 from ..registry.family import Family, abstract_config
@@ -99,7 +100,7 @@ def match(
         found = [find_name(n, held, known) for n in t.names]
         if not any(found) and (own := find_name(path, held, known)) and tuple(held[own].shape) == t.shape:
             # Our path is the name in transformers' modules: a bare `state_dict()`, where experts are joined already.
-            t, found = Tensors(path, (own,), "same", 0, t.shape), [own]
+            t, found = Tensors(path, (own,), Plain(), t.shape), [own]
         if not any(found):
             if twins is None:
                 twins = head_of(config, known, wanted, model, held)

@@ -27,7 +27,7 @@ def head_of(config: Any, known: Family, wanted: Names, model: Any, held: Mapping
     for task in known.tasks:
         for head in _heads(config, known, task):
             name = next((n for n in head.names if n in held), None)
-            if name is not None and head.kind == mine.kind and tuple(held[name].shape) == mine.shapes()[0]:
+            if name is not None and head.layout == mine.layout and tuple(held[name].shape) == mine.shapes()[0]:
                 return {table: mine._replace(names=(name,))}
     return {}
 
@@ -37,7 +37,9 @@ def table_of(config: Any, known: Family, task: str, wanted: Names, model: Any) -
     table = _table(model)
     if table is None or table not in wanted or getattr(config, "tie_word_embeddings", True):
         return {}
-    same = [h for h in _heads(config, known, task) if (h.kind, h.shape) == (wanted[table].kind, wanted[table].shape)]
+    same = [
+        h for h in _heads(config, known, task) if (h.layout, h.shape) == (wanted[table].layout, wanted[table].shape)
+    ]
     return {head.path: wanted[table]._replace(path=head.path) for head in same}
 
 

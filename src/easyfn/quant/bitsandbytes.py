@@ -22,7 +22,7 @@ from ..io.formats import Packed, register
 from ..names.rules import Tensors
 from .int8 import Int8
 from .nf4 import LEVELS, NESTED, NF4, aligned, dynamic_map, scales_of
-from .pieces import cut, dense_dtype, join, per_matrix, quantized
+from .pieces import cut, dense_dtype, join, quantized
 from .product import replace
 
 STATE = "quant_state.bitsandbytes__"
@@ -74,7 +74,7 @@ def _make(path: str, source: Tensors, counts: list[int], declared: Any, parts: l
         weights.append(
             _int8(path, mine, dtype or declared) if mine[0].dtype == np.int8 else _four_bit(path, mine, dtype)
         )
-    if per_matrix(source) > 1:
+    if source.together > 1:
         reason = f"{path}: it joins matrices whose 4-bit blocks cross rows, which no one set of blocks can hold"
         weights = [_by_row(w, reason) for w in weights]
     return join(source, weights)
@@ -124,7 +124,7 @@ def _four_bit(path: str, parts: list[np.ndarray], dtype: Any) -> NF4:
 
 def write(source: Tensors, weight: Any) -> dict[str, Any]:
     """The tensors that hold a weight, or one layer of a stacked one (see `easyfn.io.formats.Writer`)."""
-    if (count := per_matrix(source)) > 1:
+    if (count := source.together) > 1:
         crossed = f"{source.path}: the file holds it in {count} pieces, and its blocks of 4 bits cross them; use ef.dequantize"
         weight = _by_row(weight, crossed)
     pieces = cut(source, weight)

@@ -108,7 +108,7 @@ def _make(
         name = jnp.dtype(dtype or common).name
         read: Any = _float if scheme.weights.get("type", "int") == "float" else _integer
         weights.append(read(path, scheme, name, **mine))
-    return join(source, by_row(weights, len(weights) // (source.shape[0] if source.kind == "experts" else 1)))
+    return join(source, by_row(weights, source.together))
 
 
 def _float(
@@ -269,12 +269,12 @@ def settings(model: Any) -> dict[str, Any]:
             number = schemes.index(scheme)
         for path in expand(found.path):
             source = names[path]
-            if number is not None and source.kind == "transposed":
+            if number is not None and source.transposed:
                 raise ValueError(
                     f"save: {path} is {format_of(found.weight)}, and compressed-tensors reads no Conv1D. Methods that "
                     "it can be saved in: 8bit, nf4, fp4; or save ef.dequantize(model)"
                 )
-            own = (path, *source.names) if source.kind == "same" else source.names
+            own = (path, *source.names) if source.plain else source.names
             chosen |= dict.fromkeys((name.rpartition(".")[0] for name in own), number)
     groups = {f"group_{n}": {"targets": targets(chosen, n), **scheme} for n, scheme in enumerate(schemes)}
     formats = {scheme["format"] for scheme in schemes}

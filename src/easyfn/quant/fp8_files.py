@@ -21,7 +21,7 @@ from ..io.formats import Packed, file_names, register
 from ..names.rules import Tensors
 from .compressed_tensors import as_float8
 from .fp8 import E4M3, FP8
-from .pieces import by_row, cut, dense_dtype, join, per_matrix, quantized
+from .pieces import by_row, cut, dense_dtype, join, quantized
 
 _KNOWN = {
     "quant_method": ("fp8",),
@@ -67,7 +67,7 @@ def _make(
 ) -> Any:
     name = jnp.dtype(dtype or common).name
     weights = [_matrix(path, block, name, *parts[i : i + count]) for i in range(0, len(parts), count)]
-    return join(source, by_row(weights, per_matrix(source)))
+    return join(source, by_row(weights, source.together))
 
 
 def _matrix(
@@ -124,7 +124,7 @@ def settings(model: Any) -> dict[str, Any]:
             if is_leaf(found.weight):
                 own = (path, *source.names) if found.slot.role != "embedding" else ()
                 plain += [name.rpartition(".")[0] for name in own]
-            elif source.kind == "transposed" or found.slot.role == "embedding":
+            elif source.transposed or found.slot.role == "embedding":
                 raise ValueError(
                     f"save: {path} is fp8, and the fp8 layout has linear layers only, no Conv1D and no embeddings. Leave it "
                     "out of the pattern, or save ef.dequantize(model)."

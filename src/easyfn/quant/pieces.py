@@ -27,11 +27,6 @@ def quantized(source: Tensors, held: Callable[[str], Any]) -> bool:
     return all(found)
 
 
-def per_matrix(source: Tensors) -> int:
-    """How many matrices of the file are side by side in one of the slot's."""
-    return len(source.names) // (source.shape[0] if source.kind == "experts" else 1)
-
-
 def join(source: Tensors, weights: Sequence[Any]) -> Any:
     """The weight of the slot `source` from those of its matrices, `(out, in)` each, whose arrays are NumPy's.
 
@@ -39,10 +34,10 @@ def join(source: Tensors, weights: Sequence[Any]) -> Any:
     that do not join: along the input axis, of different formats, or with columns in different orders; and for a weight
     of another shape than the model has.
     """
-    if source.kind in ("same", "transposed"):
+    if source.plain or source.transposed:
         weight = weights[0]
-    elif source.kind == "experts":
-        per = per_matrix(source)
+    elif source.experts:
+        per = source.together
         each = [_rows(source, weights[e * per : (e + 1) * per], source.axis - 1) for e in range(source.shape[0])]
         _alike(source, each)
         weight = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
@@ -59,12 +54,11 @@ def cut(source: Tensors, weight: Any) -> list[Any]:
     An array with a single row belongs to all the pieces of a matrix. Raises `ValueError` for a weight that the file holds
     in pieces along the input axis, or in pieces that its arrays do not divide into.
     """
-    if source.kind in ("same", "transposed"):
+    if source.plain or source.transposed:
         return [weight]
-    if source.kind == "experts":
-        per = per_matrix(source)
+    if source.experts:
         each = [jax.tree.map(lambda leaf, e=e: leaf[e], weight) for e in range(source.shape[0])]
-        return [piece for one in each for piece in _pieces(source, one, per, source.axis - 1)]
+        return [piece for one in each for piece in _pieces(source, one, source.together, source.axis - 1)]
     return _pieces(source, weight, len(source.names), source.axis)
 
 

@@ -38,7 +38,7 @@ def module_of(path: str, role: str, shape: Shape, rules: Sequence[Rule]) -> tupl
 
 def is_transposed(path: str, rules: Sequence[Rule]) -> bool:
     """Whether transformers holds `(in, out)`."""
-    return tensors_for(path, (0, 0), rules).kind == "transposed"
+    return tensors_for(path, (0, 0), rules).transposed
 
 
 def modules(model: Any, roles: tuple[str, ...] = ADAPTED) -> list[str]:

@@ -263,9 +263,9 @@ def _combine(source: Tensors, a: list[np.ndarray], b: list[np.ndarray]) -> tuple
             row, column = row + x.shape[0], column + x.shape[1]
         return np.concatenate(a), whole
 
-    if source.kind != "experts":
+    if not source.experts:
         return fused(a, b)
-    per = len(source.names) // source.shape[0]
+    per = source.together
     pairs = [fused(a[e * per : (e + 1) * per], b[e * per : (e + 1) * per]) for e in range(source.shape[0])]
     return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
 

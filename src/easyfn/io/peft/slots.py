@@ -67,7 +67,7 @@ def _parts(model: Any, cls: Any) -> list[Part]:
                 f"save_adapter: {f.path} is of the kind {f.slot.role!r}, which PEFT has no {cls.__name__} for"
             )
         names = expand(f.path)
-        if cls in (LoHa, LoKr) and tensors_for(names[0], (0, 0), rules).kind == "transposed":
+        if cls in (LoHa, LoKr) and tensors_for(names[0], (0, 0), rules).transposed:
             raise ValueError(
                 f"save_adapter: {f.path} is a Conv1D in transformers, which PEFT has no {cls.__name__} for"
             )
