@@ -10,6 +10,7 @@ from .attention.attention import (
     split_heads as split_heads,
     split_qkv as split_qkv,
 )
+from .attention.disentangled import DisentangledAttention as DisentangledAttention, log_buckets as log_buckets
 from .attention.gated import GatedAttention as GatedAttention
 from .attention.indexer import Indexer as Indexer
 from .attention.latent import ChoosingBlock as ChoosingBlock, LatentAttention as LatentAttention
@@ -50,9 +51,10 @@ from .context import (
     Runtime as Runtime,
     along_batch as along_batch,
     dropout as dropout,
+    encoder_mask as encoder_mask,
     in_chunks as in_chunks,
 )
-from .conv import Conv as Conv
+from .conv import Conv as Conv, within_documents as within_documents
 from .decoder import Decoder as Decoder
 from .encoder import (
     AddNorm as AddNorm,
@@ -63,7 +65,6 @@ from .encoder import (
     SharedLayers as SharedLayers,
     TextEncoder as TextEncoder,
     chosen_rows as chosen_rows,
-    encoder_mask as encoder_mask,
     learned_positions as learned_positions,
 )
 from .encoder_heads import (

@@ -112,6 +112,7 @@ class Context(eqx.Module):
     table: jax.Array | None = None  # [batch, pages], with a paged cache: the pages of each row
     rope: Mapping[str, tuple[jax.Array, jax.Array]] | None = None  # name -> (cos, sin), each [batch, seq, dim]
     bias: jax.Array | None = None  # [1 or batch, heads, seq, keys], added to the scores of self attention
+    relative: jax.Array | None = None  # [rows, embed], embeddings of relative positions that layers project themselves
     groups: Mapping[str, jax.Array] | None = None  # other segments by name, [batch, seq]: the windows of an image
     encoder: Any = None  # for decoders with cross attention: (hidden states, segment ids), or None once cached
     handed_on: Mapping[str, jax.Array] | None = None  # what earlier layers gave to later ones, by name; see `fold`
@@ -189,6 +190,11 @@ class Mask(eqx.Module):
             if not self.causal:
                 near = near & (-distance < self.window)
         return seen & near
+
+
+def encoder_mask(context: Context) -> Mask:
+    """The mask of a pass without a cache: padding and other documents are invisible, and what is later if `causal`."""
+    return Mask(context.slots, context.segment_ids, context.slots, context.segment_ids, context.causal)
 
 
 def dropout(x: jax.Array, rate: float, context: Context, site: int) -> jax.Array:

@@ -85,6 +85,28 @@ class Conv(eqx.Module):
         return y if self.bias is None else y + along_last(dense(self.bias).astype(y.dtype), y)
 
 
+def within_documents(conv: Conv, x: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """A convolution of odd size along the sequence of `x` `(batch, seq, in)`, to `(batch, seq, out)`, in which a token
+    meets only those of its own document: one product of all taps, of which those in other segments are zeros."""
+    weight = dense(conv.weight)
+    out, size, half = weight.shape[0], weight.shape[2], weight.shape[2] // 2
+    length = x.shape[1]
+    pad = [(0, 0), (half, half)]
+    padded, segments = jnp.pad(x, [*pad, (0, 0)]), jnp.pad(segment_ids, pad, constant_values=-1)
+
+    def tap(n: int) -> jax.Array:
+        same = segments[:, n : n + length] == segment_ids
+        return jnp.where(same[..., None], padded[:, n : n + length], jnp.zeros((), x.dtype))
+
+    taps = jnp.stack([tap(n) for n in range(size)], axis=-1)  # [batch, seq, in, size]
+    if conv.groups == 1:
+        return conv._biased(dot(weight.reshape(out, -1), taps.reshape(*x.shape[:2], -1)))
+    grouped = taps.reshape(*x.shape[:2], conv.groups, -1)
+    weight = weight.reshape(conv.groups, out // conv.groups, -1)
+    y = jnp.einsum("bsgi,goi->bsgo", grouped, weight, preferred_element_type=jnp.float32)
+    return conv._biased(y.reshape(*x.shape[:2], out).astype(x.dtype))
+
+
 @slots.register(Conv)
 def _(conv: Conv) -> dict[str, Slot]:
     return {"weight": Slot("conv", conv.axes), "bias": Slot("bias", conv.axes[:1], "zeros")}

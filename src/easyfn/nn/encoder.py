@@ -17,18 +17,13 @@ from .activation import activation
 from .attention.attention import attend, merge_heads, split_heads
 from .attention.rope import checked_rope, rope_table
 from .cache.cache import layer_cache
-from .context import Context, Mask, dropout
+from .context import Context, dropout, encoder_mask
 from .fold import fold
 from .linear import Embedding, Linear
 from .norm import LayerNorm
 from .output import Output
 from .pooling import first_token
 from .relative import RelativeBias
-
-
-def encoder_mask(context: Context) -> Mask:
-    """The mask of a pass without a cache: padding and other documents are invisible, and what is later if `causal`."""
-    return Mask(context.slots, context.segment_ids, context.slots, context.segment_ids, context.causal)
 
 
 def chosen_rows(table: Embedding, ids: Any, name: str) -> jax.Array:
@@ -134,11 +129,13 @@ class SelfAttention(eqx.Module):
 class EncoderAttention(eqx.Module):
     """Attention with its output projection, residual and norm."""
 
-    self: SelfAttention  # the name is Hugging Face's, so that paths and files agree; hence `this` below
+    self: Any  # the name is Hugging Face's, so that paths and files agree; hence `this` below
     output: AddNorm
 
-    def __init__(this, hidden_size: int, heads: int, eps: float, dropout: tuple[float, float]) -> None:
-        this.self = SelfAttention(hidden_size, heads, dropout[0])
+    def __init__(
+        this, hidden_size: int, heads: int, eps: float, dropout: tuple[float, float], inner: Any = None
+    ) -> None:
+        this.self = inner or SelfAttention(hidden_size, heads, dropout[0])
         this.output = AddNorm(hidden_size, hidden_size, eps, dropout[1], axes=("embed", "heads"))
 
     def __call__(this, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
@@ -150,17 +147,17 @@ class EncoderLayer(eqx.Module):
     """Attention, then feed-forward, each followed by its norm.
 
     `config` has BERT's keys: `hidden_size`, `num_attention_heads`, `intermediate_size`, `hidden_act`, `layer_norm_eps`,
-    `attention_probs_dropout_prob`, `hidden_dropout_prob`.
+    `attention_probs_dropout_prob`, `hidden_dropout_prob`. `attention` is by default a `SelfAttention`.
     """
 
     attention: EncoderAttention
     intermediate: Dense
     output: AddNorm
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, *, attention: Any = None) -> None:
         c = config
         rates = (c.attention_probs_dropout_prob, c.hidden_dropout_prob)
-        self.attention = EncoderAttention(c.hidden_size, c.num_attention_heads, c.layer_norm_eps, rates)
+        self.attention = EncoderAttention(c.hidden_size, c.num_attention_heads, c.layer_norm_eps, rates, attention)
         self.intermediate = Dense(c.hidden_size, c.intermediate_size, c.hidden_act, axes=("mlp", "embed"))
         self.output = AddNorm(
             c.intermediate_size, c.hidden_size, c.layer_norm_eps, c.hidden_dropout_prob, axes=("embed", "mlp")
@@ -212,6 +209,7 @@ class SharedLayers(eqx.Module):
 class EncoderEmbeddings(eqx.Module):
     """`norm(word + token type + position)`.
 
+    Embeddings that are narrower than the layers go through `project` before the norm, where it is given (DeBERTa).
     `offset` is what position 0 is stored at (RoBERTa: `padding_idx + 1`); without `positions` there is no table of them,
     and token types are left out where the config has none. `norm` is by default a `LayerNorm`, and `None` for none.
     """
@@ -219,17 +217,28 @@ class EncoderEmbeddings(eqx.Module):
     word_embeddings: Embedding
     position_embeddings: Embedding | None
     token_type_embeddings: Embedding | None
+    embed_proj: Linear | None
     LayerNorm: Any
     dropout: float = eqx.field(static=True)
     offset: int = eqx.field(static=True)
 
-    def __init__(self, config: Any, *, offset: int = 0, positions: bool = True, norm: Any = "default") -> None:
+    def __init__(
+        self,
+        config: Any,
+        *,
+        offset: int = 0,
+        positions: bool = True,
+        project: Linear | None = None,
+        norm: Any = "default",
+    ) -> None:
         size = getattr(config, "embedding_size", None) or config.hidden_size
         table = lambda rows: Embedding(rows, size, axes=(None, "embed")) if rows else None
         self.word_embeddings = Embedding(config.vocab_size, size)
         self.position_embeddings = table(config.max_position_embeddings if positions else 0)
         self.token_type_embeddings = table(config.type_vocab_size)
-        self.LayerNorm = LayerNorm(size, config.layer_norm_eps) if isinstance(norm, str) else norm
+        self.embed_proj = project
+        width = size if project is None else config.hidden_size
+        self.LayerNorm = LayerNorm(width, config.layer_norm_eps) if isinstance(norm, str) else norm
         self.dropout = config.hidden_dropout_prob
         self.offset = offset
 
@@ -246,6 +255,7 @@ class EncoderEmbeddings(eqx.Module):
             x = x + chosen_rows(self.token_type_embeddings, types, "token_type_ids")
         if self.position_embeddings is not None:
             x = x + learned_positions(self.position_embeddings, context.position_ids, offset=self.offset)
+        x = x if self.embed_proj is None else self.embed_proj(x)
         x = x if self.LayerNorm is None else self.LayerNorm(x)
         return dropout(x, self.dropout, context, 1_000_003)
 

@@ -24,7 +24,8 @@ class LossConfig:
     """How a loss is computed; hashable, so it may be a static argument of a jitted function.
 
     - `kind`: by default what the model's task implies. `causal-lm` (labels are shifted: token `t` predicts `t + 1`),
-      `cross-entropy` (labels as they stand), `regression` (mean squared error), `multi-label` (binary cross entropy).
+      `cross-entropy` (labels as they stand; or a weight for each class, floats of the logits' shape), `regression` (mean
+      squared error), `multi-label` (binary cross entropy).
     - `label_smoothing` e: as transformers' `LabelSmoother`, `(1 - e) * nll + e * mean over classes of -log p`.
     - `z_loss` z: adds `z * logsumexp(logits) ** 2` per token, which keeps logits from drifting.
     - `aux_loss_weight`: of the routers' load balancing loss. By default as transformers: the config's
@@ -81,8 +82,11 @@ def loss_from_logits(
     labels = as_array(labels)
     if kind in ("regression", "multi-label"):
         return _elementwise(logits, labels, kind, cfg)
-    if kind == "cross-entropy" and labels.ndim == logits.ndim and labels.shape[-1] == 1:
-        labels = labels[..., 0]
+    if kind == "cross-entropy" and labels.ndim == logits.ndim:
+        if labels.shape[-1] == 1:
+            labels = labels[..., 0]
+        elif jnp.issubdtype(labels.dtype, jnp.floating):
+            return _soft(logits, labels, cfg)
     check_shape(labels, logits.shape[:-1])
     given = {"attention_mask": attention_mask, "segment_ids": segment_ids}
     segments = segments_of({k: v for k, v in given.items() if v is not None}, labels.shape)
@@ -280,6 +284,19 @@ def _reduce(
     else:
         loss = jnp.sum(per_token) if cfg.reduction == "sum" else per_token.reshape(shape)
     return loss, {name: lax.stop_gradient(value) for name, value in metrics.items()}
+
+
+def _soft(logits: jax.Array, labels: jax.Array, cfg: LossConfig) -> tuple[jax.Array, Metrics]:
+    """Cross entropy of scores and a weight for each class."""
+    if cfg.label_smoothing or cfg.z_loss:
+        raise ValueError("label_smoothing and z_loss need one label for each row, not a weight for each class")
+    check_shape(labels, logits.shape)
+    x, y = (a.reshape(-1, logits.shape[-1]).astype(jnp.float32) for a in (logits, labels))
+    rows = {
+        "loss": -jnp.sum(jax.nn.log_softmax(x, axis=-1) * y, axis=-1),
+        "accuracy": (jnp.argmax(x, axis=-1) == jnp.argmax(y, axis=-1)).astype(jnp.float32),
+    }
+    return _reduce(rows, jnp.ones(x.shape[:1], jnp.float32), labels.shape[:-1], cfg, count="num_examples")
 
 
 def _elementwise(logits: jax.Array, labels: jax.Array, kind: str, cfg: LossConfig) -> tuple[jax.Array, Metrics]:

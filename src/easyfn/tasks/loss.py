@@ -122,7 +122,7 @@ def classification_loss(
     """The loss of a model that answers one row of scores per example: regression, one label, or several.
 
     As transformers: `config.problem_type` says which, or else one score is a regression, integer labels are classes,
-    and floating point labels `(batch, num_labels)` are yes or no for each class.
+    and floating point labels `(batch, num_labels)` are yes or no for each class (DeBERTa's a weight of each).
     """
     inputs, labels = split_labels(batch)
     if labels is None:
@@ -148,6 +148,8 @@ def problem(config: Any, labels: Any) -> str:
         return named[said]
     if config.num_labels == 1:
         return "regression"
+    if labels.ndim > 1 and labels.shape[-1] > 1 and getattr(config, "soft_labels", False):
+        return "cross-entropy"
     return "cross-entropy" if jnp.issubdtype(labels.dtype, jnp.integer) else "multi-label"
 
 
