@@ -61,10 +61,9 @@ class GlmMoeDsaConfig(IndexedFields, GroupedFields):
 
 def indexer_types(c: GlmMoeDsaConfig) -> tuple[str, ...]:
     """Of every layer `full` or `shared`. Raises `ValueError` where a layer has another, or the first nothing to share."""
-    layers, found = range(c.num_hidden_layers), c.indexer_types or c.index_topk_pattern
-    if not found:
-        every, offset = max(c.index_topk_freq, 1), c.index_skip_topk_offset
-        found = ["shared" if max(i - offset + 1, 0) % every else "full" for i in layers]
+    layers, every, offset = range(c.num_hidden_layers), max(c.index_topk_freq, 1), c.index_skip_topk_offset
+    derived = tuple("shared" if max(i - offset + 1, 0) % every else "full" for i in layers)
+    found = c.indexer_types or c.index_topk_pattern or derived
     kinds = tuple(LETTERS.get(kind, kind) for kind in found)
     if len(kinds) != len(layers) or set(kinds) - set(LETTERS.values()) or kinds[:1] == ("shared",):
         raise ValueError(
