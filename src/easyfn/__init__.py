@@ -66,7 +66,9 @@ from .generation.model import (
 from .generation.result import Generation as Generation
 from .generation.state import State as State
 from .generation.stream import stream as stream, stream_text as stream_text
+from .generation.transcribe import Segment as Segment, Transcription as Transcription, transcribe as transcribe
 from .inputs import image as _image  # noqa: F401  (registers)
+from .inputs.audio import log_mel as log_mel, normalize_sound as normalize_sound, pad_sound as pad_sound
 from .inputs.sample import sample_inputs as sample_inputs
 from .inputs.statement import Input as Input, Inputs as Inputs, inputs as inputs
 from .inspect.card import model_card as model_card
@@ -172,6 +174,7 @@ from .tasks import (
     multiple_choice as _multiple_choice,  # noqa: F401  (registers)
 )
 from .tasks.cross_entropy import LossConfig as LossConfig, loss_from_logits as loss_from_logits
+from .tasks.ctc import ctc_decode as ctc_decode, ctc_loss as ctc_loss
 from .tasks.embeddings import (
     decoder as decoder,
     encoder as encoder,

@@ -26,7 +26,7 @@ Tracer = jax.core.Tracer
 @taught
 def generate(
     model: Any,
-    ids: Any,
+    ids: Any = None,
     *,
     attention_mask: Any = None,
     key: Any = None,
@@ -47,7 +47,8 @@ def generate(
     **Arguments**
 
     - `ids`: integers `(batch, seq)`; `attention_mask`: 0 for padding, on either side. Without a mask, `pad_token_id` in
-      the prompt is padding (unless it also ends a row): transformers' rule.
+      the prompt is padding (unless it also ends a row): transformers' rule. Of a model whose encoder reads something else,
+      that, here or by its name (`input_features=`); Whisper's prompt, and long recordings, are for [`easyfn.transcribe`][].
     - `key`: a PRNG key, needed for sampling. Row `i` draws from `fold_in(key, i)`; with a vector of keys each row
       has its own, and gives the same tokens alone and in any batch.
     - `config`, `options`: see [`easyfn.GenerationConfig`][]: `max_new_tokens=`, `do_sample=`, `num_beams=`, ...; a

@@ -8,7 +8,7 @@ import jax
 
 from ..core.verb import verb
 from ..forward.forward import forward, init_cache
-from ..inputs.statement import accepted
+from ..inputs.statement import accepted, inputs as inputs_of
 from ..nn.output import Output
 from ..tasks.task import task
 
@@ -67,7 +67,7 @@ def run_prompt(
         cache = init_cache(model, ids.shape[0], max_length)
     if "logits_to_keep" in accepted(model):
         inputs["logits_to_keep"] = 1
-    return forward(model, ids, cache=cache, fresh=fresh, **inputs)
+    return forward(model, cache=cache, fresh=fresh, **{source_name(model): ids}, **inputs)
 
 
 @verb
@@ -83,6 +83,12 @@ def run_tokens(model: Any, tokens: Any, cache: Any, **inputs: Any) -> Output:
     """Several more tokens per row, `(batch, count)`, after what `cache` holds."""
     name = "decoder_input_ids" if encodes(model) else "input_ids"
     return forward(model, **{name: tokens}, cache=cache, **inputs)
+
+
+def source_name(model: Any) -> str:
+    """What a prompt is called: `input_ids`, or what else a model's encoder reads."""
+    main = inputs_of(model).main
+    return "input_ids" if "input_ids" in main else main[0]
 
 
 def encodes(model: Any) -> bool:

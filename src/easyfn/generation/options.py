@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.tree import near
 from .config import FIELDS, GenerationConfig, validate
+from .speech import FACTS
 
 # What transformers assumes of a field that nobody set (`GenerationConfig._get_default_generation_params`).
 DEFAULTS: dict[str, Any] = {
@@ -45,8 +46,21 @@ BEAMS = ("early_stopping", "length_penalty")
 
 _GONE = "transformers 5 moved it out of its core, and easyfn follows"
 
+_SPEECH = "it is an option of ef.transcribe, which makes the prompt, the windows and the checks of speech"
+
 # Options of transformers that easyfn refuses: the values that turn each off, and the reason.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    **{name: ((), _SPEECH) for name in ("language", "task", "prompt_ids", "prompt_condition_type")},
+    **{name: ((False,), _SPEECH) for name in ("return_timestamps", "condition_on_prev_tokens")},
+    **{name: ((), _SPEECH) for name in ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")},
+    "return_token_timestamps": ((False,), "ef.transcribe gives the times of segments, not of tokens"),
+    "return_segments": ((), "ef.transcribe always returns them"),
+    "is_multilingual": ((), "the checkpoint's generation_config.json says it"),
+    "monitor_progress": ((), "ef.transcribe yields nothing before its end"),
+    "force_unique_generate_call": ((False,), "a single call is ef.generate itself"),
+    "num_segment_frames": ((), "the config's max_source_positions say it"),
+    "time_precision": ((0.02,), "two frames of Whisper's encoder are 20 ms"),
+    "time_precision_features": ((0.01,), "a frame of Whisper's spectrogram is 10 ms"),
     "max_time": ((), "a compiled loop reads no clock; take tokens from ef.stream and leave its loop in time"),
     "use_mtp": ((False,), "no family of easyfn has heads for several tokens; assistant_model= drafts for any"),
     "token_healing": ((False,), "it rewrites the prompt with a tokenizer; cut the prompt's last token yourself"),
@@ -200,7 +214,7 @@ def _off(name: str, value: Any, file: bool) -> bool:
     """Whether an option that is no field says nothing, or nothing that changes a token."""
     if value is None or name in HARMLESS or (name in REFUSED and _in(value, REFUSED[name][0])):
         return True
-    return file and (name in HARMLESS_IN_FILES or name.startswith("_"))
+    return file and (name in HARMLESS_IN_FILES or name in FACTS or name.startswith("_"))
 
 
 def _in(value: Any, values: tuple[Any, ...]) -> bool:

@@ -18,8 +18,9 @@ from . import checks
 from .chain import part, processors_of
 from .config import GenerationConfig
 from .constraint import constrained
-from .model import can_generate, decoder_prompt, encodes
+from .model import can_generate, decoder_prompt, encodes, source_name
 from .options import resolve, with_defaults
+from .speech import default_prompt
 from .stop import stop_table
 
 Tracer = jax.core.Tracer
@@ -33,6 +34,7 @@ class Plan:
     max_length: int
     eos: tuple[int, ...]
     pad: int
+    text: bool  # what the model reads first is token ids
     infer_mask: bool
     start: Any
     rows: int  # for each prompt: its beams, or the answers drawn
@@ -105,16 +107,24 @@ def prepare(
         raise can_generate.missing(
             model, "generate continues token ids, so it needs a language model with a head over them."
         )
-    ids, attention_mask = checks.prompt(model, ids, attention_mask)
-    inputs, options = _inputs(model, options)
-    images = features_of(model, ids, inputs)
+    source = source_name(model)
+    ids, options = _source(source, ids, options)
+    text = source == "input_ids"
+    if text:
+        ids, attention_mask = checks.prompt(model, ids, attention_mask)
+    else:
+        ids = checked(inputs_of(model), {source: ids}, model)[source]
+    inputs, options = _inputs(model, options, source)
+    images = features_of(model, source, ids, inputs)
     c = resolve(getattr(model, "config", None), config, options)
 
     start_id = c.decoder_start_token_id if c.decoder_start_token_id is not None else c.bos_token_id
+    if not text and "decoder_input_ids" not in inputs and start_id is not None:
+        inputs["decoder_input_ids"] = default_prompt(model.config, start_id, ids.shape[0])
     shape = lambda: decoder_prompt(model, jnp.zeros(ids.shape, jnp.int32), None, start_id, inputs)[0]
     length = jax.eval_shape(shape).shape[1]
     second = encodes(model)
-    infer_mask = c.pad_token_id is not None and c.pad_token_id not in c.eos
+    infer_mask = text and c.pad_token_id is not None and c.pad_token_id not in c.eos
     mask = attention_mask
     if mask is None and infer_mask and not isinstance(ids, Tracer):
         mask = np.asarray(ids) != c.pad_token_id
@@ -160,6 +170,10 @@ def prepare(
     encoder_ids = None
     rows = beams if beams > 1 else returned
     if c.encoder_no_repeat_ngram_size or c.encoder_repetition_penalty != 1.0:
+        if not text:
+            raise ValueError(
+                f"generate: encoder_no_repeat_ngram_size and encoder_repetition_penalty speak of tokens, and {source} are none"
+            )
         if mask is None:
             mask = ids != c.pad_token_id if infer_mask else jnp.ones_like(ids)
         encoder_ids = jnp.repeat(jnp.where(mask != 0, ids, -1), rows, axis=0)
@@ -171,6 +185,7 @@ def prepare(
         max_length=max_length,
         eos=c.eos,
         pad=c.pad if c.pad is not None else 0,
+        text=text,
         infer_mask=infer_mask,
         start=start_id,
         rows=rows,
@@ -204,9 +219,20 @@ def prepare(
     return Call(plan, data)
 
 
-def _inputs(model: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _source(name: str, ids: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The prompt, which may also be given by its name (`input_features=`), and the other options."""
+    named = options.get(name)
+    if (ids is None) == (named is None):
+        raise ValueError(
+            f"generate: give {name}, as the second argument or by name, "
+            + ("not both" if named is not None else "once")
+        )
+    return named if ids is None else ids, {key: value for key, value in options.items() if key != name}
+
+
+def _inputs(model: Any, options: Mapping[str, Any], source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What of the options the model itself takes, and the others."""
-    takes = accepted(model) - {"input_ids", "inputs_embeds", "logits_to_keep", "token_type_ids"}
+    takes = accepted(model) - {source, "input_ids", "inputs_embeds", "logits_to_keep", "token_type_ids"}
     inputs = {name: value for name, value in options.items() if name in takes and value is not None}
     if "decoder_input_ids" in inputs:
         inputs["decoder_input_ids"], _ = check_ids(model, inputs["decoder_input_ids"], None, prefix="decoder_")
@@ -214,16 +240,16 @@ def _inputs(model: Any, options: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     return inputs, {name: value for name, value in options.items() if name not in takes}
 
 
-def features_of(model: Any, ids: Any, inputs: dict[str, Any]) -> str:
+def features_of(model: Any, source: str, ids: Any, inputs: dict[str, Any]) -> str:
     """The names of inputs that are no text (pixels, sound), checked against what the model states; `""` for none."""
     stated = inputs_of(model)
     names = [name for name in inputs if name in stated.fields and stated.fields[name].floating]
     if names:
         given = {name: inputs[name] for name in inputs if name in stated.fields}
         inputs |= {
-            name: value for name, value in checked(stated, {"input_ids": ids, **given}, model).items() if name in given
+            name: value for name, value in checked(stated, {source: ids, **given}, model).items() if name in given
         }
-        fits(model, {"input_ids": ids, **inputs})
+        fits(model, {source: ids, **inputs})
     return ", ".join(names)
 
 

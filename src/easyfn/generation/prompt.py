@@ -32,7 +32,7 @@ class Begun(NamedTuple):
 def begin(model: Any, data: Data, plan: Plan) -> Begun:
     """Runs the prompt."""
     ids, mask, inputs = data.ids, data.mask, data.inputs
-    if mask is None:
+    if mask is None and plan.text:
         mask = ids != plan.pad if plan.infer_mask else jnp.ones(ids.shape, bool)
     prompt, prompt_mask = decoder_prompt(model, ids, mask, plan.start, inputs)
     given = prompt
@@ -45,7 +45,7 @@ def begin(model: Any, data: Data, plan: Plan) -> Begun:
     if plan.guided:
         ids, mask = _with_negative(ids, mask.astype(jnp.int32), data.negative)
         inputs = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), inputs)
-    logits, cache, first = _run(model, ids, mask.astype(jnp.int32), inputs, data, plan)
+    logits, cache, first = _run(model, ids, None if mask is None else mask.astype(jnp.int32), inputs, data, plan)
     cache = copies(cache, plan.rows, 2 if plan.guided else 1)
     own = 2 if plan.guided else 1
     logits, first = jax.tree.map(lambda x: _copies(x, plan.rows, own), (logits, first))
@@ -65,7 +65,7 @@ def begin(model: Any, data: Data, plan: Plan) -> Begun:
 
 
 def _run(
-    model: Any, ids: jax.Array, mask: jax.Array, inputs: dict[str, Any], data: Data, plan: Plan
+    model: Any, ids: jax.Array, mask: Any, inputs: dict[str, Any], data: Data, plan: Plan
 ) -> tuple[jax.Array, Any, dict[str, Any]]:
     """The logits of the last column, the cache, and what is recorded."""
     cache, fresh = data.cache, data.cache is None or (plan.resumed == 0 and empty(data.cache))
@@ -73,7 +73,8 @@ def _run(
         # Attentions are by slot, so rings become as long as the sequence; and drafted tokens can be taken back.
         cache = init_cache(model, ids.shape[0], slots(plan, data), dtype="int8" if plan.quantized else None)
         cache = widen(cache, slots(plan, data) if plan.recorded else plan.drafted)
-    ids, mask = ids[:, plan.resumed :], mask[:, plan.resumed :]
+    if plan.resumed:
+        ids, mask = ids[:, plan.resumed :], mask[:, plan.resumed :]
     inputs = {**inputs, **plan.inputs, "max_length": slots(plan, data)}
     length = ids.shape[1]
     if plan.chunk is None or plan.chunk >= length:

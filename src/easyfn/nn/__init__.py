@@ -15,7 +15,13 @@ from .attention.gated import GatedAttention as GatedAttention
 from .attention.indexer import Indexer as Indexer
 from .attention.latent import ChoosingBlock as ChoosingBlock, LatentAttention as LatentAttention
 from .attention.rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
-from .audio import AudioClassifier as AudioClassifier, frame_context as frame_context
+from .audio import (
+    CTC as CTC,
+    AudioClassifier as AudioClassifier,
+    ChannelNorm as ChannelNorm,
+    WeightNormConv as WeightNormConv,
+    frame_context as frame_context,
+)
 from .block import (
     AddNormBlock as AddNormBlock,
     Block as Block,

@@ -18,6 +18,23 @@ def _each(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
     return (value,) * rank if isinstance(value, int) else tuple(value)
 
 
+def convolve(
+    x: jax.Array, weight: jax.Array, stride: tuple[int, ...], padding: tuple[int, ...], groups: int
+) -> jax.Array:
+    """The convolution of `x` `(batch, *spatial, in)` with `weight` `(out, in / groups, *kernel)`, summed in float32."""
+    spatial = _AXES[-(weight.ndim - 2) :]
+    common = jnp.result_type(weight.dtype, x.dtype)
+    return jax.lax.conv_general_dilated(
+        x.astype(common),
+        weight.astype(common),
+        stride,
+        [(p, p) for p in padding],
+        dimension_numbers=(f"N{spatial}C", f"OI{spatial}", f"N{spatial}C"),
+        feature_group_count=groups,
+        preferred_element_type=jnp.float32,
+    ).astype(common)
+
+
 class Conv(eqx.Module):
     """A convolution over the spatial axes of `x` `(batch, *spatial, in)`, to `(batch, *spatial, out)`.
 
@@ -56,19 +73,7 @@ class Conv(eqx.Module):
         kernel = shape_of(self.weight)[2:]
         if self.stride == kernel and self.groups == 1 and not any(self.padding):
             return self._by_patches(x, kernel)
-        weight = dense(self.weight)
-        spatial = _AXES[-len(kernel) :]
-        common = jnp.result_type(weight.dtype, x.dtype)
-        y = jax.lax.conv_general_dilated(
-            x.astype(common),
-            weight.astype(common),
-            self.stride,
-            [(p, p) for p in self.padding],
-            dimension_numbers=(f"N{spatial}C", f"OI{spatial}", f"N{spatial}C"),
-            feature_group_count=self.groups,
-            preferred_element_type=jnp.float32,
-        ).astype(common)
-        return self._biased(y)
+        return self._biased(convolve(x, dense(self.weight), self.stride, self.padding, self.groups))
 
     def _by_patches(self, x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
         """Patches that do not overlap: one matrix product, which is faster than a convolution on every backend."""

@@ -1,0 +1,122 @@
+"""wav2vec 2.0 beyond what every family is held to: padded recordings, the loss and the reading of CTC, both spellings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+import easyfn as ef
+from cases import CASES
+
+LENGTHS = np.array([471, 300, 129])
+VALUES = np.random.RandomState(4).randn(3, 471).astype(np.float32)
+MASK = (np.arange(471)[None] < LENGTHS[:, None]).astype(np.int64)
+
+
+def padded():
+    return {"input_values": VALUES * MASK, "attention_mask": MASK}
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "wav2vec2-base", "wav2vec2-classifier"])
+def test_padded_recordings(name):
+    hf, model = CASES[name].torch(), CASES[name].model()
+    with torch.no_grad():
+        want = hf(**{k: torch.tensor(v) for k, v in padded().items()})
+    got = ef.forward(model, **padded())
+    if name.endswith("classifier"):
+        np.testing.assert_allclose(got.logits, want.logits.numpy(), atol=1e-4)
+        return
+    field = "logits" if name == "wav2vec2" else "last_hidden_state"
+    frames = hf._get_feat_extract_output_lengths(torch.tensor(LENGTHS)).numpy()
+    real = np.arange(getattr(got, field).shape[1])[None] < frames[:, None]
+    np.testing.assert_allclose(np.asarray(getattr(got, field))[real], getattr(want, field).numpy()[real], atol=1e-4)
+
+
+def test_masked_frames():
+    hf, model = CASES["wav2vec2"].torch(), CASES["wav2vec2"].model()
+    mask = np.random.RandomState(0).rand(3, 23) < 0.3
+    with torch.no_grad():
+        want = hf.wav2vec2(torch.tensor(VALUES), mask_time_indices=torch.tensor(mask)).last_hidden_state
+    got = ef.forward(model.model, input_values=VALUES, mask_time_indices=mask).last_hidden_state
+    np.testing.assert_allclose(got, want.numpy(), atol=1e-4)
+
+
+LABELS = np.array([[5, 5, -100, 7, 4], [9, 2, 2, 2, -100], [3, 3, 3, 3, 3]])  # the last needs 9 frames and has fewer
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_loss_and_gradient(zero):
+    """Each row as torch has it, impossible ones too; and the model's loss with both reductions of its config."""
+    logits = np.random.RandomState(0).randn(3, 12, 23).astype(np.float32)
+    lengths = np.array([12, 9, 7])
+    rows = [[i for i in row if i not in (-100, 4)] for row in LABELS.tolist()]
+    scores = torch.tensor(logits, requires_grad=True)
+    want = torch.nn.functional.ctc_loss(
+        torch.log_softmax(scores, -1).transpose(0, 1),
+        torch.tensor([i for row in rows for i in row]),
+        torch.tensor(lengths),
+        torch.tensor([len(row) for row in rows]),
+        blank=4,
+        reduction="none",
+        zero_infinity=zero,
+    )
+    given = {"blank": 4, "lengths": lengths, "zero_infinity": zero}
+    np.testing.assert_allclose(ef.ctc_loss(jnp.asarray(logits), LABELS, **given), want.detach().numpy(), rtol=1e-5)
+    want[:2].sum().backward()
+    slope = jax.grad(lambda x: jnp.sum(ef.ctc_loss(x, LABELS, **given)[:2]))(jnp.asarray(logits))
+    np.testing.assert_allclose(slope, scores.grad.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("how", ["sum", "mean"])
+def test_compute_loss(how):
+    hf, model = CASES["wav2vec2"].torch(), CASES["wav2vec2"].model()
+    hf.config.ctc_loss_reduction, hf.config.ctc_zero_infinity = how, True
+    model = ef.from_torch(hf)
+    labels = np.where(LABELS == 4, -100, LABELS)
+    with torch.no_grad():
+        want = hf(**{k: torch.tensor(v) for k, v in padded().items()}, labels=torch.tensor(labels)).loss
+    loss, metrics = ef.compute_loss(model, {**padded(), "labels": labels})
+    np.testing.assert_allclose(loss, want.numpy(), rtol=1e-4)
+    assert metrics["num_tokens"] == 12
+    each, _ = ef.compute_loss(model, {**padded(), "labels": labels}, ef.LossConfig(reduction="none"))
+    assert each.shape == (3,)
+    with pytest.raises(ValueError, match="needs batch\\['labels'\\]"):
+        ef.compute_loss(model, padded())
+
+
+def test_reading():
+    model = CASES["wav2vec2"].model()
+    best = np.array([[4, 7, 7, 4, 7, 9, 9, 4], [3, 3, 4, 4, 3, 5, 6, 6]])
+    logits = jnp.asarray(np.eye(23, dtype=np.float32)[best])
+    tokens, lengths = ef.ctc_decode(model, logits)
+    assert [list(map(int, t[:n])) for t, n in zip(tokens, lengths, strict=True)] == [[7, 7, 9], [3, 3, 5, 6]]
+    assert np.all(np.asarray(tokens)[0, 3:] == 4)
+    mask = np.arange(180)[None] < np.array([[180], [100]])  # 100 samples are 4 frames
+    tokens, lengths = ef.ctc_decode(model, logits, mask)
+    assert list(map(int, tokens[1, : lengths[1]])) == [3]
+
+
+def test_both_spellings_of_a_normed_weight(tmp_path):
+    hf, model = CASES["wav2vec2"].torch(), CASES["wav2vec2"].model()
+    hf.save_pretrained(tmp_path)
+    ef.save(model, tmp_path / "ours")
+    new, ours = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "ours/model.safetensors")
+    assert set(new) == set(ours) and all(np.array_equal(new[k], ours[k]) for k in new)
+    old = {
+        k.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): v
+        for k, v in new.items()
+    }
+    assert set(old) != set(new)
+    save_file(old, tmp_path / "model.safetensors")
+    again = ef.load(tmp_path, progress=False)
+    for path, value in ef.params(again).items():
+        np.testing.assert_array_equal(value, ef.params(model)[path], err_msg=path)
+
+
+def test_sound_too_short():
+    with pytest.raises(ValueError, match="7 samples of sound are fewer"):
+        ef.forward(CASES["wav2vec2"].model(), input_values=VALUES[:, :7])
