@@ -239,7 +239,7 @@ def _read(
         tokens, skip, temperature = _heard(call, window, prompt, mask, alive, number)
         number += 1
         for i in np.flatnonzero(alive):
-            warm = temperature[i] is not None and temperature[i] >= 0.5
+            warm = (temperature[i] or 0.0) >= 0.5
             reads[i] = conditioned and not warm
             if skip[i]:
                 seek[i] += counts[i]
