@@ -554,6 +554,8 @@ def adapter(
     for key, value in want.items():
         got = getattr(out, key, None)
         if got is not None and key != "encoder_last_hidden_state" and (apart := off(got, value, mask)) > 1e-3:
+            if off(answers(peft.merge_and_unload(), {**given, **told})[key], value, mask) > 1e-3:
+                return ""  # nor is PEFT's own, merged (its adapters in torch's MultiheadAttention do nothing)
             return f"adapter: {key} is off by {apart:.2e} with {options}"
     return ""
 
@@ -596,12 +598,13 @@ def fuzz(
     import jax
 
     end, lines, known = time.time() + 60 * minutes, [], bases(families)
+    order = random.Random(seed).sample(sorted(known), len(known))  # so that a short run is not always of the same
     for number in range(start, start + count):
-        for turn, (family, cases) in enumerate(known.items()):
+        for turn, family in enumerate(order):
             if time.time() > end:
                 return lines
             began = time.time()
-            case, changes, name = drawn(cases, family, seed, number)
+            case, changes, name = drawn(known[family], family, seed, number)
             outcome = run(case, case.torch(), changes, name)
             if outcome.kind == "wrong":
                 changes = shrink(case, case.torch(), changes, name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from ..core.schema import either, flag, many, maybe, problems, read_json, record, word
 from ..nn import SentenceEmbedding
+from .checkpoint import LoadError
 
 MODULES = "modules.json"
 _FLAGS = {
@@ -27,10 +28,9 @@ def sentence_settings(folder: Path) -> dict[str, Any] | None:
     if not (folder / MODULES).is_file():
         return None
     found: dict[str, Any] = {"pooling": ["mean"], "normalize": False, "other": []}
-    for module in json.loads((folder / MODULES).read_text("utf-8")):
-        kind = str(module.get("type", "")).rpartition(".")[2]
+    for kind, path in _modules(folder):
         if kind == "Pooling":
-            found["pooling"] = _pooling(json.loads((folder / module["path"] / "config.json").read_text("utf-8")))
+            found["pooling"] = _pooling(folder / path / "config.json")
         elif kind == "Normalize":
             found["normalize"] = True
         elif kind != "Transformer":
@@ -40,8 +40,22 @@ def sentence_settings(folder: Path) -> dict[str, Any] | None:
 
 def settings_files(folder: Path) -> list[str]:
     """The files, relative to the folder, that `sentence_settings` reads after `modules.json`."""
-    modules = json.loads((folder / MODULES).read_text("utf-8"))
-    return [f"{m['path']}/config.json" for m in modules if str(m.get("type", "")).endswith(".Pooling")]
+    return [f"{path}/config.json" for kind, path in _modules(folder) if kind == "Pooling"]
+
+
+def _modules(folder: Path) -> list[tuple[str, str]]:
+    """The name of each module's class, and its folder. The list comes from strangers: a folder lies in this one."""
+    data = read_json(folder / MODULES, LoadError)
+    wrong = list(many(record({"type": word, "path": word}, needs=("type", "path")))("it", data))
+    if not wrong:
+        wrong = [
+            f"a module's path is {m['path']!r:.80}, and must be that of a folder in this one"
+            for m in data
+            if m["path"].startswith("/") or set('\\:\0') & set(m["path"]) or ".." in m["path"].split("/")
+        ]
+    if wrong:
+        raise LoadError(folder / MODULES, wrong)
+    return [(m["type"].rpartition(".")[2], m["path"]) for m in data]
 
 
 def sentence_files(model: Any) -> dict[str, Any]:
@@ -50,7 +64,7 @@ def sentence_files(model: Any) -> dict[str, Any]:
         return {}
     last = [("2_Normalize", "Normalize")] if model.normalize else []
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *last]
-    modes = {flag: mode in model.pooling for flag, mode in _FLAGS.items()}
+    modes = {name: mode in model.pooling for name, mode in _FLAGS.items()}
     return {
         MODULES: [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -60,8 +74,17 @@ def sentence_files(model: Any) -> dict[str, Any]:
     }
 
 
-def _pooling(config: dict[str, Any]) -> list[str]:
+def _pooling(file: Path) -> list[str]:
+    try:
+        config = read_json(file, LoadError)
+    except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, LoadError):
+            raise
+        raise LoadError(file.parent, [f"there is no {file.name}, and {MODULES} names the folder"]) from None
+    table = {**dict.fromkeys(_FLAGS, flag), "pooling_mode": maybe(either(word, many(word), wanted="a name or a list of them"))}
+    if wrong := problems(config, table):
+        raise LoadError(file, wrong)
     modes = config.get("pooling_mode")  # the newer spelling: one name, or several
     if modes:
         return [modes] if isinstance(modes, str) else list(modes)
-    return [mode for flag, mode in _FLAGS.items() if config.get(flag)] or ["mean"]
+    return [mode for name, mode in _FLAGS.items() if config.get(name)] or ["mean"]

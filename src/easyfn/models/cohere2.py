@@ -29,8 +29,6 @@ class Cohere2Config(RotaryFields):
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         pattern = data.get("sliding_window_pattern")  # the first releases', for layer_types
         data = {k: v for k, v in data.items() if k != "sliding_window_pattern"}
-        if "head_dim" in data and "hidden_size" in data:  # it follows from the sizes, whatever it says
-            data["head_dim"] = data["hidden_size"] // data.get("num_attention_heads", 64)
         if pattern and data.get("layer_types") is None and "num_hidden_layers" in data:
             data["layer_types"] = alternate(data["num_hidden_layers"], pattern)
         return data

@@ -45,6 +45,7 @@ class Qwen2VLTextConfig(Qwen2Config):
     @staticmethod
     def denormalize(data: dict[str, Any]) -> dict[str, Any]:
         section = data.pop("mrope_section")
+        del data["tie_word_embeddings"]  # the whole model's config has it
         return {**data, "rope_parameters": {**data["rope_parameters"], "mrope_section": section}}
 
 

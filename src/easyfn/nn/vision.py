@@ -25,8 +25,11 @@ from .resize import resize_grid
 
 
 def pair(size: int | tuple[int, ...]) -> tuple[int, int]:
-    """A size as `(height, width)`, whichever way a config writes it."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    """A size as `(height, width)`, whichever way a config writes it; `ValueError` for what is none."""
+    both = (size, size) if isinstance(size, int) else tuple(size)
+    if len(both) != 2 or min(both) < 1:
+        raise ValueError(f"an image or a patch of size {size}: it must be one number of at least 1, or height and width")
+    return both
 
 
 def image_context(context: Context) -> Context:

@@ -13,6 +13,9 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.sandbox
 
+from ..core.schema import by_name, either, many, maybe, problems, read_json, record, word
+from ..io.checkpoint import LoadError
+
 RESERVED = ("messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now")
 
 
@@ -41,7 +44,7 @@ class ChatTemplate:
         for name, text in self.sources.items():
             try:
                 self._templates[name] = environment.from_string(text)
-            except jinja2.TemplateError as error:
+            except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, OverflowError) as error:
                 raise ValueError(f"the chat template {name!r} is no Jinja: {error}") from error
 
     def __call__(
@@ -70,19 +73,33 @@ def chat_template(path: Any, *, file: Any = None) -> ChatTemplate | None:
     - `file`: a template in a file of its own, instead of the checkpoint's.
     """
     source, tokens = (_of_gguf if Path(path).suffix == ".gguf" else _of_folder)(Path(path))
-    source = source if file is None else Path(file).read_text("utf-8")
+    source = source if file is None else _text(Path(file))
     return None if source is None else ChatTemplate(source, **tokens)
 
 
 def _of_folder(path: Path) -> tuple[Any, dict[str, str]]:
     file = path / "tokenizer_config.json"
-    said = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    said = read_json(file, LoadError) if file.is_file() else {}
+    if wrong := problems(said, _SAID):
+        raise LoadError(file, wrong)
     source = said.get("chat_template")
     if isinstance(source, list):
         source = {one["name"]: one["template"] for one in source}
     if (path / "chat_template.jinja").is_file():
-        source = (path / "chat_template.jinja").read_text("utf-8")
+        source = _text(path / "chat_template.jinja")
     return source, special_tokens(said)
+
+
+# What is read of a tokenizer_config.json: one template, or several in either form.
+_NAMED = many(record({"name": word, "template": word}, needs=("name", "template")))
+_SAID = {"chat_template": maybe(either(word, by_name(word), _NAMED, wanted="a template, or a list of them with names"))}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise LoadError(file, [f"it is no text in UTF-8 ({error})"]) from None
 
 
 def special_tokens(said: Mapping[str, Any]) -> dict[str, str]:
