@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import easyfn as ef
-from cases import CASES, kinds, positions, tokens
+from cases import CASES, IMAGES, kinds, positions, tokens
 
 peft = pytest.importorskip("peft")
 
@@ -490,3 +490,15 @@ def test_an_adapter_of_the_base_model_fits_its_heads(tmp_path, key):
     np.testing.assert_array_equal(
         base.layers[1].self_attn.q_proj.weight.a, tuned.model.layers[1].self_attn.q_proj.weight.a
     )
+
+
+@pytest.mark.parametrize("name", [n for n, c in (CASES | IMAGES).items() if not c.variant])
+def test_names_are_those_of_modules(name):
+    """Adapters are named after the modules of transformers, also where its files have older names."""
+    from easyfn.io.peft.names import tensor_names
+
+    case = (CASES | IMAGES)[name]
+    module = case.torch()
+    model = ef.abstract(ef.read_config(module.config), task=case.task)
+    buffers = {n for n in tensor_names(model) if n.endswith("e_score_correction_bias")}  # which no adapter is for
+    assert {*tensor_names(model)} - buffers <= {*module.state_dict()}

@@ -12,7 +12,7 @@ from ..nn import Context, Linear, Output
 from ..nn.vision import ImageClassifier, ImageEncoder
 from ..registry.family import family
 from ..tasks.task import task
-from .vision import LEGACY, block_names, head_names
+from .vision import LEGACY, MODULES, block_names, head_names
 from .vit import vit
 
 
@@ -78,6 +78,7 @@ family(
         "DeiTForImageClassificationWithTeacher": "image-classification-with-teacher",
     },
     names=lambda model: head_names(model, ImageEncoder, block_names("layers", "encoder.layer", LEGACY), "deit"),
+    modules=lambda model: head_names(model, ImageEncoder, block_names("layers", "layers", MODULES), "deit"),
     ignore=("encoder_stride",),  # of masked image modelling
     prefix="deit",
 )

@@ -56,8 +56,10 @@ def dinov2(c: Dinov2Config) -> ImageEncoder:
     return ImageEncoder(c, tokens, layers, pooler=FirstToken(), interpolate=True)
 
 
-def _rules(config: Dinov2Config) -> list[Rule]:
-    attention = {a: b for a, b in LEGACY.items() if a.startswith("attention.")}
+ATTENTION = {a: b for a, b in LEGACY.items() if a.startswith("attention.")}
+
+
+def _rules(config: Dinov2Config, attention: dict[str, str]) -> list[Rule]:
     swiglu = {"mlp.gate_up_proj": "mlp.weights_in", "mlp.down_proj": "mlp.weights_out"}
     mlp = swiglu if config.use_swiglu_ffn else {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}
     return block_names("layers", "encoder.layer", attention | mlp)
@@ -71,7 +73,8 @@ family(
         "image-classification": lambda c: ImageClassifier(dinov2(c), pooling="cls_mean"),
     },
     architectures={"Dinov2Model": "base", "Dinov2ForImageClassification": "image-classification"},
-    names=lambda model: head_names(model, ImageEncoder, _rules(model.config), "dinov2"),
+    names=lambda model: head_names(model, ImageEncoder, _rules(model.config, ATTENTION), "dinov2"),
+    modules=lambda model: head_names(model, ImageEncoder, _rules(model.config, {}), "dinov2"),
     # of the backbone for detection and segmentation
     ignore=("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states"),
     prefix="dinov2",

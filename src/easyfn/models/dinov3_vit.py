@@ -124,6 +124,7 @@ family(
     tasks={"base": dinov3},
     architectures={"DINOv3ViTModel": "base"},
     names=[*block_names("layers", "layer", {}), rename("layernorm.{rest}", "norm.{rest}")],
+    modules=[*block_names("layers", "model.layer", {}), rename("layernorm.{rest}", "norm.{rest}")],
     # of the backbone for detection and segmentation
     ignore=("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states"),
     prefix="",

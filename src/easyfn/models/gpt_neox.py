@@ -57,24 +57,21 @@ def gpt_neox(c: GPTNeoXConfig) -> Decoder:
     return Decoder(c, layers, final, head_dim=head_dim(c), rope=table, partial=True, dropout=c.hidden_dropout)
 
 
-NAMES = decoder_names(
-    "gpt_neox",
-    {
-        "embed_tokens": "embed_in",
-        "layers.{i}.self_attn.qkv_proj": "layers.{i}.attention.query_key_value",
-        "layers.{i}.self_attn.o_proj": "layers.{i}.attention.dense",
-        "layers.{i}.mlp.up_proj": "layers.{i}.mlp.dense_h_to_4h",
-        "layers.{i}.mlp.down_proj": "layers.{i}.mlp.dense_4h_to_h",
-        "norm": "final_layer_norm",
-    },
-    lm_head="embed_out",
-)
+NAMES = {
+    "embed_tokens": "embed_in",
+    "layers.{i}.self_attn.qkv_proj": "layers.{i}.attention.query_key_value",
+    "layers.{i}.self_attn.o_proj": "layers.{i}.attention.dense",
+    "layers.{i}.mlp.up_proj": "layers.{i}.mlp.dense_h_to_4h",
+    "layers.{i}.mlp.down_proj": "layers.{i}.mlp.dense_4h_to_h",
+    "norm": "final_layer_norm",
+}
 
 decoder_family(
     "GPTNeoX",
     GPTNeoXConfig,
     gpt_neox,
-    names=NAMES,
+    names=decoder_names("gpt_neox", NAMES, lm_head="embed_out"),
+    modules=decoder_names("gpt_neox", NAMES),
     prefix="gpt_neox",
     ignore=("classifier_dropout",),
     ignore_tensors=(r"attention\.(bias|masked_bias)$", r"rotary_emb\.inv_freq$"),

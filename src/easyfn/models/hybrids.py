@@ -123,9 +123,9 @@ _FEED = "{rest}.feed_forward."
 LFM2_NAMES = (
     *per_expert("w1", "w3", "w2", theirs="feed_forward"),
     mixer_is("conv"),
-    rename("{rest}.mlp.experts.{tail}", _FEED + "experts.{tail}"),
+    rename("{tail}.mlp.experts.{rest}", "{tail}.feed_forward.experts.{rest}"),
     rename("{rest}.mlp.gate.e_score_correction_bias", _FEED + "expert_bias"),
-    rename("{rest}.mlp.gate.{tail}", _FEED + "gate.{tail}"),
+    rename("{tail}.mlp.gate.{rest}", "{tail}.feed_forward.gate.{rest}"),
     rename("{rest}.mlp.gate_proj.{tail}", _FEED + "w1.{tail}"),
     rename("{rest}.mlp.up_proj.{tail}", _FEED + "w3.{tail}"),
     rename("{rest}.mlp.down_proj.{tail}", _FEED + "w2.{tail}"),

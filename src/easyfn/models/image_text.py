@@ -59,6 +59,13 @@ def two_halves(tower: str = "vision_tower") -> Callable[[Any], list[Rule]]:
     return names
 
 
+def in_model(model: Any) -> list[Rule]:
+    """The same of transformers' module, where both halves are in `model`."""
+    halves = {name: getattr(model.model, name) for name in ("language_model", "vision_tower")}
+    rules = {f"model.{name}": family_of(half).modules(half) for name, half in halves.items()}
+    return [rule for place, own in rules.items() for rule in under(own, place, place)]
+
+
 class of_text:
     """A fact of the nested `text_config` under the same name: `hidden_size = of_text()`."""
 

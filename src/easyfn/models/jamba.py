@@ -89,7 +89,6 @@ def jamba(config: JambaConfig) -> Decoder:
     return Decoder(c, layers, norm(), head_dim=c.hidden_size // c.num_attention_heads, rope={})
 
 
-_FEED = "{rest}.feed_forward."
 family(
     "jamba",
     config=JambaConfig,
@@ -102,8 +101,8 @@ family(
     names=(
         *per_expert(theirs="feed_forward"),
         mixer_is("mamba"),
-        rename("{rest}.mlp.gate.{tail}", _FEED + "router.{tail}"),
-        rename("{rest}.mlp.{tail}", _FEED + "{tail}"),
+        rename("{tail}.mlp.gate.{rest}", "{tail}.feed_forward.router.{rest}"),
+        rename("{tail}.mlp.{rest}", "{tail}.feed_forward.{rest}"),
         rename("{rest}.post_attention_layernorm.{tail}", "{rest}.pre_ff_layernorm.{tail}"),
         rename("model.norm.{tail}", "model.final_layernorm.{tail}"),
         rename("norm.{tail}", "final_layernorm.{tail}"),

@@ -9,7 +9,7 @@ from ..config.fields import CommonFields
 from ..nn import CausalLM
 from ..nn.image_text import ImageText, Projector
 from ..registry.family import family
-from .image_text import LLAMA, of_text, part, sub_config, two_halves
+from .image_text import LLAMA, in_model, of_text, part, sub_config, two_halves
 
 CLIP = {
     "intermediate_size": 4096,
@@ -80,6 +80,7 @@ family(
     tasks={"causal-lm": lambda c: CausalLM(llava(c), tied=tied(c))},
     architectures={"LlavaForConditionalGeneration": "causal-lm"},
     names=two_halves(),
+    modules=in_model,
     ignore=("image_seq_length",),  # of the processor
     ignore_tensors=(r"embeddings\.position_ids$", r"rotary_emb\.inv_freq$"),
     aliases={"vision_tower.{rest}": ("vision_tower.vision_model.{rest}",)},  # before transformers 5

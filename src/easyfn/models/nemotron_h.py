@@ -214,6 +214,11 @@ family(
         rename("embed_tokens.{tail}", "embeddings.{tail}"),
         rename("norm.{tail}", "norm_f.{tail}"),
     ),
+    modules=(
+        rename("{rest}embed_tokens.{tail}", "{rest}embeddings.{tail}"),
+        rename("model.norm.{tail}", "model.norm_f.{tail}"),
+        rename("norm.{tail}", "norm_f.{tail}"),
+    ),
     # What its state space and its attention never read, and what belongs to layers that predict further tokens.
     ignore=[
         "num_logits_to_keep",

@@ -10,7 +10,7 @@ from ..nn import CausalLM, GatedMLP, RMSNorm
 from ..nn.grid_vision import GridAttention, GridBlock, GridImageText, GridTower, Merger
 from ..registry.family import family
 from .image_text import of_text
-from .qwen2_vl import GRID_NAMES, PLACES, Qwen2VLTextConfig, mrope_text, nested_text
+from .qwen2_vl import GRID_NAMES, PLACES, Qwen2VLTextConfig, in_modules, mrope_text, nested_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,7 @@ family(
     tasks={"causal-lm": lambda c: CausalLM(qwen2_5_vl(c), tied=c.tie_word_embeddings)},
     architectures={"Qwen2_5_VLForConditionalGeneration": "causal-lm"},
     names=[*GRID_NAMES, *PLACES],
+    modules=in_modules(GRID_NAMES),
     ignore=("vision_start_token_id", "vision_end_token_id", "vision_token_id"),  # of the processor
     ignore_tensors=(r"rotary_emb\.inv_freq$", r"rotary_pos_emb\.inv_freq$"),
     prefix="",

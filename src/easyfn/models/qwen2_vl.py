@@ -137,12 +137,19 @@ MLP_NAMES = [
     rename("model.visual.blocks.{i}.mlp.down_proj.{rest}", "visual.blocks.{i}.mlp.fc2.{rest}"),
 ]
 
+
+def in_modules(rules: list[Rule]) -> list[Rule]:
+    """The rules of transformers' module, where both halves are in `model`, from those of the files."""
+    return [r._replace(theirs=tuple(f"model.{name}" for name in r.theirs)) for r in rules]
+
+
 family(
     "qwen2_vl",
     config=Qwen2VLConfig,
     tasks={"causal-lm": lambda c: CausalLM(qwen2_vl(c), tied=c.tie_word_embeddings)},
     architectures={"Qwen2VLForConditionalGeneration": "causal-lm"},
     names=[*GRID_NAMES, *MLP_NAMES, *PLACES],
+    modules=in_modules([*GRID_NAMES, *MLP_NAMES]),
     ignore=("vision_start_token_id", "vision_end_token_id", "vision_token_id"),  # of the processor
     ignore_tensors=(r"rotary_emb\.inv_freq$", r"rotary_pos_emb\.inv_freq$"),
     prefix="",

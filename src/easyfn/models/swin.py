@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from ..config.fields import CommonFields, Size
 from ..core.weight import Slot, Weight, dense, slots, take
 from ..inputs.image import image_inputs
 from ..inputs.statement import Inputs, inputs
-from ..names.rules import rename
+from ..names.rules import Rule, rename
 from ..nn import Context, Conv, LayerNorm, Linear, Output, declare, dropout, fold
 from ..nn.mlp import MLP
 from ..nn.vision import (
@@ -27,7 +28,7 @@ from ..nn.vision import (
     pair,
 )
 from ..registry.family import family
-from .vision import LEGACY, block_names, head_names
+from .vision import LEGACY, MODULES, block_names, head_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,15 +241,19 @@ def _(model: Swin) -> Inputs:
 
 
 SELF = {a: b.replace("attention.attention.", "attention.self.") for a, b in LEGACY.items()}
-NAMES = [
-    rename("embeddings.projection.{rest}", "embeddings.patch_embeddings.projection.{rest}"),
-    rename(
-        "stages.{i}.blocks.{j}.relative_position_bias_table",
-        "encoder.layers.{i}.blocks.{j}.attention.self.relative_position_bias_table",
-    ),
-    *block_names("stages.{j}.blocks", "encoder.layers.{j}.blocks", SELF),
-    rename("stages.{rest}", "encoder.layers.{rest}"),
-]
+
+
+def _rules(bias: str, parts: Mapping[str, str]) -> list[Rule]:
+    return [
+        rename("embeddings.projection.{rest}", "embeddings.patch_embeddings.projection.{rest}"),
+        rename(
+            "stages.{i}.blocks.{j}.relative_position_bias_table",
+            f"encoder.layers.{{i}}.blocks.{{j}}.attention.{bias}.relative_position_bias_table",
+        ),
+        *block_names("stages.{j}.blocks", "encoder.layers.{j}.blocks", parts),
+        rename("stages.{rest}", "encoder.layers.{rest}"),
+    ]
+
 
 family(
     "swin",
@@ -260,7 +265,8 @@ family(
         ),
     },
     architectures={"SwinModel": "base", "SwinForImageClassification": "image-classification"},
-    names=lambda model: head_names(model, Swin, NAMES, "swin"),
+    names=lambda model: head_names(model, Swin, _rules("self", SELF), "swin"),
+    modules=lambda model: head_names(model, Swin, _rules("relative_position_bias", MODULES), "swin"),
     # of the backbone for detection and segmentation
     ignore=("out_features", "out_indices", "stage_names"),
     ignore_tensors=(r"relative_position_index$", r"attn_mask$"),

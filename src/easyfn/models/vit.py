@@ -9,7 +9,7 @@ from ..config.fields import CommonFields, Size
 from ..nn.mlp import MLP
 from ..nn.vision import ClassTokens, EncoderBlock, FirstToken, ImageClassifier, ImageEncoder, SelfAttention
 from ..registry.family import family
-from .vision import LEGACY, block_names, head_names
+from .vision import LEGACY, MODULES, block_names, head_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ family(
     },
     architectures={"ViTModel": "base", "ViTForImageClassification": "image-classification"},
     names=lambda model: head_names(model, ImageEncoder, block_names("layers", "encoder.layer", LEGACY), "vit"),
+    modules=lambda model: head_names(model, ImageEncoder, block_names("layers", "layers", MODULES), "vit"),
     ignore=("encoder_stride",),  # of masked image modelling
     prefix="vit",
 )

@@ -37,6 +37,7 @@ class Family:
     prefix: str  # transformers' base_model_prefix
     aliases: Mapping[str, tuple[str, ...]]  # name of a tensor -> its names in older files
     settle: Callable[[Any, Collection[str]], Any]  # (config, names of a checkpoint's tensors) -> the config they mean
+    modules: Callable[[Any], Sequence[Rule]]  # `names` of the tensors of transformers' module, which adapters have
 
 
 _families: dict[str, Family] = {}
@@ -70,6 +71,7 @@ def family(
     prefix: str = "model",
     aliases: Mapping[str, Sequence[str]] | None = None,
     settle: Callable[[Any, Collection[str]], Any] | None = None,
+    modules: Callable[[Any], Sequence[Rule]] | Sequence[Rule] | None = None,
     override: bool = False,
 ) -> Family:
     """Registers an architecture, so that `ef.load` finds it by the `model_type` of its `config.json`.
@@ -87,6 +89,8 @@ def family(
     - `aliases`: other names under which files hold a tensor, tried in turn where it is missing.
     - `settle(config, names)`: the config that a checkpoint with tensors of these names means, where its `config.json`
       leaves that open (whether a T5 has a head of its own).
+    - `modules`: the same as `names` for the parameters of transformers' module, where files hold them under older names:
+      PEFT's adapters are saved under those of the module.
 
     Raises `ValueError` if the `model_type` is taken, by a family of easyfn's own or by an earlier call, and `override`
     is not set.
@@ -115,6 +119,7 @@ def family(
         prefix,
         {name: tuple(others) for name, others in (aliases or {}).items()},
         settle or (lambda config, names: config),
+        rules if modules is None else modules if callable(modules) else (lambda _: tuple(modules)),
     )
     _families[model_type] = made
     return made

@@ -43,7 +43,7 @@ def is_transposed(path: str, rules: Sequence[Rule]) -> bool:
 
 def modules(model: Any, roles: tuple[str, ...] = ADAPTED) -> list[str]:
     """Every module of the model that PEFT could put a LoRA on."""
-    rules = family_of(model).names(model)
+    rules = family_of(model).modules(model)
     return [
         names[0].rpartition(".")[0]
         for f in find_slots(model, roles)
@@ -54,7 +54,7 @@ def modules(model: Any, roles: tuple[str, ...] = ADAPTED) -> list[str]:
 
 def tensor_names(model: Any) -> list[str]:
     """Every tensor of transformers' model that ours has, by its name in memory."""
-    rules = family_of(model).names(model)
+    rules = family_of(model).modules(model)
     return [
         n for f in find_slots(model) for path in expand(f.path) for n in in_memory(path, f.slot.role, (1, 1), rules)
     ]
@@ -134,5 +134,5 @@ def short(value: float) -> float | int:
 
 def transposed_targets(model: Any) -> bool:
     """`fan_in_fan_out`: whether an adapted module is a Conv1D, which holds `(in, out)`."""
-    rules = family_of(model).names(model)
+    rules = family_of(model).modules(model)
     return any(is_transposed(expand(f.path)[0], rules) for f in find_slots(model, ("linear",)) if is_adapter(f.weight))

@@ -34,7 +34,8 @@ class Reader:
         self.left = left
         self.errors: list[str] = []
         self.dtype = dtype
-        self.rules: Sequence[Rule] = known.names(model)
+        self.rules: Sequence[Rule] = known.modules(model)
+        self.files: Sequence[Rule] = known.names(model)  # of adapters made when modules had these names
         self.prefix = known.prefix
         try:
             self.inputs: Any = input_embeddings(model).weight
@@ -121,7 +122,8 @@ class Reader:
         if f.slot.role == "experts":
             return self._experts(path, shape)
         own = in_memory(path, f.slot.role, shape, self.rules)
-        found = self._modules(own) or self._modules(source.names[:1]) or self._modules([path])
+        older = tensors_for(path, shape, self.files).names[:1]
+        found = self._modules(own) or self._modules(source.names[:1]) or self._modules(older) or self._modules([path])
         if not found:
             return None
         module = found[0]

@@ -160,7 +160,7 @@ def _write(directory: Any, data: Mapping[str, Any], tensors: Mapping[str, np.nda
 
 def parts(model: Any) -> list[Part]:
     """The LoRAs of a model, one per layer, with PEFT's names."""
-    rules = family_of(model).names(model)
+    rules = family_of(model).modules(model)
     found = []
     for f in find_slots(model):
         if not is_adapter(f.weight):
@@ -216,7 +216,7 @@ def _tied(model: Any, found: list[Part], more: Saved, data: dict[str, Any]) -> d
             "save_adapter: the adapter is on embeddings that are the head as well, and PEFT ties the two in language "
             "models with a decoder alone. Untie them: config_overrides={'tie_word_embeddings': False}."
         )
-    rules = family_of(model).names(model)
+    rules = family_of(model).modules(model)
     head = file_name("lm_head.weight", rules).removesuffix(".weight")
     (path,) = shared(model)
     table = in_memory(path, "embedding", (1, 1), rules)[0]
@@ -245,7 +245,7 @@ def _embeddings(model: Any, found: list[Part], data: Mapping[str, Any], how: boo
     )
     if how is False or (how == "auto" and (not named or data.get("trainable_token_indices") is not None)):
         return {}
-    rules = family_of(model).names(model)
+    rules = family_of(model).modules(model)
     bases: dict[str, np.ndarray] = {}
     for f in find_slots(model, ("embedding", "head")):
         if isinstance(f.weight, LoRA) and is_leaf(f.weight.base):
@@ -345,7 +345,7 @@ def _same(model: Any, found: list[Part], config: Mapping[str, Any]) -> bool:
     every = [m for m in modules(model, ("linear", "head", "embedding")) if matches_target(config, m)]
     if sorted(every) != sorted(p.module for p in found if p.parameter is None):
         return False
-    rules = family_of(model).names(model)
+    rules = family_of(model).modules(model)
     inside = [
         name
         for f in find_slots(model, ("experts", "router"))

@@ -29,7 +29,7 @@ def saved(model: Any, adapted: set[str], config: Mapping[str, Any]) -> Saved:
 
     Raises `ValueError` for what PEFT's settings cannot say: a part of a module, some biases and not others.
     """
-    rules = family_of(model).names(model)
+    rules = family_of(model).modules(model)
     values: dict[str, np.ndarray] = {}  # of weights that train, by their name in transformers
     biases: dict[str, np.ndarray] = {}
     tables: dict[str, Rows] = {}

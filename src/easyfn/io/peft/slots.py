@@ -52,7 +52,7 @@ class Read(NamedTuple):
 
 
 def _parts(model: Any, cls: Any) -> list[Part]:
-    rules = family_of(model).names(model)
+    rules = family_of(model).modules(model)
     found = []
     for f in find_slots(model):
         if not is_adapter(f.weight):
@@ -184,7 +184,7 @@ def _reader(
         if config.get("bias", "none") not in ("none", None):
             errors.append(f"bias={config['bias']!r} is not implemented for {config['peft_type']}")
         known, adapter = family_of(model), {}
-        rules = known.names(model)
+        rules = known.modules(model)
         for f in find_slots(model, ("linear", "head", "router")):
             for path in expand(f.path):
                 shape = tuple(shape_of(f.weight))[-2:]
