@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import collections
 import copy
-import dataclasses
 import inspect
 import json
 import os
@@ -55,7 +54,15 @@ LEFT = frozenset(
 WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads")
-DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+DEPTHS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
 WINDOW = re.compile("window|attention_chunk_size")
 ACTIVATION = re.compile("(_act|activation|activation_function|act_fn)$")
 SIZES = {
@@ -90,7 +97,9 @@ class Outcome(NamedTuple):
 
 def keys_of(data: dict[str, Any]) -> list[str]:
     """What can be changed in a config's JSON, without what is nested."""
-    return sorted(k for k in data if k not in LEFT and not k.startswith("_") and "dropout" not in k and "pdrop" not in k)
+    return sorted(
+        k for k in data if k not in LEFT and not k.startswith("_") and "dropout" not in k and "pdrop" not in k
+    )
 
 
 def parts(config: Any) -> Iterator[tuple[str, Any]]:
@@ -289,8 +298,11 @@ def text_inputs(case: Any, module: Any, rng: random.Random) -> tuple[dict[str, A
     return given, told, mask
 
 
-ANSWERS = """logits last_hidden_state pooler_output start_logits end_logits seq_relationship_logits prediction_logits
-    image_embeds text_embeds logits_per_image logits_per_text encoder_last_hidden_state""".split()
+ANSWERS = [
+    *("logits", "last_hidden_state", "pooler_output", "start_logits", "end_logits", "seq_relationship_logits"),
+    *("prediction_logits", "image_embeds", "text_embeds", "logits_per_image", "logits_per_text"),
+    "encoder_last_hidden_state",
+]
 
 
 def answers(module: Any, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -415,7 +427,9 @@ def compare(
                 return Outcome("invalid", "not finite in float64")
             theirs, apart = off(value, exact[key], side), off(got, exact[key], side)
             if not apart < 5e-5 + 30 * theirs:
-                return Outcome("wrong", f"{key} {np.shape(got)} is off by {apart:.2e}, theirs in float32 by {theirs:.1e}")
+                return Outcome(
+                    "wrong", f"{key} {np.shape(got)} is off by {apart:.2e}, theirs in float32 by {theirs:.1e}"
+                )
         worst = max(worst, apart)
     for message in (files(model, folder), more(case, model, module, folder, {**given}, told, mask, check, rng)):
         if message:

@@ -141,8 +141,11 @@ def fuzz(names: list[str], count: int, minutes: float, seed: int, log: Path | No
             found, at[name] = batch(name, seed, at[name], min(size, count - at[name]), end)
             for number, how, what in found:
                 tally[name][how] += 1
-                if how in ("wrong", "hang", "crash") and (name, what.partition(':')[0] + what.partition(':')[2][:6]) not in seen:
-                    seen.add((name, what.partition(':')[0] + what.partition(':')[2][:6]))
+                if (
+                    how in ("wrong", "hang", "crash")
+                    and (name, what.partition(":")[0] + what.partition(":")[2][:6]) not in seen
+                ):
+                    seen.add((name, what.partition(":")[0] + what.partition(":")[2][:6]))
                     line = {"kind": name, "seed": seed, "number": number, "how": how, "what": what}
                     print(json.dumps(line), flush=True)
                     if log:

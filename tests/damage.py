@@ -62,24 +62,35 @@ def damaged(data: Any, rng: random.Random) -> str:
         *way, last = rng.choice([p for p in places(data) if p] or [()]) or ("",)
         if isinstance(data, dict | list) and data:
             at(data, way)[last] = "HERE"
-        return json.dumps(data).replace('"HERE"', "[" * 3000 if how == "deep" else rng.choice(["9" * 5000, "1e999", "-1e5000"]))
+        return json.dumps(data).replace(
+            '"HERE"', "[" * 3000 if how == "deep" else rng.choice(["9" * 5000, "1e999", "-1e5000"])
+        )
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         paths = [p for p in places(data) if p]
         if not paths:
             return rng.choice(["[]", "{}", "null", "0", '""'])
         *way, last = rng.choice(paths)
-        inner, step = at(data, way), rng.choice(["value", "value", "value", "number", "gone", "exchange", "name", "grow"])
+        inner, step = (
+            at(data, way),
+            rng.choice(["value", "value", "value", "number", "gone", "exchange", "name", "grow"]),
+        )
         old = inner[last]
         if step == "gone":
             inner.pop(last)
         elif step == "exchange":
             inner[last] = copy.deepcopy(at(data, rng.choice(paths)))
         elif step == "name" and isinstance(inner, dict):
-            inner[rng.choice([last + "x", last.upper(), "", "model_type", str(last)[1:]]) if isinstance(last, str) else "x"] = inner.pop(last)
+            inner[
+                rng.choice([last + "x", last.upper(), "", "model_type", str(last)[1:]])
+                if isinstance(last, str)
+                else "x"
+            ] = inner.pop(last)
         elif step == "grow" and isinstance(old, list):
             inner[last] = old * rng.choice([0, 2, 50])
         elif step == "number" and isinstance(old, int | float) and not isinstance(old, bool):
-            inner[last] = rng.choice([old + 1, old - 1, -old, old * 2, old * 10**6, old / 3, float(old), str(old), [old]])
+            inner[last] = rng.choice(
+                [old + 1, old - 1, -old, old * 2, old * 10**6, old / 3, float(old), str(old), [old]]
+            )
         else:
             inner[last] = copy.deepcopy(rng.choice(NASTY))
     return json.dumps(data)
@@ -87,12 +98,13 @@ def damaged(data: Any, rng: random.Random) -> str:
 
 PIECES = [
     "{{", "}}", "{%", "%}", "{% for a in messages %}", "{% endfor %}", "{{ messages[0].x.y }}", "{{ 1/0 }}", "{{ 'a' * 10**9 }}",
-    "{{ range(10**9)|list }}", "{{ ''.__class__.__mro__ }}", "{% set x = x ~ x %}", "{{ raise_exception(1) }}", "{{ lipsum(10) }}",
+    "{{ range(10**9)|list }}", "{{ ''.__class__.__mro__ }}", "{% set x = x ~ x %}", "{{ raise_exception(1) }}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "{{ 9**9**9 }}", "{{ tools|tojson }}",
     "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "{{ '%1000000000d' % 1 }}", "{{ 'a'.center(10**9) }}", "{% include 'x' %}",
     "{{ strftime_now(1) }}", "{{ strftime_now('%Q' * 99) }}", "{{ messages|map(attribute='x')|join }}", "{% import 'os' as os %}",
     "{{ ('a' * 9999)|replace('a', 'a' * 99999) }}", "{{ 'a'|indent(10**9) }}", "{{ 10**9|string * 10**9 }}", "\ud800", "\0",
-    "{{ 'a'.ljust(10**10) }}", "{{ [0] * 10**10 }}", "{{ 'aaa'|wordwrap(1)|batch(10**9)|list }}", "{{ '{:>9999999999}'.format(1) }}",
+    "{{ 'a'.ljust(10**10) }}", "{{ [0] * 10**10 }}", "{{ 'aaa'|wordwrap(1)|batch(10**9)|list }}",
+    "{{ '{:>9999999999}'.format(1) }}", "{{ lipsum(10) }}",
 ]  # fmt: skip
 
 
@@ -100,7 +112,9 @@ def damaged_template(text: str, rng: random.Random) -> str:
     """A chat template with pieces put in, cut or doubled."""
     for _ in range(rng.choice([1, 1, 2, 4])):
         a, b = sorted(rng.randrange(len(text) + 1) for _ in range(2))
-        text = rng.choice([text[:a] + rng.choice(PIECES) + text[a:], text[:a] + text[b:], text[:b] + text[a:], text[:a]])
+        text = rng.choice(
+            [text[:a] + rng.choice(PIECES) + text[a:], text[:a] + text[b:], text[:b] + text[a:], text[:a]]
+        )
     return text
 
 
@@ -238,7 +252,14 @@ def _(folder: Path) -> Kind:
     import easyfn as ef
 
     path = ef.save(_model(), folder)
-    said = {"eos_token_id": [1, 2], "do_sample": False, "top_k": 5, "max_new_tokens": 1, "temperature": 0.7, "num_beams": 1}
+    said = {
+        "eos_token_id": [1, 2],
+        "do_sample": False,
+        "top_k": 5,
+        "max_new_tokens": 1,
+        "temperature": 0.7,
+        "num_beams": 1,
+    }
     said |= {"suppress_tokens": [3], "bad_words_ids": [[4, 5]], "repetition_penalty": 1.1, "forced_eos_token_id": 2}
     (path / "generation_config.json").write_text(json.dumps(said))
     return Kind(
@@ -268,7 +289,9 @@ def _render(folder: Path) -> None:
 
     template = chat_template(folder)
     if template is not None:
-        template([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tools=[{"type": "function"}])
+        template(
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tools=[{"type": "function"}]
+        )
 
 
 @kind("tokenizer_config.json")
@@ -310,7 +333,12 @@ def _adapter(folder: Path, file: str, form: str) -> Kind:
     path = ef.save_adapter(ef.apply_lora(base, "all-linear", rank=2, key=_key(1)), folder)
     if form == "text":
         said = json.loads((path / file).read_text())
-        more = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 4}, "layers_to_transform": [0], "use_rslora": False}
+        more = {
+            "rank_pattern": {"q_proj": 2},
+            "alpha_pattern": {"q_proj": 4},
+            "layers_to_transform": [0],
+            "use_rslora": False,
+        }
         (path / file).write_text(json.dumps({**more, **said}))
     return Kind(path / file, lambda: ef.load_adapter(base, path), form)
 
@@ -353,7 +381,10 @@ def _(folder: Path) -> Kind:
     import easyfn as ef
 
     folder.mkdir(parents=True, exist_ok=True)
-    path = ef.save(ef.init(ef.read_config({**TINY["config.json"], "head_dim": 16, "rope_scaling": None}), key=_key(0)), folder / "m.gguf")
+    path = ef.save(
+        ef.init(ef.read_config({**TINY["config.json"], "head_dim": 16, "rope_scaling": None}), key=_key(0)),
+        folder / "m.gguf",
+    )
     return Kind(path, lambda: ef.load(path, progress=False), "bytes")
 
 

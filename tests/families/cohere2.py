@@ -9,6 +9,7 @@ def _():
 
     config = Cohere2Config(
         **SMALL,
+        head_dim=10,
         sliding_window=4,
         attention_bias=True,
         logit_scale=0.5,

@@ -15,6 +15,12 @@ def _():
     from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
     config = RecurrentGemmaConfig(
-        **SMALL, attention_window_size=4, lru_width=60, conv1d_width=3, logits_soft_cap=2.0, attention_bias=True
+        **SMALL,
+        head_dim=12,
+        attention_window_size=4,
+        lru_width=60,
+        conv1d_width=3,
+        logits_soft_cap=2.0,
+        attention_bias=True,
     )
     return reference(RecurrentGemmaForCausalLM, config)

@@ -51,7 +51,7 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
         wrong = [
             f"a module's path is {m['path']!r:.80}, and must be that of a folder in this one"
             for m in data
-            if m["path"].startswith("/") or set('\\:\0') & set(m["path"]) or ".." in m["path"].split("/")
+            if m["path"].startswith("/") or set("\\:\0") & set(m["path"]) or ".." in m["path"].split("/")
         ]
     if wrong:
         raise LoadError(folder / MODULES, wrong)
@@ -81,7 +81,10 @@ def _pooling(file: Path) -> list[str]:
         if isinstance(error, LoadError):
             raise
         raise LoadError(file.parent, [f"there is no {file.name}, and {MODULES} names the folder"]) from None
-    table = {**dict.fromkeys(_FLAGS, flag), "pooling_mode": maybe(either(word, many(word), wanted="a name or a list of them"))}
+    table = {
+        **dict.fromkeys(_FLAGS, flag),
+        "pooling_mode": maybe(either(word, many(word), wanted="a name or a list of them")),
+    }
     if wrong := problems(config, table):
         raise LoadError(file, wrong)
     modes = config.get("pooling_mode")  # the newer spelling: one name, or several

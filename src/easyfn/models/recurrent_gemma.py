@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import ml_dtypes
 
 from ..config.config import rope_parameters
+from ..config.fields import head_dim
 from ..core.frozen import Frozen
 from ..names.rules import rename
 from ..nn import Attention, Block, Decoder, GatedMLP, GriffinMixer, RecurrentBlock, RMSNorm
@@ -27,6 +28,7 @@ class RecurrentGemmaConfig:
     intermediate_size: int = 7680
     num_attention_heads: int = 10
     num_key_value_heads: int | None = None
+    head_dim: int | None = None
     lru_width: int | None = None
     attention_window_size: int = 2048
     conv1d_width: int = 4
@@ -52,7 +54,7 @@ def recurrent_gemma(config: RecurrentGemmaConfig) -> Decoder:
     c = config
     norm = lambda: RMSNorm(c.hidden_size, c.rms_norm_eps, offset=1.0)
     heads = c.num_attention_heads
-    head_dim = c.hidden_size // heads
+    width = head_dim(c)
     layers: list[Any] = []
     for i in range(c.num_hidden_layers):
         mlp = GatedMLP(c.hidden_size, c.intermediate_size // 2, c.hidden_activation, bias=True)
@@ -66,7 +68,7 @@ def recurrent_gemma(config: RecurrentGemmaConfig) -> Decoder:
             c.hidden_size,
             heads,
             c.num_key_value_heads or heads,
-            head_dim,
+            width,
             qkv_bias=c.attention_bias,
             out_bias=True,
             window=c.attention_window_size,
@@ -77,7 +79,7 @@ def recurrent_gemma(config: RecurrentGemmaConfig) -> Decoder:
         c,
         layers,
         norm(),
-        head_dim=head_dim,
+        head_dim=width,
         rope={"default": c.rope_parameters},
         partial=True,
         embed_scale=float(ml_dtypes.bfloat16(math.sqrt(c.hidden_size))),  # transformers keeps it in bfloat16
@@ -100,6 +102,6 @@ family(
         rename("model.norm.{tail}", "model.final_norm.{tail}"),
         rename("norm.{tail}", "final_norm.{tail}"),
     ),
-    ignore=("w_init_variance_scale", "final_w_init_variance_scale", "head_dim", "layers_block_type"),
+    ignore=("w_init_variance_scale", "final_w_init_variance_scale", "layers_block_type"),
     ignore_tensors=(r"rotary_emb\.inv_freq$", r"\.normalizer$"),
 )

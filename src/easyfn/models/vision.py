@@ -20,7 +20,12 @@ LEGACY = {
 }
 
 # And the modules, after which PEFT's adapters are named.
-MODULES = {"norm1": "layernorm_before", "norm2": "layernorm_after", "mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}
+MODULES = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "mlp.up_proj": "mlp.fc1",
+    "mlp.down_proj": "mlp.fc2",
+}
 
 
 def block_names(ours: str, theirs: str, parts: Mapping[str, str]) -> list[Rule]:

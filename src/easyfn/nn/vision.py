@@ -28,7 +28,9 @@ def pair(size: int | tuple[int, ...]) -> tuple[int, int]:
     """A size as `(height, width)`, whichever way a config writes it; `ValueError` for what is none."""
     both = (size, size) if isinstance(size, int) else tuple(size)
     if len(both) != 2 or min(both) < 1:
-        raise ValueError(f"an image or a patch of size {size}: it must be one number of at least 1, or height and width")
+        raise ValueError(
+            f"an image or a patch of size {size}: it must be one number of at least 1, or height and width"
+        )
     return both
 
 
