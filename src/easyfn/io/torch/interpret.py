@@ -61,6 +61,7 @@ class ProgramConfig:
             prefix="",
             aliases={},
             settle=lambda config, names: config,
+            modules=lambda model: rules,
         )
 
     @staticmethod
