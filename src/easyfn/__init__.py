@@ -167,11 +167,17 @@ from .sharding import (
 )
 from .sharding.pipeline import pipeline as pipeline, unpipeline as unpipeline
 from .tasks import (
-    audio as _audio,  # noqa: F401  (registers)
+    audio_classification as _audio_classification,  # noqa: F401  (registers)
+    causal_lm as _causal_lm,  # noqa: F401  (registers)
     contrastive as _contrastive,  # noqa: F401  (registers)
-    encoders as _encoders,  # noqa: F401  (registers)
-    images as _images,  # noqa: F401  (registers)
+    image_classification as _image_classification,  # noqa: F401  (registers)
+    masked_lm as _masked_lm,  # noqa: F401  (registers)
     multiple_choice as _multiple_choice,  # noqa: F401  (registers)
+    question_answering as _question_answering,  # noqa: F401  (registers)
+    sentence_embedding as _sentence_embedding,  # noqa: F401  (registers)
+    seq2seq_lm as _seq2seq_lm,  # noqa: F401  (registers)
+    sequence_classification as _sequence_classification,  # noqa: F401  (registers)
+    token_classification as _token_classification,  # noqa: F401  (registers)
 )
 from .tasks.cross_entropy import LossConfig as LossConfig, loss_from_logits as loss_from_logits
 from .tasks.ctc import ctc_decode as ctc_decode, ctc_loss as ctc_loss

@@ -6,22 +6,9 @@ import dataclasses
 from typing import Any
 
 from ..core.placement import mesh_of
-from ..tasks.task import task
+from ..tasks.task import facts, task
 from .facts import model_type
 from .show import amount, num_bytes, num_params, show, size_of
-
-_PIPELINES = {
-    "causal-lm": "text-generation",
-    "seq2seq-lm": "text2text-generation",
-    "masked-lm": "fill-mask",
-    "sequence-classification": "text-classification",
-    "token-classification": "token-classification",
-    "image-classification": "image-classification",
-    "question-answering": "question-answering",
-    "multiple-choice": "multiple-choice",
-    "sentence-embedding": "sentence-similarity",
-    "base": "feature-extraction",
-}
 
 
 def model_card(model: Any, *, name: str | None = None) -> str:
@@ -38,9 +25,10 @@ def model_card(model: Any, *, name: str | None = None) -> str:
     kind, title = task(model), name or f"{model_type(model)} ({task(model)})"
     table, mesh = show(model), mesh_of(model)
     tags = "".join(f"\n- {tag}" for tag in ("easyfn", "jax", model_type(model)))
-    pipeline = f"pipeline_tag: {_PIPELINES[kind]}\n" if kind in _PIPELINES else ""
+    hub = facts(kind).hub
+    pipeline = f"pipeline_tag: {hub}\n" if hub else ""
     trains = num_params(model, trainable_only=True)
-    facts = {
+    about = {
         "architecture": model_type(model),
         "task": kind,
         "parameters": f"{amount(num_params(model))} ({num_params(model):,})",
@@ -48,7 +36,7 @@ def model_card(model: Any, *, name: str | None = None) -> str:
         "size": size_of(num_bytes(model)),
         "mesh": None if mesh is None else ", ".join(f"{k}={v}" for k, v in mesh.shape.items()),
     }
-    rows = [f"| {key} | {value} |" for key, value in facts.items() if value is not None]
+    rows = [f"| {key} | {value} |" for key, value in about.items() if value is not None]
     formats = [f"| {key} | {amount(p)} | {size_of(b)} |" for key, (p, b) in table.totals().items()]
     parts = [
         f"---\nlibrary_name: easyfn\n{pipeline}tags:{tags}\n---",

@@ -22,7 +22,7 @@ from ..nn.context import Runtime
 from ..quant import QuantConfig, quantize
 from ..sharding import ShardingRules, shard, shard_batch
 from ..tasks.cross_entropy import LossConfig
-from ..tasks.task import task
+from ..tasks.task import facts, task
 from ..train.step import to_state, train_step
 
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
@@ -77,15 +77,13 @@ def sample_batch(model: Any, rows: int, length: int) -> dict[str, jax.ShapeDtype
     """
     kind = task(model)
     inputs = sample_inputs(model, rows, length)
-    one, each = jax.ShapeDtypeStruct((rows,), jnp.int32), jax.ShapeDtypeStruct((rows, length), jnp.int32)
     if kind in ("base", "encoder"):
         raise ValueError(f"plan: a model of task {kind!r} has no loss; name a head with task=, as ef.load does")
-    if kind == "question-answering":
-        return {**inputs, "start_positions": one, "end_positions": one}
     inputs.pop("decoder_input_ids", None)  # made of the labels
+    shapes = {"row": (rows,), "token": (rows, length)}
     return {
         **inputs,
-        "labels": one if kind in ("sequence-classification", "next-sentence", "multiple-choice") else each,
+        **{key: jax.ShapeDtypeStruct(shapes[per], jnp.int32) for key, per in facts(kind).labels.items()},
     }
 
 

@@ -13,12 +13,14 @@ from ..nn.context import Runtime
 from ..nn.towers import Projected, TwoTowers
 from .cross_entropy import LossConfig, Metrics
 from .loss import compute_loss
-from .task import task
+from .task import Task, task
+
+TASK = Task("contrastive", hub="zero-shot-image-classification", labels={})
 
 
 @task.register(TwoTowers)
 def _(model: TwoTowers) -> str:
-    return "contrastive"
+    return TASK.name
 
 
 @task.register(Projected)

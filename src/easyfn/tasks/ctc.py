@@ -17,12 +17,14 @@ from ..nn.context import Runtime
 from ..nn.seq2seq import source_segments
 from .cross_entropy import LossConfig, Metrics, as_array
 from .loss import compute_loss, split_labels
-from .task import task
+from .task import Task, task
+
+TASK = Task("ctc", hub="automatic-speech-recognition", auto="AutoModelForCTC", classes=("ForCTC",))
 
 
 @task.register(CTC)
 def _(model: CTC) -> str:
-    return "ctc"
+    return TASK.name
 
 
 def ctc_loss(

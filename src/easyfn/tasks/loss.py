@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..core.tree import nodes
 from ..core.verb import verb
 from ..forward.forward import forward
 from ..nn.context import Runtime
-from ..nn.heads import CausalLM, SequenceClassifier, head_logits
+from ..nn.heads import CausalLM, head_logits
 from ..nn.moe.router import experts_per_token
 from ..nn.output import Output
 from .cross_entropy import (
@@ -24,7 +23,6 @@ from .cross_entropy import (
     as_array,
     check_shape,
     cross_entropy,
-    loss_from_logits,
     segments_of,
     shift,
     vocabulary_loss,
@@ -110,49 +108,6 @@ def language_loss(
     return cross_entropy(out.logits, labels, weights, cfg, aux=aux_loss(model, out, segments, cfg))
 
 
-@compute_loss.register(SequenceClassifier)
-def classification_loss(
-    model: Any,
-    batch: Mapping[str, Any],
-    cfg: LossConfig = LossConfig(),
-    *,
-    key: jax.Array | None = None,
-    runtime: Runtime = Runtime(),
-) -> tuple[jax.Array, Metrics]:
-    """The loss of a model that answers one row of scores per example: regression, one label, or several.
-
-    As transformers: `config.problem_type` says which, or else one score is a regression, integer labels are classes,
-    and floating point labels `(batch, num_labels)` are yes or no for each class (DeBERTa's a weight of each).
-    """
-    inputs, labels = split_labels(batch)
-    if labels is None:
-        raise ValueError(f"compute_loss: {type(model).__name__} needs batch['labels']")
-    out = forward(model, **inputs, key=key, runtime=runtime)
-    assert out.logits is not None
-    return loss_from_logits(
-        out.logits, labels, dataclasses.replace(cfg, kind=cfg.kind or problem(model.config, labels))
-    )
-
-
-def problem(config: Any, labels: Any) -> str:
-    """The kind of loss of a classifier, from `config.problem_type`, or from its labels."""
-    named = {
-        "regression": "regression",
-        "single_label_classification": "cross-entropy",
-        "multi_label_classification": "multi-label",
-    }
-    said = setting(config, "problem_type")
-    if said is not None:
-        if said not in named:
-            raise ValueError(f"config.problem_type is one of {', '.join(named)}, not {said!r}")
-        return named[said]
-    if config.num_labels == 1:
-        return "regression"
-    if labels.ndim > 1 and labels.shape[-1] > 1 and getattr(config, "soft_labels", False):
-        return "cross-entropy"
-    return "cross-entropy" if jnp.issubdtype(labels.dtype, jnp.integer) else "multi-label"
-
-
 def setting(config: Any, name: str, default: Any = None) -> Any:
     """A config's field, or the key of `config.json` that is kept in `config.extra`."""
     value = getattr(config, name, None)
@@ -170,6 +125,22 @@ def split_labels(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     inputs = {name: value for name, value in batch.items() if name != "labels" and value is not None}
     labels = batch.get("labels")
     return inputs, None if labels is None else as_array(labels)
+
+
+def counted(inputs: Mapping[str, Any], labels: jax.Array) -> jax.Array | None:
+    """Which tokens are no padding; `None` where all are."""
+    segments = segments_of(inputs, labels.shape)
+    return None if segments is None else segments > 0
+
+
+def labelled(model: Any, batch: Mapping[str, Any], cfg: LossConfig) -> tuple[dict[str, Any], jax.Array]:
+    """The inputs and labels of a batch whose loss is a plain cross entropy; `ValueError` where it is not."""
+    if cfg.kind not in (None, "cross-entropy"):
+        raise ValueError(f"compute_loss: the labels of {type(model).__name__} are a cross entropy, not {cfg.kind!r}")
+    inputs, labels = split_labels(batch)
+    if labels is None:
+        raise ValueError(f"compute_loss: {type(model).__name__} needs batch['labels']")
+    return inputs, labels
 
 
 def _kind(cfg: LossConfig, default: str, allowed: tuple[str, ...]) -> str:

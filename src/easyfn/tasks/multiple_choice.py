@@ -16,12 +16,14 @@ from ..nn.encoder_heads import MultipleChoice
 from ..nn.output import Output
 from .cross_entropy import LossConfig, Metrics, cross_entropy
 from .loss import compute_loss, split_labels
-from .task import task
+from .task import Task, task
+
+TASK = Task("multiple-choice", hub="multiple-choice", classes=("ForMultipleChoice",), labels={"labels": "row"})
 
 
 @task.register(MultipleChoice)
 def _(model: MultipleChoice) -> str:
-    return "multiple-choice"
+    return TASK.name
 
 
 @inputs.register(MultipleChoice)

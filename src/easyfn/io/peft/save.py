@@ -43,13 +43,6 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _OURS = re.compile(rf"{re.escape(CONFIG)}|{re.escape(WEIGHTS)}")
-_TASKS = {"causal-lm": "CAUSAL_LM", "seq2seq-lm": "SEQ_2_SEQ_LM"}
-# Tasks for which PEFT saves the head by itself, so that a file without it cannot say them.
-_HEADED = {
-    "sequence-classification": ("SEQ_CLS", ("classifier", "score")),
-    "token-classification": ("TOKEN_CLS", ("classifier", "score")),
-    "question-answering": ("QUESTION_ANS", ("qa_outputs",)),
-}
 # What PEFT calls embeddings: the names for which it saves the base too, and ties the head.
 _EMBEDDINGS = ("embed_tokens", "lm_head")
 
@@ -260,24 +253,25 @@ def _embeddings(model: Any, found: list[Part], data: Mapping[str, Any], how: boo
 
 def _common(model: Any) -> dict[str, Any]:
     """What every method's settings have."""
-    from ...tasks.task import task
+    from ...tasks.task import facts, task
 
+    known = facts(task(model))
     return {
         "auto_mapping": None,
         "base_model_name_or_path": None,
         "inference_mode": True,
         "revision": None,
-        "task_type": _TASKS.get(task(model)),
+        "task_type": None if known.heads else known.peft,
     }
 
 
 def _defaults(model: Any, more: Saved) -> dict[str, Any]:
-    from ...tasks.task import task
+    from ...tasks.task import facts, task
 
-    kind, heads = _HEADED.get(task(model), (None, ()))
-    common = _common(model)
-    if any(name.rsplit(".", 1)[-1] in heads for name in more.modules):
-        common["task_type"] = kind
+    known, common = facts(task(model)), _common(model)
+    # Where PEFT saves the head by itself, a file without it cannot say the task.
+    if any(name.rsplit(".", 1)[-1] in known.heads for name in more.modules):
+        common["task_type"] = known.peft
     return {**common, "loftq_config": {}, "megatron_config": None, "megatron_core": "megatron.core"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...tasks.task import tasks
 from .graph import Node, Ref, WeightOf
 
 
@@ -84,18 +85,6 @@ def _output_weight(module: Any) -> Any:
         return None
 
 
-_TASKS = {
-    "ForCausalLM": "causal-lm",
-    "LMHeadModel": "causal-lm",
-    "ForMaskedLM": "masked-lm",
-    "ForSequenceClassification": "sequence-classification",
-    "ForImageClassification": "sequence-classification",
-    "ForAudioClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-}
-
-
 def task_named(name: str) -> str:
     """The task that the name of a transformers class ends in."""
-    return next((task for end, task in _TASKS.items() if name.endswith(end)), "base")
+    return next((task for task, each in tasks().items() if name.endswith(each.classes)), "base")

@@ -8,21 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...tasks.task import facts, tasks
 from ..checkpoint import LoadError
 from ..hub import locate
 from ..remote import is_url
 from .modules import from_torch
-
-CLASSES = {  # task -> transformers' auto class
-    "base": "AutoModel",
-    "causal-lm": "AutoModelForCausalLM",
-    "seq2seq-lm": "AutoModelForSeq2SeqLM",
-    "masked-lm": "AutoModelForMaskedLM",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "image-classification": "AutoModelForImageClassification",
-}
 
 
 def load_via_torch(
@@ -56,9 +46,10 @@ def load_via_torch(
 def _class_of(transformers: Any, folder: Path, task: str | None) -> Any:
     """The class to read a folder with."""
     if task is not None:
-        if task not in CLASSES:
-            raise ValueError(f"load(via='torch'): task is one of {', '.join(CLASSES)}, not {task!r}")
-        return getattr(transformers, CLASSES[task])
+        if (auto := facts(task).auto) is None:
+            known = ", ".join(name for name, each in tasks().items() if each.auto)
+            raise ValueError(f"load(via='torch'): task is one of {known}, not {task!r}")
+        return getattr(transformers, auto)
     data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for name in data.get("architectures") or ():
         if isinstance(name, str) and isinstance(found := getattr(transformers, name, None), type):
