@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.params import abstract_of
 from ..core.tree import expand, is_leaf, join, leaves, nodes, rebuild, replace
-from ..names.layout import Plain
+from ..names.layout import Plain, Transposed, Turned
 from ..names.part import whole
 from ..names.rules import Tensors, template, tensors
 from ..registry.family import Family, abstract_config
@@ -112,7 +112,10 @@ def match(
         if lost := [n for n, f in zip(t.names, found, strict=True) if f is None]:
             absent.append((path, lost))
             continue
-        t = out.of[path] = t._replace(names=tuple(names))
+        t = t._replace(names=tuple(names))
+        if isinstance(t.layout, Turned) and tuple(held[names[0]].shape) != t.shape:
+            t = t._replace(layout=Transposed())
+        out.of[path] = t
         for name, shape in zip(names, t.shapes(), strict=True):
             info = held[name]
             if tuple(info.shape) != tuple(shape):

@@ -82,6 +82,11 @@ class Transposed:
 
 
 @dataclasses.dataclass(frozen=True)
+class Turned(Plain):
+    """One tensor, as it is; older files have its last two axes in each other's place, as its shape tells."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Joined:
     """`parts` arrays of the same shape, one after the other along `axis`."""
 

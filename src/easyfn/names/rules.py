@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.tree import expand, leaves
-from .layout import Joined, Layout, Plain, Stacked, Transposed
+from .layout import Joined, Layout, Plain, Stacked, Transposed, Turned
 from .part import Index
 
 
@@ -38,6 +38,11 @@ def rename(ours: str, theirs: str) -> Rule:
 def transposed(ours: str, theirs: str | None = None) -> Rule:
     """The file holds `(in, out)`."""
     return Rule(ours, (theirs or ours,), Transposed())
+
+
+def turned(ours: str) -> Rule:
+    """The file holds the array as it is or, an older one, `(in, out)`: its shape tells."""
+    return Rule(ours, (ours,), Turned())
 
 
 def experts(ours: str, *theirs: str, axis: int = 1) -> Rule:
