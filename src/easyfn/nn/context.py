@@ -96,12 +96,18 @@ def called(model: Any, context: Any) -> None:
         )
 
 
+# What a layer's window does to blocks whose tokens see each other both ways: it cuts them as it cuts all else (Gemma 3), it
+# does not (PaliGemma 2), or it is what they are for: layers that have none are causal (Gemma 4).
+BLOCK_RULES = ("cut", "whole", "windowed")
+
+
 class Context(eqx.Module):
     """Shared by all layers of a pass. Padding and packing are one thing: `segment_ids`, 0 for padding.
 
-    A query sees a key of its own segment, not after it in the sequence (if `causal`), and within the layer's
-    window. `slots` count places in the sequence (padding included), `order` the tokens before a token in its row (padding
-    left out: windows are measured by it), `position_ids` are what rotary and learned positions read.
+    A query sees a key of its own segment, not after it in the sequence (if `causal`, unless both are of one block of
+    `blocks`), and within the layer's window. `slots` count places in the sequence (padding included), `order` the tokens
+    before a token in its row (padding left out: windows are measured by it), `position_ids` are what rotary and learned
+    positions read.
     """
 
     position_ids: jax.Array  # [batch, seq], or [axes, batch, seq] where positions have several
@@ -114,10 +120,13 @@ class Context(eqx.Module):
     bias: jax.Array | None = None  # [1 or batch, heads, seq, keys], added to the scores of self attention
     relative: jax.Array | None = None  # [rows, embed], embeddings of relative positions that layers project themselves
     groups: Mapping[str, jax.Array] | None = None  # other segments by name, [batch, seq]: the windows of an image
+    blocks: jax.Array | None = None  # [batch, seq], 0 = none: tokens of one block see each other both ways
+    added: jax.Array | None = None  # [batch, layers, seq, embed], added to what the first layers of `fold` say
     encoder: Any = None  # for decoders with cross attention: (hidden states, segment ids), or None once cached
     handed_on: Mapping[str, jax.Array] | None = None  # what earlier layers gave to later ones, by name; see `fold`
     key: jax.Array | None = None  # PRNG key; with one, dropout is on
     causal: bool = eqx.field(static=True, default=True)
+    block_rule: str = eqx.field(static=True, default="cut")  # what a layer's window does to blocks, see `BLOCK_RULES`
     fresh: bool = eqx.field(static=True, default=False)  # the cache is empty: attend to the new keys only
     outputs: frozenset[str] = eqx.field(static=True, default=frozenset())  # optional outputs that were asked for
     runtime: Runtime = eqx.field(static=True, default=Runtime())
@@ -127,6 +136,10 @@ class Context(eqx.Module):
 
     def wants(self, output: str) -> bool:
         return output in self.outputs
+
+    def with_window(self, window: int | None) -> Context:
+        """The context of a layer with this window: without blocks, where its kind has none."""
+        return self.replace(blocks=None) if self.block_rule == "windowed" and window is None else self
 
 
 def in_chunks(context: Context, size: int) -> Context:
@@ -160,21 +173,38 @@ class Mask(eqx.Module):
     key_segments: jax.Array  # [b, s]
     causal: bool = eqx.field(static=True)
     window: int | None = eqx.field(static=True, default=None)  # keys with query - key < window are visible
+    query_blocks: jax.Array | None = None  # [b, t]; keys of the same block (0: none) are visible from before, too
+    key_blocks: jax.Array | None = None  # [b, s]
+    whole_blocks: bool = eqx.field(static=True, default=False)  # the window does not cut blocks
+    query_sees: jax.Array | None = None  # [b, t, g], which groups of keys a query may see
+    key_groups: jax.Array | None = None  # [s], or [b, s]: the group of each key
 
     def rows(self, start: jax.Array, size: int) -> Mask:
         """The mask of `size` queries from `start`."""
+
+        def part(x: Any) -> Any:
+            return None if x is None else jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
+
         return dataclasses.replace(
             self,
             query_slots=jax.lax.dynamic_slice_in_dim(self.query_slots, start, size, axis=-1),
-            query_segments=jax.lax.dynamic_slice_in_dim(self.query_segments, start, size, axis=1),
+            query_segments=part(self.query_segments),
+            query_blocks=part(self.query_blocks),
+            query_sees=part(self.query_sees),
         )
 
     def padded(self, pad: int) -> Mask:
         """The mask with `pad` queries more, which see nothing but padding."""
+
+        def behind(x: Any) -> Any:
+            return None if x is None else jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, pad),))
+
         return dataclasses.replace(
             self,
-            query_slots=jnp.pad(self.query_slots, ((0, 0),) * (self.query_slots.ndim - 1) + ((0, pad),)),
-            query_segments=jnp.pad(self.query_segments, ((0, 0), (0, pad))),
+            query_slots=behind(self.query_slots),
+            query_segments=behind(self.query_segments),
+            query_blocks=behind(self.query_blocks),
+            query_sees=None if self.query_sees is None else jnp.pad(self.query_sees, ((0, 0), (0, pad), (0, 0))),
         )
 
     def visible(self) -> jax.Array:
@@ -182,14 +212,23 @@ class Mask(eqx.Module):
         seen = self.query_segments[:, :, None] == self.key_segments[:, None, :]
         queries, keys = (s if s.ndim == 2 else s[None] for s in (self.query_slots, self.key_slots))
         distance = queries[:, :, None] - keys[:, None, :]
-        near = keys[:, None, :] >= 0
-        if self.causal:
-            near = near & (distance >= 0)
+        seen = seen & (keys[:, None, :] >= 0)
+        allowed = distance >= 0 if self.causal else jnp.ones_like(seen)
+        together = None
+        if self.query_blocks is not None and self.key_blocks is not None:
+            here = self.query_blocks[:, :, None]
+            together = (here == self.key_blocks[:, None, :]) & (here > 0)
+            allowed = allowed | together
         if self.window is not None:
-            near = near & (distance < self.window)
+            allowed = allowed & (distance < self.window)
             if not self.causal:
-                near = near & (-distance < self.window)
-        return seen & near
+                allowed = allowed & (-distance < self.window)
+            if together is not None and self.whole_blocks:
+                allowed = allowed | together
+        if self.query_sees is not None and self.key_groups is not None:
+            groups = jnp.broadcast_to(self.key_groups, self.key_segments.shape)
+            allowed = allowed & jax.vmap(lambda sees, group: sees[:, group])(self.query_sees > 0, groups)
+        return seen & allowed
 
 
 def encoder_mask(context: Context) -> Mask:

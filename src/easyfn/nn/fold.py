@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ..core.tree import Stacked, layers_in
 from ..core.verb import verb
@@ -65,12 +66,20 @@ def run(layer: Any, x: jax.Array, context: Context, cache: Any, index: Any) -> t
         if context.key is not None:
             context = context.replace(key=jax.random.fold_in(context.key, index))
         x, cache, extras = layer(along_batch(x, context.runtime), context, cache)
-        x = along_batch(x, context.runtime)
+        x = along_batch(_with_added(x, context.added, index), context.runtime)
         extras = {name: value for name, value in extras.items() if value is not None}
         return x, cache, extras if hidden is None else {"hidden_states": hidden, **extras}
 
     x, cache, extras = _remat(once, context.runtime.remat)(layer, x, context, cache)
     return x, cache, {name: (value,) for name, value in extras.items()}
+
+
+def _with_added(x: jax.Array, added: jax.Array | None, index: Any) -> jax.Array:
+    """What layer `index` says, and what the context adds to it, if anything."""
+    if added is None or (isinstance(index, int) and index >= added.shape[1]):
+        return x
+    own = jnp.take(added, jnp.minimum(index, added.shape[1] - 1), axis=1).astype(x.dtype)
+    return x + (own if isinstance(index, int) else jnp.where(index < added.shape[1], own, 0))
 
 
 def _remat(once: Any, policy: str | None) -> Any:
@@ -113,12 +122,12 @@ def scan(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: Any)
 
     # One compiled body: without prevent_cse=False on the checkpoint inside, XLA still keeps one copy of it.
     sliced = [None if whole(part) else part for part in parts]
-    every = (stack.blocks, sliced, jax.numpy.arange(stack.repeats))
+    every = (stack.blocks, sliced, jnp.arange(stack.repeats))
     given = context.handed_on
     if any(map(hands_on, stack.blocks)):  # room in the carry for what the first block of the run hands on
         first = jax.tree.map(lambda leaf: leaf[0], every)
         made = jax.eval_shape(lambda *args: body(*args)[0][2], (x, held, given), first) or {}
-        given = {**{k: jax.numpy.zeros(v.shape, v.dtype) for k, v in made.items()}, **(given or {})}
+        given = {**{k: jnp.zeros(v.shape, v.dtype) for k, v in made.items()}, **(given or {})}
     (x, held, _), (sliced, extras) = jax.lax.scan(body, (x, held, given), every)
     if cache is not None:
         cache = jax.tree.unflatten(tree, [s if h is None else h for h, s in zip(held, sliced, strict=True)])
@@ -134,5 +143,5 @@ def _(layers: tuple[Any, ...], batch_size: int, max_length: int, dtype: Any) -> 
 @layer_cache.register(Stacked)
 def _(stack: Stacked, batch_size: int, max_length: int, dtype: Any) -> Any:
     one = tuple(layer_cache(block, batch_size, max_length, dtype) for block in stack.blocks)
-    repeat = lambda leaf: jax.numpy.broadcast_to(leaf[None], (stack.repeats, *leaf.shape))
+    repeat = lambda leaf: jnp.broadcast_to(leaf[None], (stack.repeats, *leaf.shape))
     return jax.tree.map(repeat, one)

@@ -136,15 +136,31 @@ def value_sums(values: Held, probabilities: jax.Array, dtype: Any) -> jax.Array:
 def seen(context: Context, slots: jax.Array, segments: jax.Array | None, window: int | None) -> Mask:
     """What the pass's queries may see of keys in `slots` whose segments are `segments`."""
     assert segments is not None
+    context = context.with_window(window)
+    if context.blocks is None:
+        blocks = None
+    else:  # of what was cached by earlier passes none is left
+        place = jnp.broadcast_to(slots, segments.shape) - jnp.reshape(context.slots[..., :1], (-1, 1))
+        own = jnp.take_along_axis(context.blocks, jnp.clip(place, 0, context.blocks.shape[1] - 1), axis=1)
+        blocks = jnp.where((place >= 0) & (place < context.blocks.shape[1]), own, 0)
     if window is None or window >= slots.shape[-1]:
-        return Mask(context.slots, context.segment_ids, slots, segments, context.causal)
-    return Mask(context.order, context.segment_ids, order_of(segments), segments, context.causal, window)
+        return mask_of(context, context.slots, slots, segments, None, blocks)
+    return mask_of(context, context.order, order_of(segments), segments, window, blocks)
+
+
+def mask_of(
+    context: Context, places: jax.Array, keys: jax.Array, segments: jax.Array, window: int | None, blocks: Any
+) -> Mask:
+    """The mask of a pass whose queries lie at `places`, and its keys, of `segments` and `blocks`, at `keys`."""
+    whole = context.block_rule == "whole"
+    return Mask(places, context.segment_ids, keys, segments, context.causal, window, context.blocks, blocks, whole)
 
 
 def seen_here(context: Context, window: int | None) -> Mask:
     """What the pass's queries may see of the pass's own keys: a window counts tokens, padding between them does not."""
+    context = context.with_window(window)
     places = context.slots if window is None else context.order
-    return Mask(places, context.segment_ids, places, context.segment_ids, context.causal, window)
+    return mask_of(context, places, places, context.segment_ids, window, context.blocks)
 
 
 @verb
@@ -198,7 +214,8 @@ def _(cache: Ring, k: jax.Array, v: jax.Array, context: Context, window: int | N
         keys, values = _behind(cache.k, k), _behind(cache.v, v)
         orders = jnp.concatenate([ring_order(start - 1, size), order], axis=1)
         behind = jnp.concatenate([cache.segment_ids, segments], axis=1)
-        mask = Mask(order, segments, orders, behind, context.causal, window)
+        blocks = None if context.blocks is None else jnp.pad(context.blocks, ((0, 0), (size, 0)))
+        mask = mask_of(context, order, orders, behind, window, blocks)
     number = ring_order(last, size) - start[:, None]  # which token of this pass each place holds; negative: none
     column = jnp.argsort(segments == 0, axis=1, stable=True)  # of the pass's tokens, padding behind them
     column = jnp.take_along_axis(column, jnp.clip(number, 0, count - 1), axis=1)
