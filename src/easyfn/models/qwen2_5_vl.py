@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ..config.fields import CommonFields, Size
-from ..nn import CausalLM, GatedMLP, RMSNorm
+from ..config.fields import Size
+from ..nn import GatedMLP, RMSNorm
 from ..nn.grid_vision import GridAttention, GridBlock, GridImageText, GridTower, Merger
-from ..registry.family import family
-from .image_text import of_text
-from .qwen2_vl import GRID_NAMES, PLACES, Qwen2VLTextConfig, in_modules, mrope_text, nested_text
+from .grids import GRID_NAMES, MODULES, PLACES, GridFields, GridVisionFields, grid_family, in_modules, mrope
+from .qwen2 import qwen2
+from .qwen2_vl import Qwen2VLTextConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,24 +21,13 @@ class Qwen2_5_VLTextConfig(Qwen2VLTextConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen2_5_VLVisionConfig(CommonFields):
+class Qwen2_5_VLVisionConfig(GridVisionFields):
     """The keys of Qwen2.5-VL's `vision_config`."""
 
     model_type: ClassVar[str] = "qwen2_5_vl_vision"
-    ignored: ClassVar = (
-        "in_chans",
-        "spatial_patch_size",
-        "rope_parameters",
-    )  # other names of what is here, or one value
-    depth: int = 32
     hidden_size: Size = 3584
     hidden_act: str = "silu"
     intermediate_size: Size = 3420
-    num_heads: Size = 16
-    in_channels: Size = 3
-    patch_size: Size = 14
-    spatial_merge_size: Size = 2
-    temporal_patch_size: Size = 2
     tokens_per_second: int = 4
     window_size: Size = 112
     out_hidden_size: Size = 3584
@@ -46,23 +35,13 @@ class Qwen2_5_VLVisionConfig(CommonFields):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen2_5_VLConfig(CommonFields):
+class Qwen2_5_VLConfig(GridFields):
     """The keys of a Qwen2.5-VL `config.json`."""
 
     model_type: ClassVar[str] = "qwen2_5_vl"
+    text_ties: ClassVar[bool] = True
     text_config: Qwen2_5_VLTextConfig = field(default_factory=Qwen2_5_VLTextConfig)
     vision_config: Qwen2_5_VLVisionConfig = field(default_factory=Qwen2_5_VLVisionConfig)
-    image_token_id: int = 151655
-    video_token_id: int = 151656
-    tie_word_embeddings: bool = False
-
-    vocab_size: ClassVar = of_text()
-    hidden_size: ClassVar = of_text()
-    max_position_embeddings: ClassVar = of_text()
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        return nested_text(data, Qwen2_5_VLTextConfig)
 
 
 def qwen2_5_vl(c: Qwen2_5_VLConfig) -> GridImageText:
@@ -81,17 +60,15 @@ def qwen2_5_vl(c: Qwen2_5_VLConfig) -> GridImageText:
     merger = Merger(norm(), v.hidden_size, v.out_hidden_size, v.spatial_merge_size)
     window = v.window_size // v.spatial_merge_size // v.patch_size * v.spatial_merge_size
     tower = GridTower(v, patch, blocks, merger, merge=v.spatial_merge_size, window=window)
-    return GridImageText(c, tower, mrope_text(c.text_config), video_step=float(v.tokens_per_second))
+    text = qwen2(c.text_config, rope=mrope(c.text_config))
+    return GridImageText(c, tower, text, video_step=float(v.tokens_per_second))
 
 
-family(
-    "qwen2_5_vl",
-    config=Qwen2_5_VLConfig,
-    tasks={"causal-lm": lambda c: CausalLM(qwen2_5_vl(c), tied=c.tie_word_embeddings)},
-    architectures={"Qwen2_5_VLForConditionalGeneration": "causal-lm"},
+grid_family(
+    "Qwen2_5_VL",
+    Qwen2_5_VLConfig,
+    qwen2_5_vl,
     names=[*GRID_NAMES, *PLACES],
     modules=in_modules(GRID_NAMES),
-    ignore=("vision_start_token_id", "vision_end_token_id", "vision_token_id"),  # of the processor
-    ignore_tensors=(r"rotary_emb\.inv_freq$", r"rotary_pos_emb\.inv_freq$"),
-    prefix="",
+    aliases=MODULES,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..config.fields import LlamaFields, Size, head_dim
 from ..nn import Block, Decoder, GatedMLP, RMSNorm
@@ -25,7 +25,7 @@ class Qwen3Config(LlamaFields):
     layer_types: tuple[str, ...] | None = None
 
 
-def qwen3(c: Qwen3Config) -> Decoder:
+def qwen3(c: Qwen3Config, **own: Any) -> Decoder:
     """The decoder: RMSNorm, rotary grouped-query attention with normed queries and keys, gated MLP, all pre-norm."""
     windows, bias = qwen_windows(c), c.attention_bias
     return decoder(
@@ -36,6 +36,7 @@ def qwen3(c: Qwen3Config) -> Decoder:
             norm(c),
             norm(c),
         ),
+        **own,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..config.fields import LlamaFields, Size, alias, head_dim
 from ..nn import Block, Decoder, Experts, RMSNorm, Router, SparseMoE
@@ -31,7 +31,7 @@ class Qwen3MoeConfig(LlamaFields):
     router_aux_loss_coef: float = 0.001
 
 
-def qwen3_moe(c: Qwen3MoeConfig) -> Decoder:
+def qwen3_moe(c: Qwen3MoeConfig, **own: Any) -> Decoder:
     """The decoder: Qwen3's attention and, in every sparse layer, softmax over all experts and then the best of them."""
     bias, window = c.attention_bias, c.sliding_window if c.use_sliding_window else None
 
@@ -49,6 +49,7 @@ def qwen3_moe(c: Qwen3MoeConfig) -> Decoder:
             norm(c),
             norm(c),
         ),
+        **own,
     )
 
 
