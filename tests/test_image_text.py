@@ -15,53 +15,26 @@ NAMES = [n for n, c in IMAGES.items() if c.task == "causal-lm"]
 
 
 def prompt(name, pad="left"):
-    """Two rows of what the processor would make of text with images: padded ids, mask, pixels."""
-    rng = np.random.RandomState(0)
-    parts, features = (grids if "qwen" in name else squares)(model_of(name).config, rng)
-    width = max(map(len, parts))
-    ids, mask = np.zeros((2, width), int), np.zeros((2, width), int)
-    for i, row in enumerate(parts):
-        place = slice(width - len(row), width) if pad == "left" else slice(0, len(row))
-        ids[i, place], mask[i, place] = row, 1
+    """Two rows of what the processor would make of text with images."""
+    return IMAGES[name].inputs(pad)
+
+
+def told(name, mask):
+    """The positions that transformers must be told where it would count padding."""
     if "qwen" in name:
-        features["mm_token_type_ids"] = np.where(ids == 7, 1, np.where(ids == 8, 2, 0))
-    return {"input_ids": ids, "attention_mask": mask, **features}
-
-
-def squares(config, rng):
-    """An image in each row, all of the tower's size."""
-    vision = config.vision_config
-    count = (vision.image_size // vision.patch_size) ** 2
-    count += config.vision_feature_select_strategy == "full" and vision.model_type == "clip_vision_model"
-    rows = [[*rng.randint(10, 90, 3), *[config.image_token_index] * count, *rng.randint(10, 90, n)] for n in (5, 2)]
-    return rows, {"pixel_values": rng.randn(2, 3, vision.image_size, vision.image_size).astype(np.float32)}
-
-
-def grids(config, rng):
-    """Two images and a video in the first row, an image in the second, each of its own size."""
-    images, videos = np.array([[1, 4, 6], [1, 8, 4], [1, 6, 10]]), np.array([[3, 4, 4]])
-    words = lambda n: [*rng.randint(10, 90, n)]
-    places = lambda token, grid: [5, *[token] * int(grid.prod() // 4), 6]
-    rows = [
-        [*words(3), *places(7, images[0]), *words(2), *places(8, videos[0]), *places(7, images[1]), *words(4)],
-        [*words(1), *places(7, images[2]), *words(5)],
-    ]
-    pixels = lambda grid: rng.randn(grid.prod(1).sum(), 3 * 2 * 4 * 4).astype(np.float32)
-    features = {"pixel_values": pixels(images), "image_grid_thw": images}
-    features |= {"pixel_values_videos": pixels(videos), "video_grid_thw": videos}
-    return rows, features
+        return {}
+    return {"position_ids": np.maximum(mask.cumsum(1) - 1, 0) + ("paligemma" in name)}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_and_cache(name):
     model, module, inputs = model_of(name), IMAGES[name].torch(), prompt(name)
     mask = inputs["attention_mask"]
-    told = {} if "qwen" in name else {"position_ids": np.maximum(mask.cumsum(1) - 1, 0)}
-    want = torch_run(module, {**inputs, **told})["logits"]
+    want = torch_run(module, {**inputs, **told(name, mask)})["logits"]
     out = jax.jit(lambda m, x: ef.forward(m, **x))(model, inputs)
     close(np.asarray(out.logits)[mask > 0], want[mask > 0], "logits")
     cache, head = ef.init_cache(model, 2, mask.shape[1] + 3), mask.shape[1] - 2
-    cut = lambda v: v[:, :head] if v.shape == mask.shape else v
+    cut = lambda v: v[:, :head] if v.shape[:2] == mask.shape else v
     first = ef.forward(model, **{k: cut(v) for k, v in inputs.items()}, cache=cache)
     rest = ef.forward(model, inputs["input_ids"][:, head:], cache=first.cache)
     close(rest.logits, want[:, head:], "cached")
@@ -77,6 +50,26 @@ def test_greedy_tokens(name, pad):
         inputs = prompt(name, "right")
     got = ef.generate(model, inputs.pop("input_ids"), **inputs, max_new_tokens=5, do_sample=False, eos_token_id=None)
     assert np.array_equal(got.sequences[:, -5:], want[:, -5:].numpy())
+
+
+@pytest.mark.parametrize("name", ["gemma3-images", "qwen3-vl", "mllama"])
+def test_stacked_layers_read_images(name):
+    """Blocks of the mask, what is added behind layers, and layers of two kinds are as good in a scan."""
+    model, inputs = model_of(name), prompt(name)
+    both = jax.jit(lambda m, x: (ef.forward(m, **x).logits, ef.forward(ef.stack(m), **x).logits))
+    listed, stacked = both(model, inputs)
+    close(stacked, listed, "stacked")
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "gemma3-images", "llava-next", "mllama", "qwen3-vl-moe"])
+def test_other_spellings_of_files(name):
+    """Files under the names of transformers' modules, and with experts as (in, out), are the same model."""
+    module, model = IMAGES[name].torch(), model_of(name)
+    held = {key: value.numpy() for key, value in module.state_dict().items()}
+    held = {key: np.swapaxes(value, 1, 2) if ".experts." in key else value for key, value in held.items()}
+    again = ef.from_state_dict(ef.read_config(module.config), held)
+    for path, value in ef.params(again).items():
+        assert np.array_equal(value, ef.params(model)[path]), path
 
 
 def test_what_does_not_fit():

@@ -3,6 +3,7 @@
 from typing import Any
 
 from cases import SMALL, images, reference
+from image_prompts import squares
 
 from .vit import SIZES
 
@@ -14,12 +15,12 @@ def _llava(text: dict[str, Any], vision: dict[str, Any], **more: Any) -> Any:
     return reference(LlavaForConditionalGeneration, config)
 
 
-@images("llava", task="causal-lm")
+@images("llava", task="causal-lm", inputs=squares(9, 24))
 def _():
     return _llava({"model_type": "llama", **SMALL, "head_dim": 16}, {"model_type": "clip_vision_model", **SIZES})
 
 
-@images("llava-siglip", task="causal-lm", variant=True)
+@images("llava-siglip", task="causal-lm", variant=True, inputs=squares(9, 24))
 def _():
     text = {"model_type": "qwen2", **SMALL, "tie_word_embeddings": True}
     vision = {"model_type": "siglip_vision_model", **SIZES, "vision_use_head": False}

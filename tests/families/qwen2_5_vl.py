@@ -1,11 +1,12 @@
 """Qwen2.5-VL: windows of the tower smaller than its images, frames apart by seconds, tied embeddings."""
 
 from cases import images, reference
+from image_prompts import grids
 
 from .qwen2_vl import IDS, TEXT, VISION
 
 
-@images("qwen2.5-vl", task="causal-lm")
+@images("qwen2.5-vl", task="causal-lm", inputs=grids())
 def _():
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 

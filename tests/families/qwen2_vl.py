@@ -3,6 +3,7 @@
 from typing import Any
 
 from cases import SMALL, images, reference
+from image_prompts import grids
 
 IDS = {"image_token_id": 7, "video_token_id": 8, "vision_start_token_id": 5, "vision_end_token_id": 6}
 TEXT: dict[str, Any] = {
@@ -13,7 +14,7 @@ TEXT: dict[str, Any] = {
 VISION: dict[str, Any] = {"depth": 3, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2}
 
 
-@images("qwen2-vl", task="causal-lm")
+@images("qwen2-vl", task="causal-lm", inputs=grids())
 def _():
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 

@@ -104,7 +104,7 @@ def forward(
         position_axes=stated.position_axes,
         outputs=frozenset(name for name, want in zip(_OUTPUTS, wanted, strict=True) if want),
     )
-    if position_ids is None and stated.position_axes > 1:
+    if position_ids is None and stated.sequence:
         start = 0 if cache is None else cache.positions[:, None]
         context = context.replace(position_ids=positions(model, context, given, start))
     if key is not None:

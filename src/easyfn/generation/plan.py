@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..inputs.checks import check_ids, checked, fits
+from ..inputs.checks import aligned, by_token, check_ids, checked, fits
 from ..inputs.statement import accepted, inputs as inputs_of
 from ..nn.cache.cache import Cache
 from ..nn.context import Runtime
@@ -232,7 +232,10 @@ def _source(name: str, ids: Any, options: Mapping[str, Any]) -> tuple[Any, dict[
 
 def _inputs(model: Any, options: Mapping[str, Any], source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What of the options the model itself takes, and the others."""
-    takes = accepted(model) - {source, "input_ids", "inputs_embeds", "logits_to_keep", "token_type_ids"}
+    takes = accepted(model) - {source, "input_ids", "inputs_embeds", "logits_to_keep"}
+    types = inputs_of(model).fields.get("token_type_ids")
+    if types is None or types.kind != "mask":  # types of segments would go on with the answer, those of images do not
+        takes -= {"token_type_ids"}
     inputs = {name: value for name, value in options.items() if name in takes and value is not None}
     if "decoder_input_ids" in inputs:
         inputs["decoder_input_ids"], _ = check_ids(model, inputs["decoder_input_ids"], None, prefix="decoder_")
@@ -241,14 +244,18 @@ def _inputs(model: Any, options: Mapping[str, Any], source: str) -> tuple[dict[s
 
 
 def features_of(model: Any, source: str, ids: Any, inputs: dict[str, Any]) -> str:
-    """The names of inputs that are no text (pixels, sound), checked against what the model states; `""` for none."""
+    """The names of inputs that enter with the whole prompt (pixels, sound, which tokens they are), checked against what the
+    model states; `""` for none."""
     stated = inputs_of(model)
-    names = [name for name in inputs if name in stated.fields and stated.fields[name].floating]
+    enters = lambda one: one.floating or (one.kind == "mask" and by_token(one))
+    names = [name for name in inputs if name in stated.fields and enters(stated.fields[name])]
     if names:
         given = {name: inputs[name] for name in inputs if name in stated.fields}
         inputs |= {
             name: value for name, value in checked(stated, {source: ids, **given}, model).items() if name in given
         }
+        if source == "input_ids":
+            aligned(stated, {source: ids, **given})
         fits(model, {source: ids, **inputs})
     return ", ".join(names)
 

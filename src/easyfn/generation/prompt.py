@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from ..forward.forward import init_cache
+from ..inputs.checks import aligned
+from ..inputs.statement import inputs as inputs_of
 from ..nn.cache.cache import Cache, reorder, widen
 from ..nn.output import Output
 from .chain import join
@@ -37,7 +39,12 @@ def begin(model: Any, data: Data, plan: Plan) -> Begun:
     prompt, prompt_mask = decoder_prompt(model, ids, mask, plan.start, inputs)
     given = prompt
     if prompt is ids:
-        prompt, prompt_mask = ids, mask = (ids, mask) if plan.resumed else align(ids, mask)
+        if not plan.resumed:
+            stated = inputs_of(model)
+            beside = aligned(stated, {"input_ids": ids, **inputs})
+            inputs = {n: align(x, mask)[0] if n in beside else x for n, x in inputs.items()}
+            ids, mask = align(ids, mask)
+        prompt, prompt_mask = ids, mask
     else:  # an encoder-decoder: ids are its source
         inputs = {**inputs, "decoder_input_ids": prompt}
     if prompt_mask is None:
@@ -160,12 +167,14 @@ def _copies(x: jax.Array, count: int, own: int) -> jax.Array:
 
 
 def align(ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Prompts with their padding moved to the left, so that every row's last column is a token."""
+    """Prompts with their padding moved to the left, so that every row's last column is a token; or what goes with their tokens,
+    `(batch, seq, ...)`."""
     length = ids.shape[1]
     column = jnp.arange(length)[None]
     last = jnp.max(jnp.where(mask != 0, column, -1), axis=1, keepdims=True)
     source = (column + last + 1) % length
-    return jnp.take_along_axis(ids, source, axis=1), jnp.take_along_axis(mask, source, axis=1)
+    take = lambda x: jnp.take_along_axis(x, source.reshape(*source.shape, *(1,) * (x.ndim - 2)), axis=1)
+    return take(ids), take(mask)
 
 
 def spread(keys: jax.Array, rows: int, copies: int) -> jax.Array:

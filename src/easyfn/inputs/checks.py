@@ -11,7 +11,7 @@ import numpy as np
 
 from ..core.multihost import on_host
 from ..core.verb import verb
-from .statement import Input, Inputs
+from .statement import TOKENS, Input, Inputs
 
 
 def checked(stated: Inputs, given: Mapping[str, Any], model: Any) -> dict[str, Any]:
@@ -60,6 +60,26 @@ def _checked(name: str, value: Any, one: Input) -> Any:
             raise ValueError(f"{name} must have shape ({', '.join(map(str, one.shape))}), not {value.shape}")
         return value
     return jnp.asarray(value) if isinstance(value, np.ndarray) else value
+
+
+def by_token(one: Input) -> bool:
+    """Whether an input has something for each token."""
+    return one.shape is not None and one.shape[:2] == TOKENS
+
+
+def aligned(stated: Inputs, given: Mapping[str, Any]) -> set[str]:
+    """The inputs that go with the tokens, column by column (`token_type_ids`), whose first axes are those of the `input_ids`.
+
+    Raises `ValueError` where one has another shape.
+    """
+    names = {n for n in given if n != "input_ids" and n in stated.fields and by_token(stated.fields[n])}
+    names = {n for n in names if stated.fields[n].kind in ("mask", "index")}
+    for name in sorted(names):
+        if jnp.shape(given[name])[:2] != given["input_ids"].shape:
+            raise ValueError(
+                f"{name} has shape {jnp.shape(given[name])} and input_ids {given['input_ids'].shape}: one number for each token"
+            )
+    return names
 
 
 def check_embeddings(embeds: Any, width: Any, name: str = "inputs_embeds") -> jax.Array:

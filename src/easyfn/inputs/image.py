@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from ..nn.context import Context
 from ..nn.grid_vision import GridImageText, grid_positions_of
 from ..nn.image_text import ImageText
+from ..nn.native_tower import NativeTower
+from ..nn.packing import AnyResolution, RealImages
 from ..nn.places import check_places
 from ..nn.towers import ImageTower, TwoTowers
 from ..nn.vision import ImageEncoder, pair
@@ -40,6 +42,11 @@ def _(model: ImageTower) -> Inputs:
     return image_inputs(model.config)
 
 
+@inputs.register(NativeTower)
+def _(model: NativeTower) -> Inputs:
+    return image_inputs(model.config, settings=(), patch_attention_mask=Input("mask", ("batch", "rows", "columns")))
+
+
 @inputs.register(TwoTowers)
 def _(model: TwoTowers) -> Inputs:
     text, image = inputs(model.text_model), inputs(model.vision_model)
@@ -55,11 +62,19 @@ def _(model: TwoTowers) -> Inputs:
 def _(model: ImageText) -> Inputs:
     text, image = inputs(model.language_model), inputs(model.vision_tower)
     pixels = image.fields["pixel_values"]
-    pixels = dataclasses.replace(pixels, shape=("images", *pixels.shape[1:]), optional=True)
+    pieces: dict[Any, tuple[str, ...]] = {AnyResolution: ("images", "tiles"), RealImages: ("batch", "images")}
+    before = pieces.get(type(model.pack), ("images",))
+    pixels = dataclasses.replace(pixels, shape=(*before, *pixels.shape[1:]), optional=True)
     ids = text.fields["input_ids"]
     below = None if ids.below is None else max(ids.below, model.image_token + 1)  # it may lie beyond the vocabulary
     fields = {**text.fields, "input_ids": dataclasses.replace(ids, below=below), "pixel_values": pixels}
-    return text.replace(fields=fields, sizes={**image.sizes, "images": 1})
+    if model.blocks is not None:
+        fields["token_type_ids"] = Input("mask")  # what is an image, or a prefix
+    if isinstance(model.pack, AnyResolution):
+        fields["image_sizes"] = Input("index", ("images", 2))
+    if isinstance(model.pack, RealImages):
+        fields["pixel_attention_mask"] = Input("mask", (*before, "height", "width"))
+    return text.replace(fields=fields, sizes={**image.sizes, "images": 1, "tiles": 2})
 
 
 @fits.register(ImageText)
@@ -68,7 +83,20 @@ def _(model: ImageText, given: Mapping[str, Any]) -> None:
         return
     none = jnp.zeros((1, 1), jnp.int32)
     found = jax.eval_shape(model.features, Context(none, None, slots=none[0], order=none[0]), given["pixel_values"])
-    check_places(given["input_ids"], model.image_token, found.shape[0] * found.shape[1])
+    count: Any = found.shape[0] * found.shape[1]
+    if model.pack is not None:
+        sizes = {"image_sizes": given.get("image_sizes")} if isinstance(model.pack, AnyResolution) else {}
+        tokens = jnp.zeros((*found.shape[:2], 1))  # how many there are, whatever they say
+        count = model.pack(tokens, 1, pixel_values=given["pixel_values"], **sizes)[1]
+    check_places(given["input_ids"], model.image_token, count)
+
+
+@positions.register(ImageText)
+def _(model: ImageText, context: Context, given: Mapping[str, Any], start: Any) -> jax.Array:
+    if not model.first_position:
+        return context.position_ids
+    begins = jnp.asarray(start, jnp.int32) == 0
+    return context.position_ids + jnp.where(begins, model.first_position, 0).reshape(-1, 1)
 
 
 @inputs.register(GridImageText)
@@ -104,7 +132,9 @@ def _(model: GridImageText, context: Context, given: Mapping[str, Any], start: A
         moving = apart * model.video_step
     tokens = (model.config.image_token_id, model.config.video_token_id)
     kinds = list(zip(tokens, grids, (still, moving), strict=True))
-    return grid_positions_of(given["input_ids"], context.segment_ids, start, model.visual.merge, kinds)
+    return grid_positions_of(
+        given["input_ids"], context.segment_ids, start, model.visual.merge, kinds, framed=model.framed
+    )
 
 
 @fits.register(GridImageText)

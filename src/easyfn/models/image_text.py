@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from ..config.check import Reader
@@ -45,11 +45,26 @@ def part_names(model: Any) -> list[Rule]:
     return list(family_of(model).names(model))
 
 
-def two_halves(tower: str = "vision_tower") -> Callable[[Any], list[Rule]]:
-    """The rules of a language model with images, in the names of its files: `language_model.model.`, `vision_tower.`."""
+# Other spellings of what `two_halves` names: of transformers' modules, and of towers before transformers 5.
+TWO_HALVES = {
+    "language_model.model.{rest}": ("model.language_model.{rest}",),
+    "language_model.lm_head.{rest}": ("lm_head.{rest}",),
+    "vision_tower.{rest}": (
+        "vision_tower.vision_model.{rest}",
+        "model.vision_tower.{rest}",
+        "model.vision_tower.vision_model.{rest}",
+    ),
+    "multi_modal_projector.{rest}": ("model.multi_modal_projector.{rest}",),
+}
+
+
+def two_halves(first: Sequence[Rule] = (), tower: str = "vision_tower") -> Callable[[Any], list[Rule]]:
+    """The rules of a language model with images, in the names of its files: `language_model.model.`, `vision_tower.`; before
+    them the `first`, of what lies between."""
 
     def names(model: Any) -> list[Rule]:
         return [
+            *first,
             rename("lm_head.{rest}", "language_model.lm_head.{rest}"),
             *under(part_names(model.model.language_model), "model.language_model", "language_model.model"),
             *under(part_names(model.model.vision_tower), "model.vision_tower", tower),
@@ -59,11 +74,15 @@ def two_halves(tower: str = "vision_tower") -> Callable[[Any], list[Rule]]:
     return names
 
 
-def in_model(model: Any) -> list[Rule]:
+def in_model(first: Sequence[Rule] = ()) -> Callable[[Any], list[Rule]]:
     """The same of transformers' module, where both halves are in `model`."""
-    halves = {name: getattr(model.model, name) for name in ("language_model", "vision_tower")}
-    rules = {f"model.{name}": family_of(half).modules(half) for name, half in halves.items()}
-    return [rule for place, own in rules.items() for rule in under(own, place, place)]
+
+    def modules(model: Any) -> list[Rule]:
+        halves = {name: getattr(model.model, name) for name in ("language_model", "vision_tower")}
+        rules = {f"model.{name}": family_of(half).modules(half) for name, half in halves.items()}
+        return [*first, *(rule for place, own in rules.items() for rule in under(own, place, place))]
+
+    return modules
 
 
 class of_text:

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 from ..config.fields import CommonFields
 from ..nn import CausalLM
-from ..nn.image_text import ImageText, Projector
+from ..nn.image_text import ImageText
+from ..nn.projectors import Projector
 from ..registry.family import family
-from .image_text import LLAMA, in_model, of_text, part, sub_config, two_halves
+from .image_text import LLAMA, TWO_HALVES, in_model, of_text, part, sub_config, two_halves
 
 CLIP = {
     "intermediate_size": 4096,
@@ -51,7 +52,7 @@ class LlavaConfig(CommonFields):
         }
 
 
-def llava(c: LlavaConfig) -> ImageText:
+def llava(c: LlavaConfig, **own: Any) -> ImageText:
     if c.vision_feature_select_strategy not in ("default", "full"):
         raise ValueError(
             f"vision_feature_select_strategy={c.vision_feature_select_strategy!r} is no 'default' or 'full'"
@@ -67,11 +68,13 @@ def llava(c: LlavaConfig) -> ImageText:
         image_token=c.image_token_index,
         feature_layers=layers,
         drop_first=c.vision_feature_select_strategy == "default",
+        **own,
     )
 
 
-def tied(c: Any) -> bool:
-    return c.tie_word_embeddings or bool(getattr(c.text_config, "tie_word_embeddings", False))
+def tied(config: Any) -> bool:
+    """Whether the head is the embeddings: the file may say so of the whole or of the text."""
+    return config.tie_word_embeddings or bool(getattr(config.text_config, "tie_word_embeddings", False))
 
 
 family(
@@ -80,8 +83,8 @@ family(
     tasks={"causal-lm": lambda c: CausalLM(llava(c), tied=tied(c))},
     architectures={"LlavaForConditionalGeneration": "causal-lm"},
     names=two_halves(),
-    modules=in_model,
+    modules=in_model(),
     ignore=("image_seq_length",),  # of the processor
     ignore_tensors=(r"embeddings\.position_ids$", r"rotary_emb\.inv_freq$"),
-    aliases={"vision_tower.{rest}": ("vision_tower.vision_model.{rest}",)},  # before transformers 5
+    aliases=TWO_HALVES,
 )

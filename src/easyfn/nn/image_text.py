@@ -8,47 +8,62 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .activation import activation
 from .context import Context
 from .grid_vision import GridImageText
 from .heads import input_embeddings, max_positions
-from .linear import Linear
 from .output import Output
+from .packing import patches_seen
 from .places import check_places, embed, place
-from .vision import image_context
+from .vision import image_context, pair
+
+BLOCKS = ("images", "prefix")
 
 
-class Projector(eqx.Module):
-    """`linear_2(act(linear_1(x)))`: from the width of the tower to that of the language model."""
+def image_blocks(token_type_ids: jax.Array, kind: str) -> jax.Array:
+    """Which tokens `(batch, seq)` see each other both ways, for `Context.blocks`.
 
-    linear_1: Linear
-    linear_2: Linear
-    act: str = eqx.field(static=True)
+    `images`: every run of tokens of type 1 is a block (Gemma 3). `prefix`: all tokens of type 0 are one (PaliGemma).
+    """
+    if kind == "prefix":
+        return (token_type_ids == 0).astype(jnp.int32)
+    return runs(token_type_ids == 1)
 
-    def __init__(self, size: int, out: int, act: str, *, bias: bool = True) -> None:
-        activation(act)
-        self.linear_1 = Linear(size, out, bias, axes=("mlp", "embed"))
-        self.linear_2 = Linear(out, out, bias, axes=("embed", "mlp"))
-        self.act = act
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.linear_2(activation(self.act)(self.linear_1(x)))
+def by_column(name: str, value: jax.Array, context: Context) -> jax.Array:
+    """A number for each token of the pass, `(batch, seq)`; `ValueError` for another shape."""
+    if value.shape != context.segment_ids.shape:
+        raise ValueError(
+            f"{name} has shape {value.shape} and the tokens {context.segment_ids.shape}: one number for each"
+        )
+    return value
+
+
+def runs(inside: jax.Array) -> jax.Array:
+    """The number from 1 of the run of true entries that each is in, by row `(batch, seq)`, and 0 outside."""
+    begins = inside & ~jnp.pad(inside[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(inside, jnp.cumsum(begins, axis=1, dtype=jnp.int32), 0)
 
 
 class ImageText(eqx.Module):
     """A tower, a projector and a decoder, as LLaVA joins them.
 
     `feature_layers` are the hidden states of the tower that are projected, side by side (`None`: its last one, normed);
-    `drop_first` leaves out its class token.
+    `drop_first` leaves out its class token. `blocks` says which tokens see each other both ways, by their
+    `token_type_ids`: those of an image (`"images"`), or all before the answer (`"prefix"`). `first_position` is that of a
+    row's first token. `pack` puts the features of images in several pieces in order; without one every image has all of its
+    own.
     """
 
     vision_tower: Any
     multi_modal_projector: Any
+    pack: Any
     language_model: Any
     config: Any = eqx.field(static=True)
     image_token: int = eqx.field(static=True)
     feature_layers: tuple[int, ...] | None = eqx.field(static=True)
     drop_first: bool = eqx.field(static=True)
+    blocks: str | None = eqx.field(static=True)
+    first_position: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -60,17 +75,33 @@ class ImageText(eqx.Module):
         image_token: int,
         feature_layers: tuple[int, ...] | None = None,
         drop_first: bool = False,
+        blocks: str | None = None,
+        first_position: int = 0,
+        pack: Any = None,
     ) -> None:
+        if blocks not in (None, *BLOCKS):
+            raise ValueError(f"ImageText: blocks={blocks!r} is None or one of {', '.join(BLOCKS)}")
         self.vision_tower, self.multi_modal_projector, self.language_model = vision, projector, text
         self.config = config
         self.image_token = image_token
         self.feature_layers = feature_layers
         self.drop_first = drop_first
+        self.blocks = blocks
+        self.first_position = first_position
+        self.pack = pack
 
-    def features(self, context: Context, pixel_values: jax.Array) -> jax.Array:
-        """What the language model reads of images: `(count, tokens, embed)`."""
+    def features(
+        self, context: Context, pixel_values: jax.Array, pixel_attention_mask: jax.Array | None = None
+    ) -> jax.Array:
+        """What the language model reads of images, or of their pieces: `(pieces, tokens, embed)`."""
         wanted = {"hidden_states"} if self.feature_layers is not None else set()
-        out = self.vision_tower(image_context(context).replace(outputs=frozenset(wanted)), pixel_values=pixel_values)
+        more = {}
+        if pixel_attention_mask is not None:
+            patch = pair(self.vision_tower.config.patch_size)[0]
+            more["patch_attention_mask"] = patches_seen(pixel_attention_mask, patch)
+        pixels = pixel_values.reshape(-1, *pixel_values.shape[-3:])
+        context = image_context(context).replace(outputs=frozenset(wanted))
+        out = self.vision_tower(context, pixel_values=pixels, **more)
         if self.feature_layers is None:
             x = out.last_hidden_state
         else:
@@ -85,18 +116,32 @@ class ImageText(eqx.Module):
         input_ids: jax.Array | None = None,
         inputs_embeds: jax.Array | None = None,
         pixel_values: jax.Array | None = None,
+        token_type_ids: jax.Array | None = None,
+        image_sizes: jax.Array | None = None,
+        pixel_attention_mask: jax.Array | None = None,
     ) -> Output:
+        if self.blocks is not None and token_type_ids is not None:
+            rule = "whole" if self.blocks == "prefix" else "cut"
+            types = by_column("token_type_ids", token_type_ids, context)
+            context = context.replace(blocks=image_blocks(types, self.blocks), block_rule=rule)
         if pixel_values is None:
+            if input_ids is not None and self.image_token >= self.language_model.config.vocab_size:
+                check_places(input_ids, self.image_token, 0)  # nothing else can stand for them
             return self.language_model(context, cache, input_ids=input_ids, inputs_embeds=inputs_embeds)
         if input_ids is None:
             raise ValueError(
                 "pixel_values take the places of image tokens: give input_ids with them, not inputs_embeds"
             )
-        x = self.features(context, pixel_values)
-        x = x.reshape(-1, x.shape[-1])
-        check_places(input_ids, self.image_token, x.shape[0])
+        x = self.features(context, pixel_values, pixel_attention_mask)
+        if self.pack is None:
+            x = x.reshape(-1, x.shape[-1])
+            total: Any = x.shape[0]
+        else:
+            sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
+            x, total = self.pack(x, input_ids.size, pixel_values=pixel_values, **sizes)
+        check_places(input_ids, self.image_token, total)
         here = input_ids == self.image_token
-        x = place(embed(self.language_model, jnp.where(here, 0, input_ids)), x, here)
+        x = place(embed(self.language_model, jnp.where(here, 0, input_ids)), x, here, total)
         return self.language_model(context, cache, inputs_embeds=x)
 
 

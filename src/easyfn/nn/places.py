@@ -20,8 +20,9 @@ def embed(decoder: Any, input_ids: jax.Array) -> jax.Array:
     return x * jnp.asarray(scale, x.dtype)
 
 
-def place(x: jax.Array, features: jax.Array, here: jax.Array) -> jax.Array:
-    """`x` `(batch, seq, embed)` with `features` `(count, embed)` at the places `here` `(batch, seq)`, in reading order.
+def place(x: jax.Array, features: jax.Array, here: jax.Array, count: Any = None) -> jax.Array:
+    """`x` `(batch, seq, embed)` with the first `count` of `features` `(rows, embed)`, by default all, at the places `here`
+    `(batch, seq)`, in reading order.
 
     Where there are not as many places as features nothing can be right: in a compiled function, where nobody can raise,
     the places become NaN.
@@ -29,14 +30,15 @@ def place(x: jax.Array, features: jax.Array, here: jax.Array) -> jax.Array:
     flat = here.reshape(-1)
     number = jnp.cumsum(flat) - 1
     taken = jnp.take(features.astype(x.dtype), number, axis=0, mode="clip").reshape(x.shape)
-    right = jnp.sum(flat) == features.shape[0]
+    right = jnp.sum(flat) == (features.shape[0] if count is None else count)
     return jnp.where(here[..., None], jnp.where(right, taken, jnp.nan), x)
 
 
-def check_places(input_ids: Any, token: int, count: int, what: str = "image") -> None:
+def check_places(input_ids: Any, token: int, count: Any, what: str = "image") -> None:
     """`ValueError` unless concrete ids have as many placeholders as there are features."""
-    if isinstance(input_ids, jax.core.Tracer):
+    if isinstance(input_ids, jax.core.Tracer) or isinstance(count, jax.core.Tracer):
         return
+    count = int(count)
     found = int((np.asarray(input_ids) == token).sum())
     if found != count:
         raise ValueError(

@@ -33,7 +33,8 @@ def tower_blocks(c: Any) -> tuple[EncoderBlock, ...]:
     return tuple(one() for _ in range(c.num_hidden_layers))
 
 
-def _layers(layers: Any, x: jax.Array, context: Context) -> tuple[jax.Array, dict[str, Any]]:
+def run_tower(layers: Any, x: jax.Array, context: Context) -> tuple[jax.Array, dict[str, Any]]:
+    """What the blocks say, and with the hidden states, if wanted, that of the last."""
     x, _, trace = fold(layers, x, context)
     if context.wants("hidden_states"):
         trace["hidden_states"] = (*trace["hidden_states"], x)
@@ -102,7 +103,7 @@ class ImageTower(eqx.Module):
     ) -> Output:
         x = self.embeddings(pixel_values, bool(interpolate_pos_encoding))
         x = x if self.pre_layrnorm is None else self.pre_layrnorm(x)
-        x, trace = _layers(self.layers, x, image_context(context))
+        x, trace = run_tower(self.layers, x, image_context(context))
         if self.embeddings.class_embedding is not None:
             return Output(last_hidden_state=x, pooler_output=self.post_layernorm(x[:, 0]), **trace)
         x = self.post_layernorm(x)
@@ -198,7 +199,7 @@ class TextTower(eqx.Module):
             context = context.replace(causal=False)
         x = self.token_embedding(input_ids)
         x = x + learned_positions(self.position_embedding, places)
-        x, trace = _layers(self.layers, x, context)
+        x, trace = run_tower(self.layers, x, context)
         x = self.final_layer_norm(x)
         if not self.causal:
             pooled = x[:, -1]

@@ -36,9 +36,8 @@ def pair(size: int | tuple[int, ...]) -> tuple[int, int]:
 
 def image_context(context: Context) -> Context:
     """The context of a tower of images: all its tokens are real and see each other, whatever the text beside it does."""
-    return context.replace(
-        segment_ids=None, cached_segment_ids=None, table=None, rope=None, bias=None, encoder=None, causal=False
-    )
+    text = ("segment_ids", "cached_segment_ids", "table", "rope", "bias", "blocks", "added", "encoder")
+    return context.replace(**dict.fromkeys(text), causal=False)
 
 
 def channels_last(pixel_values: jax.Array, like: Any) -> jax.Array:
@@ -148,12 +147,15 @@ class Projected(eqx.Module):
 
 
 class SelfAttention(eqx.Module):
-    """Attention among all tokens of an encoder, or of those before in a text tower (`context.causal`)."""
+    """Attention among all tokens of an encoder, or of those before in a text tower (`context.causal`). `qk_norm` are norms of all
+    queries and of all keys of a token."""
 
     q_proj: Linear
     k_proj: Linear
     v_proj: Linear
     o_proj: Linear
+    q_norm: Any
+    k_norm: Any
     heads: int = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
 
@@ -164,6 +166,7 @@ class SelfAttention(eqx.Module):
         *,
         head_dim: int | None = None,
         bias: tuple[bool, bool, bool, bool] = (True, True, True, True),
+        qk_norm: tuple[Any, Any] = (None, None),
         dropout: float = 0.0,
     ) -> None:
         if hidden_size % heads and head_dim is None:
@@ -173,11 +176,14 @@ class SelfAttention(eqx.Module):
             Linear(hidden_size, width, b, axes=("heads", "embed")) for b in bias[:3]
         )
         self.o_proj = Linear(width, hidden_size, bias[3], axes=("embed", "heads"))
+        self.q_norm, self.k_norm = qk_norm
         self.heads = heads
         self.dropout = dropout
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
-        q, k, v = (split_heads(part(x), self.heads) for part in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q, k = q if self.q_norm is None else self.q_norm(q), k if self.k_norm is None else self.k_norm(k)
+        q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
         if context.rope is not None:
             q, k = rotate(q, context.rope["image"]), rotate(k, context.rope["image"])
         out, weights = attend_all(q, k, v, context, dropout_rate=self.dropout)
@@ -185,7 +191,14 @@ class SelfAttention(eqx.Module):
 
 
 def attend_all(
-    q: jax.Array, k: jax.Array, v: jax.Array, context: Context, *, bias: Any = None, dropout_rate: float = 0.0
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    context: Context,
+    *,
+    bias: Any = None,
+    dropout_rate: float = 0.0,
+    scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Attention without a cache over heads `(batch, heads, seq, dim)`, with the context's mask, if anything is masked."""
     seen, places = context.segment_ids, context.slots
@@ -196,7 +209,7 @@ def attend_all(
         k,
         v,
         None if seen is None else Mask(places, asks, places, seen, context.causal),
-        scale=q.shape[-1] ** -0.5,
+        scale=q.shape[-1] ** -0.5 if scale is None else scale,
         bias=context.bias if bias is None else bias,
         runtime=context.runtime,
         weights=context.wants("attentions"),
@@ -250,8 +263,9 @@ class EncoderBlock(eqx.Module):
         scale: float | None = None,
         dropout: float = 0.0,
         drop_path: float = 0.0,
+        norm: Any = LayerNorm,
     ) -> None:
-        self.norm1, self.norm2 = LayerNorm(hidden_size, eps), LayerNorm(hidden_size, eps)
+        self.norm1, self.norm2 = norm(hidden_size, eps), norm(hidden_size, eps)
         self.attention, self.mlp = attention, mlp
         self.layer_scale1 = self.layer_scale2 = None if scale is None else LayerScale(hidden_size, scale)
         self.dropout, self.drop_path = dropout, drop_path

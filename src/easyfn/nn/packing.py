@@ -1,0 +1,109 @@
+"""How the features of images that come in several pieces become one row of features, in the order of their tokens.
+
+How many there are depends on the sizes of the images, which are data; so each answers as many rows as there might be tokens,
+and how many of them count. All of it is arithmetic on arrays, for any number of images in one compiled program.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.weight import Slot, Weight, dense, slots
+from .linear import declare
+
+
+class AnyResolution(eqx.Module):
+    """LLaVA-NeXT's: an image small as a whole, and then large in tiles, without the padding of its tiles, `image_newline`
+    behind each row (Liu et al. 2024, "LLaVA-NeXT").
+
+    `resolutions` `(height, width)` are those to which an image may be enlarged, `tile` is the size of a tile in pixels and
+    `side` in patches.
+    """
+
+    image_newline: Weight
+    resolutions: tuple[tuple[int, int], ...] = eqx.field(static=True)
+    tile: int = eqx.field(static=True)
+    side: int = eqx.field(static=True)
+
+    def __init__(self, size: int, resolutions: tuple[tuple[int, int], ...], *, tile: int, side: int) -> None:
+        if not resolutions or any(h % tile or w % tile for h, w in resolutions):
+            raise ValueError(f"image_grid_pinpoints={resolutions} are (height, width), multiples of image_size={tile}")
+        self.image_newline = declare(size)
+        self.resolutions, self.tile, self.side = resolutions, tile, side
+
+    def grid(self, image_sizes: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """How many tiles images of `image_sizes` `(images, 2)` have, down and across: of the resolution that keeps most of their
+        pixels, and of those the one that wastes least."""
+        height, width = image_sizes[:, :1], image_sizes[:, 1:]
+        high, wide = (jnp.asarray(np.array(self.resolutions).T[i])[None] for i in (0, 1))
+        narrow = wide * height <= high * width  # the width is what limits
+        across = jnp.where(narrow, wide, width * high // height)
+        down = jnp.where(narrow, height * wide // width, high)
+        kept = jnp.minimum(across * down, height * width)
+        wasted = jnp.where(kept == jnp.max(kept, axis=1, keepdims=True), high * wide - kept, np.iinfo(np.int32).max)
+        best = jnp.argmin(wasted, axis=1)
+        return high[0][best] // self.tile, wide[0][best] // self.tile
+
+    def __call__(
+        self, x: jax.Array, count: int, *, pixel_values: Any, image_sizes: Any
+    ) -> tuple[jax.Array, jax.Array | int]:
+        """From `x` `(images * tiles, side * side, embed)`: `(count, embed)`, and how many of them count."""
+        if image_sizes is None:
+            raise ValueError("pixel_values in tiles need image_sizes, the (height, width) of each image")
+        images, tiles = pixel_values.shape[:2]
+        side, base = self.side, self.side**2
+        if x.shape[1] != base:
+            raise ValueError(f"a tile has {x.shape[1]} features and is {side} by {side} patches")
+        sizes = jnp.asarray(image_sizes, jnp.int32)
+        rows, columns = self.grid(sizes)
+        high, wide = rows * side, columns * side
+        flat = sizes[:, 1] * high > wide * sizes[:, 0]  # flatter than its tiles: padded above and below
+        top = jnp.where(flat, (high - sizes[:, 0] * wide // sizes[:, 1]) // 2, 0)
+        left = jnp.where(flat, 0, (wide - sizes[:, 1] * high // sizes[:, 0]) // 2)
+        line = wide - 2 * left + 1
+        lengths = base + (high - 2 * top) * line
+        ends = jnp.cumsum(lengths)
+
+        number = jnp.arange(count, dtype=jnp.int32)
+        image = jnp.clip(jnp.searchsorted(ends, number, side="right"), 0, images - 1)
+        inside = number - (ends - lengths)[image]
+        row, column = jnp.divmod(inside - base, line[image])
+        newline = (inside >= base) & (column == line[image] - 1)
+        y, x_ = row + top[image], column + left[image]
+        tile = 1 + (y // side) * columns[image] + x_ // side
+        tile, patch = jnp.where(inside < base, 0, tile), jnp.where(inside < base, inside, y % side * side + x_ % side)
+        taken = jnp.take(x.reshape(-1, x.shape[-1]), (image * tiles + tile) * base + patch, axis=0, mode="clip")
+        return jnp.where(newline[:, None], dense(self.image_newline)[None].astype(x.dtype), taken), ends[-1]
+
+
+@slots.register(AnyResolution)
+def _(pack: AnyResolution) -> dict[str, Slot]:
+    return {"image_newline": Slot("other", ("embed",))}
+
+
+class RealImages(eqx.Module):
+    """Idefics3's: every row of the batch has as many images, those of zeros being none."""
+
+    def __call__(self, x: jax.Array, count: int, *, pixel_values: Any) -> tuple[jax.Array, jax.Array | int]:
+        """From `x` `(rows * images, tokens, embed)`: `(count, embed)`, and how many of them count."""
+        real = jnp.any(pixel_values != 0, axis=(2, 3, 4)).reshape(-1)
+        order = jnp.argsort(~real, stable=True)
+        tokens = x.shape[1]
+        number = jnp.arange(count, dtype=jnp.int32)
+        image = jnp.take(order, number // tokens, mode="clip")
+        taken = jnp.take(x.reshape(-1, x.shape[-1]), image * tokens + number % tokens, axis=0, mode="clip")
+        return taken, jnp.sum(real) * tokens
+
+
+def patches_seen(pixel_attention_mask: jax.Array, patch: int) -> jax.Array:
+    """Which patches `(images, rows, columns)` have any pixel of an image, by the mask `(rows of the batch, images, height,
+    width)`."""
+    mask = jnp.asarray(pixel_attention_mask) != 0
+    height, width = mask.shape[2] // patch, mask.shape[3] // patch
+    mask = mask[:, :, : height * patch, : width * patch].reshape(-1, height, patch, width, patch)
+    return jnp.any(mask, axis=(2, 4))
