@@ -35,7 +35,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,19 @@ def names(**facts: Any) -> list[str]:
 def kinds(**facts: Any) -> list[str]:
     """As `names`, of the cases that stand for a kind of layer: a list that does not grow with families."""
     return [name for name in names(**facts) if name in KINDS.values()]
+
+
+# For what is more than parity: one family for each kind of layer, and one for each way of putting them together.
+COMPOSED = [*KINDS.values(), "gemma2", "cohere", "gpt_oss", "deepseek_v3", "qwen3_next", "falcon_h1", "lfm2", "mamba"]
+COMPOSED += ["bloom"]
+
+
+def in_test_all(some: Iterable[str], every: Iterable[str]) -> list[Any]:
+    """Names for `parametrize`: `some` of them, and the rest of `every` by `make test-all` alone."""
+    import pytest
+
+    some = list(some)
+    return [*some, *(pytest.param(n, marks=pytest.mark.every_family) for n in every if n not in some)]
 
 
 def reference(cls: Any, config: Any, seed: int = 0) -> Any:

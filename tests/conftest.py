@@ -35,10 +35,20 @@ DEAR = re.compile(
 )
 
 
+# A test that goes over kinds of layers does so on these in `make test`; the others are near enough to one of them (learned
+# positions and one window for all layers to Llama and Gemma, experts to what `test_moe.py` holds), and `make test-all` runs them.
+ALIKE = ("gpt2", "mistral", "mixtral")
+EVERY = ("families", "io", "models", "config", "config_types", "laws")  # files where each model is the point
+
+
 def pytest_collection_modifyitems(items):
     seen: dict[str, int] = {}
+    model = {item: item.callspec.params.get("name") for item in items if hasattr(item, "callspec")}
+    over_kinds = {item.originalname for item in model if model[item] == "llama"}
     for item in items:
         name = item.path.stem.removeprefix("test_")
+        if name not in EVERY and item.originalname in over_kinds and model.get(item) in ALIKE:
+            item.add_marker(pytest.mark.every_family)
         if DEAR.fullmatch(name) and item.get_closest_marker("slow") is None:
             seen[name] = seen.get(name, 0) + 1
             if seen[name] % 12 != 1:

@@ -1,10 +1,8 @@
-"""Encoders and every head on them, against transformers: outputs, losses, a gradient, padding, files both ways."""
+"""Encoders and every head on them, against transformers: outputs, losses, padding."""
 
-import jax
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 import easyfn as ef
 from cases import CASES, VOCAB, tokens
@@ -70,19 +68,8 @@ def test_outputs_and_loss(name):
 
 
 @pytest.mark.parametrize("name", MAIN)
-def test_gradient_and_padding(name):
+def test_padding(name):
     case = CASES[name]
-    inputs, labels = batch(name)
-    hf = case.make().requires_grad_(True)
-    hf(**{k: torch.tensor(v) for k, v in {**inputs, **labels}.items()}).loss.backward()
-    grads = jax.jit(jax.grad(lambda m: ef.compute_loss(m, {**inputs, **labels})[0]))(case.model())
-    ours = ef.to_state_dict(grads)
-    compared = 0
-    for key, parameter in hf.named_parameters():
-        if key in ours and parameter.grad is not None:
-            np.testing.assert_allclose(ours[key], parameter.grad.numpy(), atol=1e-4, rtol=1e-3, err_msg=key)
-            compared += 1
-    assert compared > 10
     left, _ = batch(name, left=True)
     one = {k: v[:1, left["attention_mask"][0] > 0] for k, v in left.items()}
     alone = ef.forward(case.model(), **one).logits
@@ -90,21 +77,3 @@ def test_gradient_and_padding(name):
     np.testing.assert_allclose(padded, alone, atol=1e-4)
     stacked = ef.forward(ef.stack(case.model()), **left).logits
     np.testing.assert_allclose(stacked[:1, left["attention_mask"][0] > 0], alone, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ENCODERS)
-def test_files(tmp_path, name):
-    case = CASES[name]
-    case.torch().save_pretrained(tmp_path / "theirs")
-    model = ef.load(tmp_path / "theirs", progress=False)
-    assert ef.task(model) == case.task
-    jax.tree.map(np.testing.assert_array_equal, ef.params(model), ef.params(case.model()))
-    ef.save(model, tmp_path / "ours")
-    before, after = (load_file(tmp_path / d / "model.safetensors") for d in ("theirs", "ours"))
-    assert set(before) == set(after)
-    for key, value in before.items():
-        np.testing.assert_array_equal(value, after[key], err_msg=key)
-    back = type(case.torch()).from_pretrained(tmp_path / "ours").eval()
-    inputs, _ = batch(name)
-    a, b = (theirs(hf, inputs).to_tuple()[0].numpy() for hf in (back, case.torch()))
-    np.testing.assert_allclose(a, b, atol=1e-5)

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from cases import CASES, VOCAB, Case, kinds, names, positions, tokens
+from cases import CASES, COMPOSED, VOCAB, Case, in_test_all, names, positions, tokens
+from encoder_cases import NAMES as ENCODERS
 
 FAMILIES = names(variant=False)
 ANSWERS = {  # of transformers' output -> of ours
@@ -68,7 +69,8 @@ loss_and_gradient = jax.jit(jax.value_and_grad(lambda model, batch: ef.compute_l
 forward = jax.jit(lambda model, inputs: ef.forward(model, **inputs, output_hidden_states=True))
 
 
-@pytest.mark.parametrize("name", list(CASES), scope="module")
+# The heads on encoders are compared in test_encoders.py.
+@pytest.mark.parametrize("name", [n for n in CASES if n in FAMILIES or n not in ENCODERS], scope="module")
 def test_agrees_with_transformers(name):
     """Outputs and every hidden state, with rows padded on the left and on the right."""
     import torch
@@ -161,9 +163,7 @@ def test_gradient(name):
         np.testing.assert_allclose(np.asarray(ours[n]) / scale, theirs[n] / scale, atol=3e-4, err_msg=n)
 
 
-# One family for each kind of layer; the others by `make test-all`.
-COMPOSED = [*kinds(), "gemma2", "cohere", "gpt_oss", "deepseek_v3", "qwen3_next", "falcon_h1", "lfm2", "mamba", "bloom"]
-OTHERS = [n for n in FAMILIES if CASES[n].task in TRAINS and n not in COMPOSED]
+TRAINED = [n for n in FAMILIES if CASES[n].task in TRAINS]
 
 
 @jax.jit
@@ -172,9 +172,7 @@ def step(base: Any, adapter: Any, batch: dict[str, Any]) -> Any:
     return jax.value_and_grad(lambda a: ef.compute_loss(ef.join_lora(base, a), batch)[0])(adapter)
 
 
-@pytest.mark.parametrize(
-    "name", [*COMPOSED, *(pytest.param(n, marks=pytest.mark.every_family) for n in OTHERS)], scope="module"
-)
+@pytest.mark.parametrize("name", in_test_all(COMPOSED, TRAINED), scope="module")
 def test_all_transforms_at_once(name):
     """Stacked, quantized, adapted and sharded: the loss is that of the dense, merged, listed model on one device."""
     case = CASES[name]

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file as safetensors_numpy, save_file as save_numpy
 
 import easyfn as ef
-from cases import CASES, names
+from cases import CASES, COMPOSED, in_test_all, names
 from easyfn.io import safetensors
 from easyfn.io.checkpoint import inside
 
@@ -82,6 +82,7 @@ def assert_same(a, b):
 def test_load_save_is_byte_for_byte(name, folders, tmp_path):
     theirs = folders(name)
     model = ef.load(theirs)
+    assert ef.task(model) == CASES[name].task
     assert_same(model, CASES[name].model())
     ef.save(model, tmp_path)
     assert raw(tmp_path) == raw(theirs)
@@ -96,7 +97,7 @@ def test_load_save_is_byte_for_byte(name, folders, tmp_path):
         assert back.generation_config.to_dict() == hf.generation_config.to_dict()
 
 
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("name", in_test_all(names(variant=False), CASES))
 def test_to_torch_and_back(name):
     hf, model = CASES[name].torch(), CASES[name].model()
     assert_same(ef.from_torch(hf, task=CASES[name].task), model)
@@ -106,7 +107,7 @@ def test_to_torch_and_back(name):
         assert a.dtype == b.dtype and a.equal(b), key
 
 
-@pytest.mark.parametrize("name", names(variant=False))
+@pytest.mark.parametrize("name", in_test_all(COMPOSED, names(variant=False)))
 def test_stacked_is_loaded_and_saved_alike(name, folders, tmp_path):
     theirs = folders(name)
     stacked = ef.load(theirs, stack=True)

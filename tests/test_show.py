@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from cases import CASES, names
+from cases import CASES, COMPOSED, in_test_all, names
 
 CONFIG = ef.models.LlamaConfig(
     vocab_size=96,
@@ -90,7 +90,7 @@ def test_any_pytree():
     assert str(ef.show({}))
 
 
-@pytest.mark.parametrize("name", names(variant=False))
+@pytest.mark.parametrize("name", in_test_all(COMPOSED, names(variant=False)))
 def test_every_family(name):
     case = CASES[name]
     model = case.model()
