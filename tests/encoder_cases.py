@@ -15,6 +15,7 @@ HEADS = {
     "question-answering": "ForQuestionAnswering",
     "multiple-choice": "ForMultipleChoice",
 }
+ROTARY = tuple(HEADS)[:4]  # those of the encoders that transformers took in last
 NAMES: list[str] = []  # of all cases that are made here
 _KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "pad_token_id")
 
