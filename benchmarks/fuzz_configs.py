@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import collections
 import copy
+import dataclasses
 import inspect
 import json
 import os
@@ -47,7 +48,7 @@ LEFT = frozenset(
     initializer_range initializer_factor bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
     return_dict output_hidden_states output_attentions is_encoder_decoder chunk_size_feed_forward name_or_path
     output_router_logits pretraining_tp tokenizer_class finetuning_task _name_or_path attn_implementation num_labels
-    is_decoder add_cross_attention cross_attention_hidden_size image_token_id image_token_index video_token_id
+    cross_attention_hidden_size image_token_id image_token_index video_token_id
     vision_start_token_id vision_end_token_id forced_eos_token_id forced_bos_token_id initializer_std init_std
     use_mamba_kernels router_jitter_noise gradient_checkpointing""".split()  # noqa: SIM905
 )
@@ -452,10 +453,12 @@ def files(model: Any, folder: Path) -> str:
         return f"files: tensors {sorted(theirs.keys() ^ ours.keys())[:6]} in one file only"
     if lost := [k for k in theirs if theirs[k].shape != ours[k].shape or not np.array_equal(theirs[k], ours[k])]:
         return f"files: other numbers in {lost[:6]}"
-    old, new = (AutoConfig.from_pretrained(folder / n).to_dict() for n in "ab")
-    for data in (old, new):
-        for key in ("transformers_version", "_name_or_path", "dtype", "torch_dtype"):
-            data.pop(key, None)
+    read = [AutoConfig.from_pretrained(folder / n) for n in "ab"]
+    fields = {f.name for f in dataclasses.fields(read[0])} - {
+        "transformers_version",
+        "dtype",
+    }  # not what is left of old keys
+    old, new = ({k: v for k, v in config.to_dict().items() if k in fields} for config in read)
     if apart := [k for k in old.keys() | new.keys() if old.get(k) != new.get(k)]:
         listed = ", ".join(f"{k}={new.get(k)!r} and not {old.get(k)!r}" for k in sorted(apart)[:3])
         return f"files: the reference reads from our config {listed}"[:400]

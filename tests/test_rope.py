@@ -106,3 +106,12 @@ def test_what_is_not_implemented_is_refused():
     config = read(family_of("llama").config, {**SMALL, "rope_scaling": {"type": "spiral", "factor": 2.0}})
     with pytest.raises(ValueError, match="unknown rope_type 'spiral'; known: default, linear"):
         abstract_config(config, "causal-lm", None)
+
+
+def test_heads_turn_in_pairs():
+    """transformers multiplies a head of one value by two cosines, and goes on with heads of two."""
+    sizes = {**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2}
+    with pytest.raises(ValueError, match="3 of 12 are an odd number"):
+        ef.abstract({**sizes, "model_type": "phi", "partial_rotary_factor": 0.25})
+    with pytest.raises(ValueError, match="1 of 1 are an odd number"):
+        ef.abstract({**sizes, "model_type": "llama", "head_dim": 1})

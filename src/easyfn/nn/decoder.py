@@ -81,7 +81,7 @@ class Decoder(eqx.Module):
         self.norm = norm
         self.config = config
         self.head_dim = head_dim if isinstance(head_dim, int) else Frozen(head_dim)
-        self.rope = checked_rope(rope, partial=partial)
+        self.rope = checked_rope(rope, head_dim, partial=partial)
         self.embed_scale = embed_scale
         self.scale_inputs = scale_inputs
         self.dropout = dropout

@@ -306,7 +306,7 @@ class TextEncoder(eqx.Module):
         self.norm = norm
         self.pooler = Dense(size, size, "tanh", axes=("mlp", "embed")) if pooler else None
         self.config = config
-        self.rope = checked_rope(rope)
+        self.rope = checked_rope(rope, head_dim)
         self.head_dim = head_dim
 
     def __call__(

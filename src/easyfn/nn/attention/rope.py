@@ -187,12 +187,22 @@ def whole_heads(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value for name, value in parameters.items() if name != "partial_rotary_factor"}
 
 
-def checked_rope(tables: Mapping[str, Any], *, partial: bool = False) -> Frozen:
+def checked_rope(tables: Mapping[str, Any], head_dim: Mapping[str, int] | int, *, partial: bool = False) -> Frozen:
     """The parameters of each rotary table of a model by name, for whole heads unless they are turned in part (`partial`).
 
-    Raises `ValueError` for an unknown `rope_type`: here, and not in the first forward pass.
+    Raises `ValueError` for an unknown `rope_type`, and for heads that do not turn in pairs: here, and not in the first
+    forward pass.
     """
     for parameters in tables.values():
         if (kind := parameters.get("rope_type", "default")) not in TYPES:
             raise unknown_rope(kind)
-    return Frozen({name: p if partial else whole_heads(p) for name, p in tables.items()})
+    found = {name: p if partial else whole_heads(p) for name, p in tables.items()}
+    for name, parameters in found.items():
+        width = head_dim if isinstance(head_dim, int) else head_dim[name]
+        part = parameters.get("partial_rotary_factor")
+        turned = width if part is None or parameters.get("rope_type") == "proportional" else int(width * part)
+        if turned % 2:
+            raise ValueError(
+                f"rotary positions turn pairs of a head's values, and {turned} of {width} are an odd number"
+            )
+    return Frozen(found)
