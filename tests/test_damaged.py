@@ -103,3 +103,37 @@ def test_files_that_are_none(base, tmp_path):
     with pytest.raises(ef.LoadError, match="it is no JSON"):
         ef.load(folder)
     assert np.isfinite(np.asarray(ef.load(ef.save(base, folder)).model.norm.weight)).all()
+
+
+ENDLESS = [
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{% for a in range(999) %}{{ range(9999)|list|length }}{% endfor %}",
+    "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    "{% set n = namespace(x='ab') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{% set n = namespace(x=9) %}{% for i in range(40) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}",
+    *(
+        "{{ 9**(9**9) }}",
+        "{{ 'a' * 10**9 }}",
+        "{{ [0] * 10**10 }}",
+        "{{ 'a'.center(10**9) }}",
+        "{{ 'a'|indent(10**9) }}",
+    ),
+    *("{{ '%1000000000d' % 1 }}", "{{ '%1000000000d'|format(1) }}", "{{ '{:>9999999999}'.format(1) }}"),
+    "{{ ('a' * 99999)|replace('a', 'a' * 99999) }}",
+]
+
+
+@pytest.mark.parametrize("text", ENDLESS)
+def test_templates_are_bounded(text):
+    template = pytest.importorskip("easyfn.serve").ChatTemplate(text)
+    survives(lambda: template([]), text)
+    with pytest.raises(ValueError, match="the chat template refuses"):
+        template([])
+
+
+def test_what_a_template_may_do():
+    source = "{% for i in range(3) %}{{ i + 1 }}{{ 'x' ~ i }}"
+    source += "{{ 'ab' * 2 }}{{ '%03d' % (2 ** 3) }}{{ 'a'|center(3) }}|{% endfor %}"
+    template = pytest.importorskip("easyfn.serve").ChatTemplate(source)
+    assert template([]) == "".join(f"{i + 1}x{i}abab008 a |" for i in range(3))

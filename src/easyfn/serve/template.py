@@ -11,10 +11,10 @@ from typing import Any
 import jinja2
 import jinja2.ext
 import jinja2.nodes
-import jinja2.sandbox
 
 from ..core.schema import by_name, either, many, maybe, problems, read_json, record, word
 from ..io.checkpoint import LoadError
+from .sandbox import Sandbox, bounded, measured
 
 RESERVED = ("messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now")
 
@@ -25,7 +25,8 @@ class ChatTemplate:
     - `source`: the template, or several by name: `"tool_use"` is taken when there are tools, else `"default"`.
     - `variables`: what the template may name beside the messages: `bos_token`, `eos_token`, ...
 
-    Templates run in Jinja's immutable sandbox: they read what they are given and reach nothing else.
+    Templates run in Jinja's immutable sandbox: they read what they are given and reach nothing else. How long they run and
+    how much they write is bounded, too.
 
     **Raises** `ValueError` if the template is no Jinja, and, when called, if it refuses the messages.
 
@@ -43,7 +44,8 @@ class ChatTemplate:
         environment = _environment()
         for name, text in self.sources.items():
             try:
-                self._templates[name] = environment.from_string(text)
+                with bounded():  # it computes what is constant
+                    self._templates[name] = environment.from_string(text)
             except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, OverflowError) as error:
                 raise ValueError(f"the chat template {name!r} is no Jinja: {error}") from error
 
@@ -61,7 +63,8 @@ class ChatTemplate:
             raise ValueError(f"the checkpoint's chat templates are {', '.join(self._templates)}, and none is 'default'")
         own = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._templates[name].render(**{**self.variables, **more, **own})
+            with bounded():
+                return measured(self._templates[name].generate(**{**self.variables, **more, **own}))
         except Exception as error:  # whatever a template does with messages that it did not expect
             raise ValueError(f"the chat template refuses these messages: {error}") from error
 
@@ -120,9 +123,7 @@ def _of_gguf(path: Path) -> tuple[Any, dict[str, str]]:
 
 def _environment() -> jinja2.Environment:
     """The dialect that chat templates are written in."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
