@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from .grouped import grouped_dot
 from .tree import near
@@ -143,7 +144,7 @@ def dense(w: Weight) -> jax.Array:
 
 
 @verb(example="@ef.dot.register({type})\ndef _(w, x, *, dtype=None): return ...   # x @ w.T")
-def dot(w: Weight, x: jax.Array, *, dtype: Any = None) -> jax.Array:
+def dot(w: Weight, x: Float[Array, "*rows in_"], *, dtype: Any = None) -> Float[Array, "*rows out"]:
     """`x @ w.T` with float32 accumulation: `x` of shape `(..., in)`, `w` of shape `(out, in)`.
 
     The result has `dtype`, or else the promoted type of the two. Leading dimensions are flattened, because the
@@ -227,7 +228,7 @@ _dot_low.defvjp(_dot_low_forward, _dot_low_backward)
 
 
 @verb
-def affine(w: Weight, x: jax.Array, bias: Any, *, dtype: Any = None) -> jax.Array:
+def affine(w: Weight, x: Float[Array, "*rows in_"], bias: Any, *, dtype: Any = None) -> Float[Array, "*rows out"]:
     """`dot(w, x) + bias`, where `bias` `(out,)` may be `None`: what a layer with a bias computes, the head included.
 
     For weights that act on the sum: few do. `dtype` is the result's, as in [`easyfn.dot`][].
@@ -244,7 +245,7 @@ def affine(w: Weight, x: jax.Array, bias: Any, *, dtype: Any = None) -> jax.Arra
 
 
 @verb(example="@ef.take.register({type})\ndef _(w, ids): return ...   # the rows w[ids]")
-def take(w: Weight, ids: jax.Array) -> Any:
+def take(w: Weight, ids: Int[Array, ...]) -> Any:
     """Entries of the leading axis: rows of an embedding table, or whole experts of a stacked weight.
 
     For an array: `w[ids]`. A format answers a dense array for a table `(rows, dim)`. Ids out of range are
@@ -275,7 +276,7 @@ def _whole_rows(w: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 @verb(example="@ef.ragged_dot.register({type})\ndef _(w, x, group_sizes): return ragged_dot(dense(w), x, group_sizes)")
-def ragged_dot(w: Weight, x: jax.Array, group_sizes: jax.Array) -> jax.Array:
+def ragged_dot(w: Weight, x: Float[Array, "rows in_"], group_sizes: Int[Array, " experts"]) -> Float[Array, "rows out"]:
     """Rows grouped by expert times the weight of their expert, float32 accumulation.
 
     `w`: `(experts, out, in)`; `x`: `(rows, in)`, sorted by expert; `group_sizes`: `(experts,)`. Returns `(rows, out)`.

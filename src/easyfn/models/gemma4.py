@@ -19,7 +19,7 @@ from ..inputs.checks import fits
 from ..inputs.statement import Input, Inputs, inputs
 from ..names.rules import rename
 from ..nn import CausalLM, GatedMLP, Linear, Output, RMSNorm, SandwichBlock, declare
-from ..nn.attention.attention import merge_heads, split_heads
+from ..nn.attention.core import merge_heads, split_heads
 from ..nn.attention.rope import rope_table, rotate
 from ..nn.context import Context
 from ..nn.fold import fold

@@ -20,7 +20,8 @@ from ..inputs.checks import fits
 from ..inputs.statement import Input, Inputs, inputs
 from ..names.rules import rename
 from ..nn import Attention, Block, CausalLM, Decoder, Embedding, GatedMLP, Linear, Output, RMSNorm, declare
-from ..nn.attention.attention import attend, merge_heads, split_heads
+from ..nn.attention.attention import attend
+from ..nn.attention.core import merge_heads, split_heads
 from ..nn.cache.cache import CrossKV, layer_cache, stored
 from ..nn.context import Context, Mask
 from ..nn.heads import input_embeddings, max_positions

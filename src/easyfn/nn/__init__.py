@@ -5,11 +5,10 @@ from .attention.attention import (
     Attention as Attention,
     Temperature as Temperature,
     attend as attend,
-    merge_heads as merge_heads,
     self_attention as self_attention,
-    split_heads as split_heads,
     split_qkv as split_qkv,
 )
+from .attention.core import merge_heads as merge_heads, split_heads as split_heads
 from .attention.disentangled import DisentangledAttention as DisentangledAttention, log_buckets as log_buckets
 from .attention.gated import GatedAttention as GatedAttention
 from .attention.indexer import Indexer as Indexer

@@ -14,7 +14,8 @@ from ..core.frozen import Frozen
 from ..core.stack import unstack
 from ..core.tree import layers_in
 from .activation import activation
-from .attention.attention import attend, merge_heads, split_heads
+from .attention.attention import attend
+from .attention.core import merge_heads, split_heads
 from .attention.rope import checked_rope, rope_table
 from .cache.cache import layer_cache
 from .context import Context, dropout, encoder_mask

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from ..core.weight import Slot, Weight, dense, dot, shape_of, slots
 from .activation import activation
-from .attention.attention import attend, merge_heads, split_heads
+from .attention.attention import attend
+from .attention.core import merge_heads, split_heads
 from .attention.rope import rotate
 from .context import Context, Mask
 from .fold import fold

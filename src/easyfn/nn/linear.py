@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from ..core.weight import Slot, Weight, affine, slots, take
 
@@ -52,7 +53,7 @@ class Linear(eqx.Module):
         self.role = role
         self.std = std
 
-    def __call__(self, x: jax.Array, *, dtype: Any = None) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows in_"], *, dtype: Any = None) -> Float[Array, "*rows out"]:
         return affine(self.weight, x, self.bias, dtype=dtype)
 
 
@@ -75,7 +76,7 @@ class Embedding(eqx.Module):
         self.axes = axes
         self.std = std
 
-    def __call__(self, ids: jax.Array | None) -> jax.Array:
+    def __call__(self, ids: Int[Array, "*rows"] | None) -> Float[Array, "*rows embed"]:
         return take(self.weight, ids)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from .activation import activation
 from .context import Context, dropout
@@ -44,7 +44,7 @@ class GatedMLP(eqx.Module):
         self.dropout = dropout
         self.inner_dropout = inner_dropout
 
-    def __call__(self, x: jax.Array, context: Context | None = None) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows in_"], context: Context | None = None) -> Float[Array, "*rows out"]:
         h = activation(self.act)(self.gate_proj(x)) * self.up_proj(x)
         if context is None:
             return self.down_proj(h)
@@ -78,7 +78,7 @@ class FusedGatedMLP(eqx.Module):
         self.act = act
         self.inner_dropout = inner_dropout
 
-    def __call__(self, x: jax.Array, context: Context | None = None) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows in_"], context: Context | None = None) -> Float[Array, "*rows out"]:
         gate, up = jnp.split(self.gate_up_proj(x), 2, axis=-1)
         h = activation(self.act)(gate) * up
         return self.down_proj(h if context is None else dropout(h, self.inner_dropout, context, 5))
@@ -101,5 +101,5 @@ class MLP(eqx.Module):
         self.act = act
         self.dropout = dropout
 
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows in_"], context: Context) -> Float[Array, "*rows out"]:
         return dropout(self.down_proj(activation(self.act)(self.up_proj(x))), self.dropout, context, 4)

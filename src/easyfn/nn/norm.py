@@ -5,6 +5,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ..core.weight import Slot, Weight, dense, slots
 from .linear import along_last, declare
@@ -40,7 +41,7 @@ class RMSNorm(eqx.Module):
         self.eps = eps
         self.offset = offset
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return _weighted(_scaled(x.astype(jnp.float32), self.eps), self.weight, self.offset).astype(x.dtype)
 
 
@@ -63,7 +64,7 @@ class LayerNorm(eqx.Module):
         self.eps = eps
         self.offset = offset
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         h = _weighted(_scaled(_centred(x.astype(jnp.float32)), self.eps), self.weight, self.offset)
         if self.bias is not None:
             h = h + along_last(dense(self.bias).astype(jnp.float32), h)
@@ -80,7 +81,7 @@ class HeadNorm(eqx.Module):
         self.weight = declare(heads, dim)
         self.eps = eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         weight = dense(self.weight).astype(jnp.float32)[None, :, None]
         return (_scaled(_centred(x.astype(jnp.float32)), self.eps) * weight).astype(x.dtype)
 

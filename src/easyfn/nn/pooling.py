@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from .context import Context
 
@@ -19,12 +20,12 @@ def _last(seen: jax.Array) -> jax.Array:
     return jnp.max(jnp.where(seen, jnp.arange(seen.shape[1])[None], 0), axis=1)
 
 
-def first_token(x: jax.Array, context: Context) -> jax.Array:
+def first_token(x: Float[Array, "batch seq embed"], context: Context) -> Float[Array, "batch embed"]:
     """The hidden state `(batch, embed)` of each row's first token that is no padding."""
     return at_token(x, jnp.argmax(context.segment_ids > 0, axis=1))
 
 
-def last_token(x: jax.Array, context: Context) -> jax.Array:
+def last_token(x: Float[Array, "batch seq embed"], context: Context) -> Float[Array, "batch embed"]:
     """The hidden state `(batch, embed)` of each row's last token that is no padding."""
     return at_token(x, _last(context.segment_ids > 0))
 
@@ -41,7 +42,7 @@ def last_token_by_id(x: jax.Array, context: Context, ids: jax.Array | None, conf
 POOLINGS = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 
-def pool(x: jax.Array, context: Context, mode: str) -> jax.Array:
+def pool(x: Float[Array, "batch seq embed"], context: Context, mode: str) -> Float[Array, "batch embed"]:
     """One vector per row, `(batch, embed)` in float32, from `(batch, seq, embed)`; padding takes no part.
 
     The modes are those of sentence-transformers' `Pooling`.

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from ..core.weight import Slot, Weight, dense, slots
-from .attention.attention import attend, merge_heads, split_heads
+from .attention.attention import attend
+from .attention.core import merge_heads, split_heads
 from .context import Context, Mask
 from .conv import Conv
 from .fold import fold

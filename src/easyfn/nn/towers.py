@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from ..core.weight import Slot, Weight, affine, dense, dot, shape_of, slots
 from .activation import activation
-from .attention.attention import attend, merge_heads, split_heads
+from .attention.attention import attend
+from .attention.core import merge_heads, split_heads
 from .context import Context
 from .conv import Conv
 from .encoder import learned_positions

@@ -8,7 +8,8 @@ import equinox as eqx
 import jax
 
 from .activation import activation
-from .attention.attention import attend, merge_heads, split_heads
+from .attention.attention import attend
+from .attention.core import merge_heads, split_heads
 from .cache.cache import CrossKV, attend_to, empty_kv, layer_cache
 from .context import Context, dropout
 from .encoder import learned_positions

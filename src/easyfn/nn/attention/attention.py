@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ...core.weight import Slot, Weight, dense, slots
 from ..cache.cache import KV, Held, Ring, attend_to, empty_kv, layer_cache
 from ..context import Context, Mask, Runtime, in_chunks
 from ..linear import Linear, declare
 from ..parallel.context import Operands, attend_across, sequence_split
-from .core import attend_here
+from .core import attend_here, merge_heads, split_heads
 from .rope import rotate
 
 
@@ -116,17 +117,9 @@ def self_attention(
     return merge_heads(out), cache, weights
 
 
-def split_heads(x: jax.Array, heads: int) -> jax.Array:
-    """`(batch, seq, heads * dim)` to `(batch, heads, seq, dim)`."""
-    return jnp.swapaxes(x.reshape(*x.shape[:2], heads, -1), 1, 2)
-
-
-def merge_heads(x: jax.Array) -> jax.Array:
-    """`(batch, heads, seq, dim)` to `(batch, seq, heads * dim)`."""
-    return jnp.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
-
-
-def split_qkv(x: jax.Array, heads: int, kv_heads: int, by_group: bool = False) -> tuple[jax.Array, ...]:
+def split_qkv(
+    x: Float[Array, "batch seq qkv"], heads: int, kv_heads: int, by_group: bool = False
+) -> tuple[Float[Array, "batch seq _"], ...]:
     """Queries `(batch, seq, heads * dim)`, keys and values `(batch, seq, kv_heads * dim)` from one projection of all three.
 
     They lie one after the other or, `by_group`, each key head beside its queries: the queries of its group, its key, its
@@ -253,7 +246,9 @@ class Attention(eqx.Module):
         self.temperature = temperature
         self.chunk = chunk
 
-    def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, jax.Array | None]:
+    def __call__(
+        self, x: Float[Array, "batch seq in_"], context: Context, cache: Any = None
+    ) -> tuple[Float[Array, "batch seq out"], Any, Float[Array, "batch heads seq keys"] | None]:
         q, k, v = self._projected(x)
         if self.normed == "rows":
             q, k = self._normed(q, k)

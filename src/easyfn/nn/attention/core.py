@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from ..cache.cache import Held, key_scores, value_sums
 from ..context import Runtime
@@ -105,11 +106,11 @@ def _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, k
     return out, probabilities.reshape(batch, heads, length, keys).astype(q.dtype) if weights else None
 
 
-def split_heads(x: jax.Array, heads: int) -> jax.Array:
+def split_heads(x: Float[Array, "batch seq rows"], heads: int) -> Float[Array, "batch {heads} seq dim"]:
     """`(batch, seq, heads * dim)` to `(batch, heads, seq, dim)`."""
     return jnp.swapaxes(x.reshape(*x.shape[:2], heads, -1), 1, 2)
 
 
-def merge_heads(x: jax.Array) -> jax.Array:
+def merge_heads(x: Float[Array, "batch heads seq dim"]) -> Float[Array, "batch seq heads*dim"]:
     """`(batch, heads, seq, dim)` to `(batch, seq, heads * dim)`."""
     return jnp.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..context import Context, dropout, encoder_mask
 from ..linear import Linear
-from .attention import attend, merge_heads, split_heads
+from .attention import attend
+from .core import merge_heads, split_heads
 
 TERMS = ("c2p", "p2c")
 

@@ -7,11 +7,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ..cache.cache import empty_kv, layer_cache
 from ..context import Context
 from ..linear import Linear
-from .attention import self_attention, split_heads
+from .attention import self_attention
+from .core import split_heads
 from .rope import rotate
 
 
@@ -59,7 +61,9 @@ class GatedAttention(eqx.Module):
         self.rope = rope
         self.dropout = dropout
 
-    def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, jax.Array | None]:
+    def __call__(
+        self, x: Float[Array, "batch seq in_"], context: Context, cache: Any = None
+    ) -> tuple[Float[Array, "batch seq out"], Any, Float[Array, "batch heads seq keys"] | None]:
         q, gate = jnp.split(self.q_proj(x).reshape(*x.shape[:2], self.num_heads, -1), 2, axis=-1)
         k, v = split_heads(self.k_proj(x), self.num_kv_heads), split_heads(self.v_proj(x), self.num_kv_heads)
         q, k = self.q_norm(jnp.swapaxes(q, 1, 2)), self.k_norm(k)

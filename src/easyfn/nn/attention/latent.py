@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from ...core.weight import dense
 from ..block import Result, feed_forward
@@ -22,8 +23,8 @@ from ..context import Context
 from ..fold import hands_on
 from ..linear import Linear
 from ..norm import RMSNorm
-from .attention import Temperature, attend, merge_heads, split_heads
-from .core import attend_here
+from .attention import Temperature, attend
+from .core import attend_here, merge_heads, split_heads
 from .indexer import Chosen, Indexer, gathered, gathered_mask
 from .rope import rotate
 
@@ -115,7 +116,9 @@ class LatentAttention(eqx.Module):
         self.dropout = dropout
         self.temperature = temperature
 
-    def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, jax.Array | None]:
+    def __call__(
+        self, x: Float[Array, "batch seq in_"], context: Context, cache: Any = None
+    ) -> tuple[Float[Array, "batch seq out"], Any, Float[Array, "batch heads seq keys"] | None]:
         return self.choosing(x, context, cache)[:3]
 
     def choosing(
