@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..config.fields import CommonFields, Size
+from ..nn.image_heads import ImageClassifier
 from ..nn.towers import TwoTowers
-from ..nn.vision import ImageClassifier
 from ..registry.family import family
 from .clip_text_model import TEXT_NAMES, CLIPTextConfig, clip_text
 from .clip_vision_model import VISION_NAMES, CLIPVisionConfig, clip_vision

@@ -17,7 +17,8 @@ from ..inputs.statement import Inputs, inputs
 from ..names.rules import rename
 from ..nn import Context, Conv, LayerNorm, Linear, Output, along_last, declare, fold
 from ..nn.activation import activation
-from ..nn.vision import ImageClassifier, channels_last, drop_path, image_context, pair
+from ..nn.image_heads import ImageClassifier
+from ..nn.vision import channels_last, drop_path, image_context, pair
 from ..registry.family import family
 from .vision import head_names
 

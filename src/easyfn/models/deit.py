@@ -9,7 +9,8 @@ import equinox as eqx
 
 from ..config.fields import CommonFields, Size
 from ..nn import Context, Linear, Output
-from ..nn.vision import ImageClassifier, ImageEncoder
+from ..nn.image_heads import ImageClassifier
+from ..nn.vision import ImageEncoder
 from ..registry.family import family
 from ..tasks.task import task
 from .vision import LEGACY, MODULES, block_names, head_names

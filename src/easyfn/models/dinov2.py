@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from ..config.fields import CommonFields, Size
 from ..names.rules import Rule
+from ..nn.image_heads import ImageClassifier
 from ..nn.mlp import MLP, FusedGatedMLP
-from ..nn.vision import ClassTokens, EncoderBlock, FirstToken, ImageClassifier, ImageEncoder, SelfAttention
+from ..nn.vision import ClassTokens, EncoderBlock, FirstToken, ImageEncoder, SelfAttention
 from ..registry.family import family
 from .vision import LEGACY, block_names, head_names
 

@@ -17,9 +17,9 @@ from ..inputs.image import image_inputs
 from ..inputs.statement import Inputs, inputs
 from ..names.rules import Rule, rename
 from ..nn import Context, Conv, LayerNorm, Linear, Output, declare, dropout, fold
+from ..nn.image_heads import ImageClassifier
 from ..nn.mlp import MLP
 from ..nn.vision import (
-    ImageClassifier,
     SelfAttention,
     channels_last,
     drop_path,

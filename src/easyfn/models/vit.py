@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..config.fields import CommonFields, Size
+from ..nn.image_heads import ImageClassifier
 from ..nn.mlp import MLP
-from ..nn.vision import ClassTokens, EncoderBlock, FirstToken, ImageClassifier, ImageEncoder, SelfAttention
+from ..nn.vision import ClassTokens, EncoderBlock, FirstToken, ImageEncoder, SelfAttention
 from ..registry.family import family
 from .vision import LEGACY, MODULES, block_names, head_names
 

@@ -91,6 +91,7 @@ from .heads import (
     input_embeddings as input_embeddings,
     max_positions as max_positions,
 )
+from .image_heads import ImageClassifier as ImageClassifier
 from .linear import Embedding as Embedding, Linear as Linear, along_last as along_last, declare as declare
 from .mlp import MLP as MLP, FusedGatedMLP as FusedGatedMLP, GatedMLP as GatedMLP
 from .moe.experts import ClampedGate as ClampedGate, Experts as Experts
@@ -142,7 +143,6 @@ from .vision import (
     ClassTokens as ClassTokens,
     EncoderBlock as EncoderBlock,
     FirstToken as FirstToken,
-    ImageClassifier as ImageClassifier,
     ImageEncoder as ImageEncoder,
     LayerScale as LayerScale,
 )

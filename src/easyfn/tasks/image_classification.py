@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..nn.vision import ImageClassifier
+from ..nn.image_heads import ImageClassifier
 from .loss import compute_loss
 from .sequence_classification import classification_loss
 from .task import Task, task

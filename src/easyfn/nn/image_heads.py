@@ -1,0 +1,53 @@
+"""What reads the hidden states of an image: classifiers, one vector for an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from .context import Context
+from .linear import Linear
+from .output import Output
+
+
+class ImageClassifier(eqx.Module):
+    """One answer per image: `logits` `(batch, num_labels)`, a linear layer on what `pooling` makes of the hidden states.
+
+    `cls` takes the first token, `mean` the mean of the patches after `extra` tokens, `cls_mean` both one after the other, and
+    `pooler` the model's `pooler_output`.
+    """
+
+    model: Any
+    classifier: Linear
+    config: Any = eqx.field(static=True)
+    pooling: str = eqx.field(static=True)
+    extra: int = eqx.field(static=True)
+
+    def __init__(
+        self, model: Any, config: Any = None, *, pooling: str = "cls", size: int | None = None, extra: int = 1
+    ) -> None:
+        config = model.config if config is None else config  # of the whole, where the model is one of its towers
+        width = size or model.config.hidden_size * (2 if pooling == "cls_mean" else 1)
+        self.model = model
+        self.classifier = Linear(width, config.num_labels, True, axes=(None, "embed"), role="head")
+        self.config = config
+        self.pooling = pooling
+        self.extra = extra
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        out = self.model(context, cache, **inputs)
+        return out.replace(logits=self.classifier(pool_image(out, self.pooling, self.extra)))
+
+
+def pool_image(out: Output, pooling: str, extra: int = 1) -> jax.Array:
+    """One vector `(batch, embed)` for each image, see `ImageClassifier`."""
+    x: Any = out.pooler_output if pooling == "pooler" else out.last_hidden_state
+    if pooling == "pooler":
+        return x
+    mean = lambda: jnp.mean(x[:, extra:].astype(jnp.float32), axis=1).astype(x.dtype)
+    if pooling == "cls":
+        return x[:, 0]
+    return mean() if pooling == "mean" else jnp.concatenate([x[:, 0], mean()], axis=-1)
