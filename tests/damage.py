@@ -388,6 +388,34 @@ def _(folder: Path) -> Kind:
     return Kind(path, lambda: ef.load(path, progress=False), "bytes")
 
 
+@kind("tokenizer of a gguf")
+def _(folder: Path) -> Kind:
+    import easyfn as ef
+    from easyfn.serve.template import chat_template
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = ["<s>", "</s>", "a", "b", "ab", " "]
+    said = {
+        "model": "llama",
+        "tokens": tokens,
+        "scores": [0.0, 0.0, -1.0, -2.0, -3.0, -4.0],
+        "token_type": [3, 3, 1, 1, 1, 1],
+    }
+    said |= {"bos_token_id": 0, "eos_token_id": 1, "add_bos_token": True}
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in said.items()} | {
+        "tokenizer.chat_template": "{{ bos_token }}{{ eos_token }}"
+    }
+    path = folder / "m.gguf"
+    config = ef.read_config({**TINY["config.json"], "head_dim": 16, "rope_scaling": None})
+    ef.save_gguf(ef.init(config, key=_key(0)), path, metadata=metadata)
+
+    def read() -> None:
+        ef.tokenizer(path).encode("ab")
+        chat_template(path)
+
+    return Kind(path, read, "bytes")
+
+
 def _state(pattern: str) -> Callable[[Path], Kind]:
     def make(folder: Path) -> Kind:
         import jax.numpy as jnp

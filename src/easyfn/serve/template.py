@@ -113,12 +113,13 @@ def special_tokens(said: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_gguf(path: Path) -> tuple[Any, dict[str, str]]:
-    from ..io.gguf.read import read_gguf
+    from ..io.gguf.tokenizer import tokenizer_keys
 
-    said = read_gguf(path).metadata
-    tokens = said.get("tokenizer.ggml.tokens", ())
-    which = {f"{name}_token": said.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
-    return said.get("tokenizer.chat_template"), {name: tokens[int(i)] for name, i in which.items() if i is not None}
+    said = tokenizer_keys(path)
+    which = {f"{name}_token": said.get(f"{name}_token_id") for name in ("bos", "eos")}
+    return said.get("chat_template"), {
+        name: said["tokens"][i] for name, i in which.items() if i is not None and "tokens" in said
+    }
 
 
 def _environment() -> jinja2.Environment:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...core.schema import flag, many, problems, real, whole, word
+from ..checkpoint import LoadError
 from .read import read_gguf
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _BYTE = 1, 2, 3, 4, 6  # llama.cpp's types of tokens
@@ -31,8 +33,7 @@ def gguf_tokenizer(path: Any) -> Any:
     says so. Raises `ValueError` for other kinds, and for rules of cutting text that are not known, by name: the raw
     vocabulary is in `ef.read_gguf(path).metadata["tokenizer.ggml.tokens"]`.
     """
-    metadata = read_gguf(path).metadata
-    said = {k.removeprefix(_KEY): v for k, v in metadata.items() if k.startswith(_KEY)}
+    said = tokenizer_keys(path)
     kind, pre = said.get("model"), said.get("pre", "default")
     if kind not in ("gpt2", "llama") or "tokens" not in said or (kind == "gpt2" and pre not in _SPLITS):
         named = f"{kind!r} with the rules {pre!r}" if kind == "gpt2" else repr(kind)
@@ -40,9 +41,58 @@ def gguf_tokenizer(path: Any) -> Any:
             f"{path}: easyfn builds no tokenizer of the kind {named}; it builds 'llama', and 'gpt2' with the rules "
             f"{', '.join(_SPLITS)}. The vocabulary is in ef.read_gguf(path).metadata, and the model's tokenizer.json on the hub"
         )
-    tokenizer = _byte_level(said, _SPLITS[pre]) if kind == "gpt2" else _sentencepiece(said)
-    _special(tokenizer, said, add_start=said.get("add_bos_token", kind == "llama"))
+    if kind == "llama" and "merges" not in said and len(said.get("scores", ())) != len(said["tokens"]):
+        raise LoadError(path, [f"{_KEY}scores are not one for each of the {len(said['tokens'])} tokens"])
+    try:
+        tokenizer = _byte_level(said, _SPLITS[pre]) if kind == "gpt2" else _sentencepiece(said)
+        _special(tokenizer, said, add_start=said.get("add_bos_token", kind == "llama"))
+    except Exception as error:  # the library has no class of its own for what it does not take
+        raise LoadError(
+            path, [f"the tokenizers library takes no tokenizer of these tokens and merges ({error})"]
+        ) from None
     return tokenizer
+
+
+_LONGEST = 4096  # characters of a token; real ones have a hundred
+
+
+def _token(path: str, value: Any) -> Iterator[str]:
+    yield from word(path, value)
+    if isinstance(value, str) and len(value) > _LONGEST:
+        yield f"{path} has {len(value)} characters, more than {_LONGEST}"
+
+
+def _merge(path: str, value: Any) -> Iterator[str]:
+    yield from _token(path, value)
+    if isinstance(value, str) and " " not in value[1:]:
+        yield f"{path} is {value!r:.80}, and must be two tokens with a space between them"
+
+
+def tokenizer_keys(path: Any) -> dict[str, Any]:
+    """What a `.gguf` file says of a tokenizer, by the keys behind `tokenizer.`'s names, and its `chat_template`; checked.
+
+    Raises [`easyfn.LoadError`][] for values of other types, and ids of tokens that there are not.
+    """
+    metadata = read_gguf(path).metadata
+    said = {k.removeprefix(_KEY): v for k, v in metadata.items() if k.startswith(_KEY)}
+    if "tokenizer.chat_template" in metadata:
+        said["chat_template"] = metadata["tokenizer.chat_template"]
+    tokens = said.get("tokens")
+    last = len(tokens) - 1 if isinstance(tokens, list | tuple) else 2**31 - 1
+    ids = {name: whole(0, last) for name in said if name.endswith("_token_id")}
+    if wrong := problems(said, _TABLE | ids):
+        raise LoadError(path, [f"{_KEY}{one}" for one in wrong[:20]])
+    return said
+
+
+_TABLE = {
+    **dict.fromkeys(("model", "pre", "chat_template"), word),
+    **dict.fromkeys(("add_bos_token", "add_eos_token", "add_space_prefix"), flag),
+    "tokens": many(_token),
+    "merges": many(_merge),
+    "scores": many(real()),
+    "token_type": many(whole()),
+}
 
 
 def _byte_level(said: Mapping[str, Any], split: str | None) -> Any:
