@@ -51,6 +51,10 @@ def gemma3(c: Gemma3Config) -> ImageText:
     side = pair(v.image_size)[0] // pair(v.patch_size)[0]
     norm = RMSNorm(v.hidden_size, v.layer_norm_eps, offset=1.0)
     square = side // math.isqrt(c.mm_tokens_per_image)
+    if square < 1:
+        raise ValueError(
+            f"gemma3: mm_tokens_per_image={c.mm_tokens_per_image} are more than the {side**2} patches of an image"
+        )
     projector = PooledProjector(v.hidden_size, c.hidden_size, norm, side=side, square=square)
     return ImageText(c, part(v), projector, part(c.text_config), image_token=c.image_token_index, blocks="images")
 

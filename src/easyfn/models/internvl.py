@@ -53,6 +53,10 @@ def internvl(c: InternVLConfig) -> ImageText:
         raise ValueError(
             f"vision_feature_select_strategy={c.vision_feature_select_strategy!r} is no 'default' or 'full'"
         )
+    if not 0 < c.downsample_ratio <= 1:
+        raise ValueError(
+            f"internvl: downsample_ratio={c.downsample_ratio} is to be above 0 and at most 1, a half as a rule"
+        )
     square, size = int(1 / c.downsample_ratio), c.vision_config.hidden_size
     return ImageText(
         c,

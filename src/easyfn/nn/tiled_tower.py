@@ -159,6 +159,10 @@ class TiledTower(eqx.Module):
                 f"vision_output_dim={c.vision_output_dim} is not hidden_size={size} for the last layer and each of "
                 f"intermediate_layers_indices={c.intermediate_layers_indices}"
             )
+        if max(c.intermediate_layers_indices, default=0) >= c.num_hidden_layers:
+            raise ValueError(
+                f"intermediate_layers_indices={c.intermediate_layers_indices}: the tower has {c.num_hidden_layers} layers"
+            )
         self.class_embedding = declare(size)
         self.patch_embedding = Conv(c.num_channels, size, patch, False, stride=patch)
         self.gated_positional_embedding = PatchPlaces(c, count)
