@@ -32,12 +32,13 @@ def test_logits_and_cache(name):
     model, module, inputs = model_of(name), IMAGES[name].torch(), prompt(name)
     mask = inputs["attention_mask"]
     want = torch_run(module, {**inputs, **told(name, mask)})["logits"]
-    out = jax.jit(lambda m, x: ef.forward(m, **x))(model, inputs)
+    run = jax.jit(lambda m, x, cache: ef.forward(m, **x, cache=cache))
+    out = run(model, inputs, None)
     close(np.asarray(out.logits)[mask > 0], want[mask > 0], "logits")
     cache, head = ef.init_cache(model, 2, mask.shape[1] + 3), mask.shape[1] - 2
     cut = lambda v: v[:, :head] if v.shape[:2] == mask.shape else v
-    first = ef.forward(model, **{k: cut(v) for k, v in inputs.items()}, cache=cache)
-    rest = ef.forward(model, inputs["input_ids"][:, head:], cache=first.cache)
+    first = run(model, {k: cut(v) for k, v in inputs.items()}, cache)
+    rest = run(model, {"input_ids": inputs["input_ids"][:, head:]}, first.cache)
     close(rest.logits, want[:, head:], "cached")
 
 
@@ -87,6 +88,17 @@ def test_what_does_not_fit():
     blind = jax.jit(lambda m, i, p: ef.forward(m, i, pixel_values=p))(model, ids, inputs["pixel_values"][:1]).logits
     assert np.isnan(blind[:, -1]).any()  # nobody can raise in a compiled function
     assert np.isfinite(ef.forward(model, ids).logits).all()  # text alone, as everywhere
+
+
+@pytest.mark.parametrize("name", ["llava-next", "idefics3", "gemma4-images", "qwen3-vl"])
+def test_both_counts_are_named(name):
+    """Where the number of features is data, too."""
+    inputs = prompt(name)
+    ids = inputs.pop("input_ids")
+    there = int((ids == 7).sum())
+    ids[tuple(np.argwhere(ids == 7)[0])] = 10
+    with pytest.raises(ValueError, match=rf"images have {there} features and input_ids {there - 1} places"):
+        ef.generate(model_of(name), ids, **inputs, max_new_tokens=2)
 
 
 def test_loss_learns_text_after_images():
