@@ -10,7 +10,12 @@ from .qwen2_vl import IDS
 TEXT: dict[str, Any] = {
     **SMALL,
     "head_dim": 16,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 5e3, "mrope_section": [4, 2, 2]},
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 5e3,
+        "mrope_section": [4, 2, 2],
+        "mrope_interleaved": True,
+    },
     "eos_token_id": None,
 }
 VISION: dict[str, Any] = {

@@ -70,6 +70,20 @@ def section_inside(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "rope_parameters": {**data["rope_parameters"], "mrope_section": section}}
 
 
+def turns_apart(data: dict[str, Any]) -> dict[str, Any]:
+    """`section_apart` of a family whose axes always turn in turns: what `mrope_interleaved` says is not read."""
+    for key in ("rope_scaling", "rope_parameters"):
+        if data.get(key):
+            data[key] = {name: value for name, value in data[key].items() if name != "mrope_interleaved"}
+    return section_apart(data)
+
+
+def turns_inside(data: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `turns_apart`."""
+    data = section_inside(data)
+    return {**data, "rope_parameters": {**data["rope_parameters"], "mrope_interleaved": True}}
+
+
 def mrope(config: Any, **more: Any) -> dict[str, Any]:
     """The rotary table of a text config whose positions have three axes."""
     return {"default": {**config.rope_parameters, "mrope_section": config.mrope_section, **more}}

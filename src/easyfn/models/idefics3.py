@@ -101,7 +101,7 @@ def idefics_family(name: str, config: type, model: Callable[[Any], Any]) -> Fami
         tasks={"causal-lm": lambda c: CausalLM(model(c), tied=c.tie_word_embeddings)},
         architectures={f"{name}ForConditionalGeneration": "causal-lm"},
         names=names,
-        ignore=("image_seq_len", "freeze_config", "vocab_size"),
+        ignore=("image_seq_len", "freeze_config", "vocab_size", "use_reentrant_checkpointing"),
         ignore_tensors=(r"rotary_emb\.inv_freq$", r"embeddings\.position_ids$"),
     )
 

@@ -22,7 +22,7 @@ class InternVLVisionConfig(CommonFields):
     """The keys of InternVL's `vision_config`."""
 
     model_type: ClassVar[str] = "internvl_vision"
-    ignored: ClassVar = ("projection_dropout",)  # one value
+    ignored: ClassVar = ("projection_dropout", "dropout", "initializer_factor")  # one value, or not read
     hidden_size: Size = 1024
     num_hidden_layers: int = 24
     num_attention_heads: Size = 16

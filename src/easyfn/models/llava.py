@@ -45,11 +45,8 @@ class LlavaConfig(CommonFields):
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         if "image_token_id" in data:  # its other name
             data["image_token_index"] = data.pop("image_token_id")
-        return {
-            **data,
-            "text_config": data.get("text_config") or {},
-            "vision_config": data.get("vision_config") or CLIP,
-        }
+        vision = {key: value for key, value in (data.get("vision_config") or CLIP).items() if key != "vocab_size"}
+        return {**data, "text_config": data.get("text_config") or {}, "vision_config": vision}
 
 
 def llava(c: LlavaConfig, **own: Any) -> ImageText:
@@ -72,6 +69,10 @@ def llava(c: LlavaConfig, **own: Any) -> ImageText:
     )
 
 
+# Of the processor, or what the text says itself.
+IGNORED = ("image_seq_length", "ignore_index", "vocab_size")
+
+
 def tied(config: Any) -> bool:
     """Whether the head is the embeddings: the file may say so of the whole or of the text."""
     return config.tie_word_embeddings or bool(getattr(config.text_config, "tie_word_embeddings", False))
@@ -84,7 +85,7 @@ family(
     architectures={"LlavaForConditionalGeneration": "causal-lm"},
     names=two_halves(),
     modules=in_model(),
-    ignore=("image_seq_length",),  # of the processor
+    ignore=IGNORED,
     ignore_tensors=(r"embeddings\.position_ids$", r"rotary_emb\.inv_freq$"),
     aliases=TWO_HALVES,
 )

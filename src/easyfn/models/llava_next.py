@@ -13,7 +13,7 @@ from ..nn.packing import AnyResolution
 from ..nn.vision import pair
 from ..registry.family import family
 from .image_text import TWO_HALVES, in_model, two_halves
-from .llava import LlavaConfig, llava
+from .llava import IGNORED, LlavaConfig, llava
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ family(
     architectures={"LlavaNextForConditionalGeneration": "causal-lm"},
     names=two_halves([rename("model.pack.image_newline", "image_newline")]),
     modules=in_model([rename("model.pack.image_newline", "model.image_newline")]),
-    ignore=("image_seq_length", "use_image_newline_parameter"),  # of the processor
+    ignore=(*IGNORED, "use_image_newline_parameter"),
     ignore_tensors=(r"embeddings\.position_ids$", r"rotary_emb\.inv_freq$"),
     aliases={**TWO_HALVES, "image_newline": ("model.image_newline",)},
 )

@@ -56,7 +56,7 @@ class PaliGemmaConfig(CommonFields):
         only(text, "use_bidirectional_attention", True, False)
         for key in ("use_bidirectional_attention", "num_image_tokens"):
             text.pop(key, None)
-        for key in ("projection_dim", "num_image_tokens", "projector_hidden_act", "vocab_size"):
+        for key in ("projection_dim", "num_image_tokens", "num_positions", "projector_hidden_act", "vocab_size"):
             vision.pop(key, None)
         return {**data, "text_config": text, "vision_config": vision}
 
@@ -86,7 +86,7 @@ family(
     architectures={"PaliGemmaForConditionalGeneration": "causal-lm"},
     names=two_halves(),
     modules=in_model(),
-    ignore=("vocab_size", "hidden_size", "ignore_index", "num_image_tokens"),
+    ignore=("vocab_size", "hidden_size", "num_hidden_layers", "ignore_index", "num_image_tokens"),
     ignore_tensors=(r"embeddings\.position_ids$", r"rotary_emb\.", r"embed_tokens\.embed_scale$"),
     aliases=TWO_HALVES,
 )

@@ -12,7 +12,7 @@ from ..names.rules import rename
 from ..nn import Embedding, LayerNorm
 from ..nn.grid_vision import GridAttention, GridBlock, GridImageText, GridTower, Merger
 from ..nn.mlp import MLP
-from .grids import GridFields, GridVisionFields, grid_family, mrope, section_apart, section_inside
+from .grids import GridFields, GridVisionFields, grid_family, mrope, turns_apart, turns_inside
 from .qwen3 import Qwen3Config, qwen3
 
 
@@ -29,8 +29,8 @@ class Qwen3VLTextConfig(Qwen3Config):
     max_position_embeddings: Size = 128000
     rope_parameters: Frozen = rope(500000.0)
     mrope_section: tuple[int, ...] = (24, 20, 20)
-    normalize: ClassVar = staticmethod(section_apart)
-    denormalize: ClassVar = staticmethod(section_inside)
+    normalize: ClassVar = staticmethod(turns_apart)
+    denormalize: ClassVar = staticmethod(turns_inside)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from ..config.fields import Size, rope
 from ..core.frozen import Frozen
 from ..names.rules import turned
 from ..nn.grid_vision import GridImageText
-from .grids import GridFields, grid_family, mrope, section_apart, section_inside
+from .grids import GridFields, grid_family, mrope, turns_apart, turns_inside
 from .qwen3_moe import Qwen3MoeConfig, qwen3_moe
 from .qwen3_vl import QWEN3_NAMES, Qwen3VLVisionConfig, qwen3_tower
 
@@ -38,9 +38,9 @@ class Qwen3VLMoeTextConfig(Qwen3MoeConfig):
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         only(data, "norm_topk_prob", True)
-        return section_apart(data)
+        return turns_apart(data)
 
-    denormalize: ClassVar = staticmethod(section_inside)
+    denormalize: ClassVar = staticmethod(turns_inside)
 
 
 @dataclass(frozen=True, kw_only=True)
