@@ -57,5 +57,5 @@ decoder_family(
     Gemma2Config,
     gemma2,
     head={"softcap": lambda c: c.final_logit_softcapping},
-    ignore=("use_bidirectional_attention",),
+    ignore=("use_bidirectional_attention", "hidden_act"),  # files have both names; transformers reads hidden_activation
 )
