@@ -95,6 +95,24 @@ class LlamaFields(DecoderFields):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Gemma2Fields(DecoderFields):
+    """The keys of Gemma 2. Without `layer_types`, every second layer is global."""
+
+    num_key_value_heads: Size = 4
+    head_dim: Size = 256
+    max_position_embeddings: Size = 8192
+    hidden_activation: str = "gelu_pytorch_tanh"
+    attention_bias: bool = False
+    query_pre_attn_scalar: int = 256
+    sliding_window: Size | None = 4096
+    layer_types: tuple[str, ...] | None = None
+    final_logit_softcapping: float | int | None = 30.0
+    attn_logit_softcapping: float | int | None = 50.0
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GPTFields(CommonFields):
     """The keys of a decoder of GPT-2's kind, under GPT-2's names."""
 
@@ -114,6 +132,26 @@ class GPTFields(CommonFields):
     max_position_embeddings = alias("n_positions")
     num_attention_heads = alias("n_head")
     num_hidden_layers = alias("n_layer")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTFields(CommonFields):
+    """The keys of an encoder of image patches, under ViT's names."""
+
+    hidden_size: Size = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: Size = 12
+    intermediate_size: Size = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    layer_norm_eps: float = 1e-12
+    image_size: int | tuple[int, ...] = 224
+    patch_size: int | tuple[int, ...] = 16
+    num_channels: Size = 3
+    qkv_bias: bool = True
+    pooler_output_size: int | None = None
+    pooler_act: str = "tanh"
 
 
 def head_dim(config: Any) -> int:

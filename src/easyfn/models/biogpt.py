@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from ..config.config import only
 from ..config.fields import CommonFields, Size
-from ..nn import MLP, Block, Decoder, LayerNorm, LearnedPositions
-from .decoders import FAIRSEQ, decoder_family, decoder_names, full_attention
+from ..nn import Decoder, LearnedPositions
+from .decoders import FAIRSEQ, decoder_family, decoder_names, fairseq_decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,25 +37,10 @@ class BioGptConfig(CommonFields):
 
 
 def biogpt(c: BioGptConfig) -> Decoder:
-    """The decoder: scaled embeddings, learned positions from row 2, attention with biases, a plain MLP."""
-    layers = [
-        Block(
-            full_attention(c, qkv_bias=True, out_bias=True, dropout=c.attention_probs_dropout_prob),
-            MLP(c.hidden_size, c.intermediate_size, c.hidden_act, bias=True),
-            LayerNorm(c.hidden_size),
-            LayerNorm(c.hidden_size),
-            dropout=c.hidden_dropout_prob,
-        )
-        for _ in range(c.num_hidden_layers)
-    ]
-    return Decoder(
-        c,
-        layers,
-        LayerNorm(c.hidden_size),
-        embed_scale=c.hidden_size**0.5 if c.scale_embedding else None,
-        positions=LearnedPositions(c.max_position_embeddings, c.hidden_size, offset=2),
-        dropout=c.hidden_dropout_prob,
-    )
+    """The decoder, with learned positions from row 2."""
+    positions = LearnedPositions(c.max_position_embeddings, c.hidden_size, offset=2)
+    dropouts = {"dropout": c.hidden_dropout_prob, "attention_dropout": c.attention_probs_dropout_prob}
+    return fairseq_decoder(c, positions, **dropouts)
 
 
 decoder_family(

@@ -25,6 +25,7 @@ from ..nn import (
     split_heads,
 )
 from .decoders import decoder_family, decoder_names
+from .gptj import IGNORED, NAMES
 
 SHARDS = 4  # devices of the training, whatever the size of the model
 
@@ -86,36 +87,14 @@ def codegen(c: CodeGenConfig) -> Decoder:
     return Decoder(c, layers, final, head_dim=c.rotary_dim, rope=rope, dropout=c.embd_pdrop)
 
 
-NAMES = decoder_names(
-    "transformer",
-    {
-        "embed_tokens": "wte",
-        "layers.{i}.self_attn": "h.{i}.attn",
-        "layers.{i}.input_layernorm": "h.{i}.ln_1",
-        "layers.{i}.mlp.up_proj": "h.{i}.mlp.fc_in",
-        "layers.{i}.mlp.down_proj": "h.{i}.mlp.fc_out",
-        "norm": "ln_f",
-    },
-)
-
 decoder_family(
     None,
     CodeGenConfig,
     codegen,
     head={"bias": lambda c: True},
     architectures={"CodeGenForCausalLM": "causal-lm", "CodeGenModel": "base"},
-    names=NAMES,
+    names=decoder_names("transformer", NAMES),
     prefix="transformer",
-    ignore=(
-        "n_ctx",
-        "rotary",
-        "scale_attn_weights",
-        "gradient_checkpointing",
-        "summary_type",
-        "summary_use_proj",
-        "summary_activation",
-        "summary_proj_to_labels",
-        "summary_first_dropout",
-    ),
+    ignore=(*IGNORED, "gradient_checkpointing"),
     ignore_tensors=(r"attn\.(bias|causal_mask|masked_bias)$", r"embed_positions$"),
 )

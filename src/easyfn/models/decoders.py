@@ -9,7 +9,7 @@ from ..config.check import check
 from ..config.config import UnknownConfigKey
 from ..config.fields import head_dim
 from ..names.rules import Rule, rename
-from ..nn import Attention, CausalLM, Decoder, GatedMLP, RMSNorm, SequenceClassifier
+from ..nn import MLP, Attention, Block, CausalLM, Decoder, GatedMLP, LayerNorm, RMSNorm, SequenceClassifier
 from ..registry.family import Family, family
 
 
@@ -78,6 +78,22 @@ FAIRSEQ = {
     "layers.{i}.mlp.up_proj": "layers.{i}.fc1",
     "layers.{i}.mlp.down_proj": "layers.{i}.fc2",
 }
+
+
+def fairseq_decoder(c: Any, positions: Any, *, dropout: float, attention_dropout: float) -> Decoder:
+    """fairseq's pre-norm decoder (XGLM, BioGPT): scaled embeddings, attention with biases, a plain MLP."""
+    layers = [
+        Block(
+            full_attention(c, qkv_bias=True, out_bias=True, dropout=attention_dropout),
+            MLP(c.hidden_size, c.intermediate_size, c.hidden_act, bias=True),
+            LayerNorm(c.hidden_size),
+            LayerNorm(c.hidden_size),
+            dropout=dropout,
+        )
+        for _ in range(c.num_hidden_layers)
+    ]
+    scale = c.hidden_size**0.5 if c.scale_embedding else None
+    return Decoder(c, layers, LayerNorm(c.hidden_size), embed_scale=scale, positions=positions, dropout=dropout)
 
 
 def norm(config: Any) -> RMSNorm:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 
-from ..config.fields import CommonFields, Size
+from ..config.fields import ViTFields
 from ..nn import Context, Linear, Output
 from ..nn.image_heads import ImageClassifier
 from ..nn.vision import ImageEncoder
@@ -18,24 +18,10 @@ from .vit import vit
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeiTConfig(CommonFields):
+class DeiTConfig(ViTFields):
     """The keys of a DeiT `config.json`."""
 
     model_type: ClassVar[str] = "deit"
-    hidden_size: Size = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: Size = 12
-    intermediate_size: Size = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    layer_norm_eps: float = 1e-12
-    image_size: int | tuple[int, ...] = 224
-    patch_size: int | tuple[int, ...] = 16
-    num_channels: Size = 3
-    qkv_bias: bool = True
-    pooler_output_size: int | None = None
-    pooler_act: str = "tanh"
 
 
 class DistilledClassifier(eqx.Module):

@@ -34,17 +34,24 @@ def gptj(c: GPTJConfig) -> Decoder:
     return Decoder(c, layers, final, head_dim=c.rotary_dim, rope=rope, dropout=c.embd_pdrop)
 
 
-NAMES = decoder_names(
-    "transformer",
-    {
-        "embed_tokens": "wte",
-        "layers.{i}.self_attn.o_proj": "h.{i}.attn.out_proj",
-        "layers.{i}.self_attn": "h.{i}.attn",
-        "layers.{i}.input_layernorm": "h.{i}.ln_1",
-        "layers.{i}.mlp.up_proj": "h.{i}.mlp.fc_in",
-        "layers.{i}.mlp.down_proj": "h.{i}.mlp.fc_out",
-        "norm": "ln_f",
-    },
+NAMES = {
+    "embed_tokens": "wte",
+    "layers.{i}.self_attn": "h.{i}.attn",
+    "layers.{i}.input_layernorm": "h.{i}.ln_1",
+    "layers.{i}.mlp.up_proj": "h.{i}.mlp.fc_in",
+    "layers.{i}.mlp.down_proj": "h.{i}.mlp.fc_out",
+    "norm": "ln_f",
+}
+# Switches that change nothing, and heads that are none of ours.
+IGNORED = (
+    "rotary",
+    "scale_attn_weights",
+    "summary_type",
+    "summary_use_proj",
+    "summary_activation",
+    "summary_proj_to_labels",
+    "summary_first_dropout",
+    "n_ctx",
 )
 
 decoder_family(
@@ -52,17 +59,8 @@ decoder_family(
     GPTJConfig,
     gptj,
     head={"bias": lambda c: True},
-    names=NAMES,
+    names=decoder_names("transformer", {"layers.{i}.self_attn.o_proj": "h.{i}.attn.out_proj", **NAMES}),
     prefix="transformer",
-    ignore=(
-        "rotary",
-        "scale_attn_weights",
-        "summary_type",
-        "summary_use_proj",
-        "summary_activation",
-        "summary_proj_to_labels",
-        "summary_first_dropout",
-        "n_ctx",
-    ),
+    ignore=IGNORED,
     ignore_tensors=(r"attn\.(bias|masked_bias)$", r"embed_positions$"),
 )

@@ -5,29 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..config.fields import DecoderFields, Size
+from ..config.fields import Gemma2Fields
 from ..names.rules import rename
 from ..nn import Block, Decoder, GatedMLP, RMSNorm
 from .decoders import alternate, attention, decoder, decoder_family, layer_windows
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaultGemmaConfig(DecoderFields):
-    """The keys of a VaultGemma `config.json`. Without `layer_types`, every second layer is global."""
+class VaultGemmaConfig(Gemma2Fields):
+    """The keys of a VaultGemma `config.json`."""
 
     model_type: ClassVar[str] = "vaultgemma"
-    num_key_value_heads: Size = 4
-    head_dim: Size = 256
-    max_position_embeddings: Size = 8192
-    hidden_activation: str = "gelu_pytorch_tanh"
-    attention_bias: bool = False
-    query_pre_attn_scalar: int = 256
-    sliding_window: Size | None = 4096
-    layer_types: tuple[str, ...] | None = None
-    final_logit_softcapping: float | int | None = 30.0
-    attn_logit_softcapping: float | int | None = 50.0
-    tie_word_embeddings: bool = True
-    pad_token_id: int | None = 0
 
 
 def vaultgemma(c: VaultGemmaConfig) -> Decoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.fields import CommonFields, Size
+from ..config.fields import ViTFields
 from ..nn.image_heads import ImageClassifier
 from ..nn.mlp import MLP
 from ..nn.vision import ClassTokens, EncoderBlock, FirstToken, ImageEncoder, SelfAttention
@@ -14,24 +14,10 @@ from .vision import LEGACY, MODULES, block_names, head_names
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig(CommonFields):
+class ViTConfig(ViTFields):
     """The keys of a ViT `config.json`."""
 
     model_type: ClassVar[str] = "vit"
-    hidden_size: Size = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: Size = 12
-    intermediate_size: Size = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    layer_norm_eps: float = 1e-12
-    image_size: int | tuple[int, ...] = 224
-    patch_size: int | tuple[int, ...] = 16
-    num_channels: Size = 3
-    qkv_bias: bool = True
-    pooler_output_size: int | None = None
-    pooler_act: str = "tanh"
 
 
 def vit_block(c: Any) -> EncoderBlock:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from ..config.config import only
 from ..config.fields import CommonFields, Size, alias
-from ..nn import MLP, Block, Decoder, LayerNorm, SinusoidalPositions
-from .decoders import FAIRSEQ, decoder_family, decoder_names, full_attention
+from ..nn import Decoder, SinusoidalPositions
+from .decoders import FAIRSEQ, decoder_family, decoder_names, fairseq_decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,14 @@ class XGLMConfig(CommonFields):
     num_hidden_layers = alias("num_layers")
     initializer_range = alias("init_std")
 
+    @property
+    def intermediate_size(self) -> int:
+        return self.ffn_dim
+
+    @property
+    def hidden_act(self) -> str:
+        return self.activation_function
+
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         only(data, "add_cross_attention", False)
@@ -43,25 +51,9 @@ class XGLMConfig(CommonFields):
 
 
 def xglm(c: XGLMConfig) -> Decoder:
-    """The decoder: scaled embeddings, sinusoids from place 2, attention with biases, a plain MLP."""
-    layers = [
-        Block(
-            full_attention(c, qkv_bias=True, out_bias=True, dropout=c.attention_dropout),
-            MLP(c.d_model, c.ffn_dim, c.activation_function, bias=True),
-            LayerNorm(c.d_model),
-            LayerNorm(c.d_model),
-            dropout=c.dropout,
-        )
-        for _ in range(c.num_layers)
-    ]
-    return Decoder(
-        c,
-        layers,
-        LayerNorm(c.d_model),
-        embed_scale=c.d_model**0.5 if c.scale_embedding else None,
-        positions=SinusoidalPositions(c.d_model, offset=2, zero=c.pad_token_id),
-        dropout=c.dropout,
-    )
+    """The decoder, with sinusoids from place 2."""
+    positions = SinusoidalPositions(c.d_model, offset=2, zero=c.pad_token_id)
+    return fairseq_decoder(c, positions, dropout=c.dropout, attention_dropout=c.attention_dropout)
 
 
 decoder_family(
