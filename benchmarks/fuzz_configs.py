@@ -677,6 +677,19 @@ def page(lines: list[dict[str, Any]]) -> str:
     return body + "\n\n## What was refused\n\n" + "\n".join(said) + "\n"
 
 
+def repeat(logs: list[Path], note: Any) -> None:
+    """Runs what was wrong in the logs again, from the changes that were written down, with every check."""
+    from cases import CASES, IMAGES
+
+    for line in read_logs(logs):
+        if line["kind"] == "wrong":
+            case, name = (CASES | IMAGES)[line["case"]], f"{line['seed']} {line['family']} {line['number']}"
+            found = [run(case, case.torch(), line["changes"], name, check) for check in sorted({*CHECKS})]
+            worst = max(found, key=lambda one: KINDS.index(one.kind))
+            note({**line, **worst._asdict()})
+            print(line["case"], line["changes"], *worst, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--families", nargs="*")
@@ -717,11 +730,7 @@ def main() -> None:
             print(json.dumps(line, default=str), flush=True)
 
     if args.repeat:
-        for line in read_logs(args.repeat):
-            if line["kind"] == "wrong":
-                found = fuzz([line["family"]], 1, 60, line["seed"], line["number"], note)
-                print(line["family"], line["seed"], line["number"], found[0]["kind"], flush=True)
-        return
+        return repeat(args.repeat, note)
     lines = fuzz(args.families, args.cases, args.minutes, args.seed, args.start, note)
     print(collections.Counter(line["kind"] for line in lines))
     sys.exit(any(line["kind"] == "wrong" for line in lines))
