@@ -19,4 +19,5 @@ def _():
         window_size=4,
         **ids,
     )
+    config.attention_layers = ["local", "local", "global"]  # as files say it too; it wins
     return reference(GPTNeoForCausalLM, config)

@@ -12,7 +12,8 @@ from .decoders import decoder_family, decoder_names, full_attention
 
 @dataclass(frozen=True, kw_only=True)
 class GPTNeoConfig(CommonFields):
-    """The keys of a GPT-Neo `config.json`. `attention_types` lists `[[kinds of layers], how many times]`."""
+    """The keys of a GPT-Neo `config.json`. `attention_types` lists `[[kinds of layers], how many times]`; `attention_layers`,
+    the same layer by layer, wins."""
 
     model_type: ClassVar[str] = "gpt_neo"
     vocab_size: Size
@@ -20,6 +21,7 @@ class GPTNeoConfig(CommonFields):
     num_layers: int
     num_heads: Size
     attention_types: tuple[tuple[Any, ...], ...] | None = ((("global", "local"), 12),)
+    attention_layers: tuple[str, ...] | None = None
     intermediate_size: Size | None = None
     max_position_embeddings: Size = 2048
     window_size: Size = 256
@@ -35,11 +37,12 @@ class GPTNeoConfig(CommonFields):
 
 def windows(c: GPTNeoConfig) -> list[int | None]:
     """The window of each layer, `None` in those that see everything."""
-    kinds = [kind for each, times in c.attention_types or ((("global", "local"), 12),) for kind in each * times]
+    said = c.attention_types or ((("global", "local"), 12),)
+    kinds = c.attention_layers or [kind for each, times in said for kind in each * times]
     if len(kinds) != c.num_layers or not set(kinds) <= {"global", "local"}:
         raise ValueError(
-            f"gpt_neo: attention_types={c.attention_types!r} says 'global' or 'local' of {len(kinds)} layers, and "
-            f"num_layers is {c.num_layers}"
+            f"gpt_neo: attention_layers={c.attention_layers}, attention_types={c.attention_types} must say 'global' or "
+            f"'local' of {c.num_layers} layers (num_layers), and say {len(kinds)}"
         )
     return [c.window_size if kind == "local" else None for kind in kinds]
 
@@ -83,7 +86,6 @@ decoder_family(
     names=NAMES,
     prefix="transformer",
     ignore=(
-        "attention_layers",
         "classifier_dropout",
         "summary_type",
         "summary_use_proj",

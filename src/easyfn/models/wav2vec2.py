@@ -75,6 +75,8 @@ class Wav2Vec2Config(CommonFields):
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         only(data, "add_adapter", False)
         only(data, "adapter_attn_dim")
+        if isinstance(dims := data.get("conv_dim"), list | tuple):  # transformers writes their number, and believes it
+            only(data, "num_feat_extract_layers", len(dims))
         return data
 
     def __post_init__(self) -> None:
