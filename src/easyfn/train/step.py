@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -19,6 +20,8 @@ from ..core.tree import Pattern, children, is_abstract, is_leaf, join, leaves, m
 from ..nn.context import Runtime
 from ..tasks.cross_entropy import LossConfig, Metrics
 from ..tasks.loss import compute_loss
+from .guard import guard_state, tree_norm, unscaled
+from .precision import holds, narrow
 
 Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
 
@@ -50,6 +53,10 @@ def to_state(model: Any, optimizer: Optimizer, *, trainable: Any = None) -> Trai
     says: adapters if there are any, else every floating point array that is not part of a quantized weight. An array of
     integers cannot be trained: `ValueError`. Works on abstract models (the state is abstract, for `ef.load_state`).
 
+    Weights are best kept in float32 and cast inside the step (`train_step(compute_dtype=jnp.bfloat16)`). Weights of 16
+    bits warn: most optimizers keep their moments in that dtype, and stop learning. [`easyfn.master_weights`][],
+    [`easyfn.stochastic_rounding`][] and [`easyfn.float32_moments`][] learn.
+
     A model can be called, and optax calls what it can: give `optax.masked`, `optax.multi_transform` and the like a mask
     or labels in the model's structure as a function, `lambda params: labels`.
 
@@ -76,7 +83,21 @@ def to_state(model: Any, optimizer: Optimizer, *, trainable: Any = None) -> Trai
     opt_state, step = jax.eval_shape(start, params) if is_abstract(model) else _own(start(params), params)
     shardings = _homes(chosen, mesh_of(model))
     opt_state, step = _beside(params, shardings, (opt_state, step))
+    if not is_abstract(model) and not holds(opt_state):
+        _warn(chosen)
     return TrainState(params, frozen, opt_state, step, optimizer, shardings)
+
+
+def _warn(chosen: Mapping[str, Any]) -> None:
+    small = [path for path, leaf in chosen.items() if narrow(leaf)]
+    if small:
+        warnings.warn(
+            f"to_state: {len(small)} of {len(chosen)} trainable arrays are of 16 bits ({small[0]} is "
+            f"{chosen[small[0]].dtype}), in which moments and small updates are lost. Train float32 weights with "
+            "train_step(compute_dtype=jnp.bfloat16), or wrap the optimizer: ef.master_weights(optimizer), "
+            "ef.stochastic_rounding(optimizer, key=key) or ef.float32_moments(optimizer)",
+            stacklevel=4,  # over to_state and what teaches its arguments
+        )
 
 
 def _own(tree: Any, params: Any) -> Any:
@@ -179,8 +200,9 @@ def train_step(
     - `accumulate`: splits the batch's leading axis into so many parts, one after another, for the memory of one. Each
       part weighs as many tokens as it counts, so the step is that of the whole batch.
 
-    The metrics are those of the loss, and `grad_norm`. Under `jit`, give all of these but `key` with
-    `functools.partial`. Optimizers that want the loss too (plateau schedules, line searches) get it.
+    The metrics are those of the loss, and `grad_norm`; with [`easyfn.guard`][] also `skipped` and `loss_scale`. Under `jit`,
+    give all of these but `key` with `functools.partial`. Optimizers that want the loss too (plateau schedules, line
+    searches) get it.
 
     ```python
     import functools, jax, optax, easyfn as ef
@@ -213,29 +235,31 @@ def train_step(
 
     key = None if key is None else jax.random.fold_in(key, state.step)
 
-    def objective(params: Any, part: Mapping[str, Any], key: Any) -> tuple[jax.Array, Metrics]:
+    guarded = guard_state(state.opt_state)
+    scale = None if guarded is None else guarded.scale
+
+    def objective(params: Any, part: Mapping[str, Any], key: Any) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
         model = eqx.combine(params, state.frozen)
-        return measure(model if compute_dtype is None else cast(model, compute_dtype), part, key)
+        value, metrics = measure(model if compute_dtype is None else cast(model, compute_dtype), part, key)
+        return (value if scale is None else value * scale), (value, metrics)
 
     slope = jax.value_and_grad(objective, has_aux=True)
     if accumulate == 1:
-        (value, metrics), gradients = slope(state.params, batch, key)
+        (_, (value, metrics)), gradients = slope(state.params, batch, key)
     else:
         gradients, metrics = _accumulated(slope, state.params, batch, key, accumulate, total)
         value = metrics["loss"]
+    plain = gradients if scale is None else unscaled(gradients, scale)
     optimizer = optax.with_extra_args_support(state.optimizer)
-    more = {"value": value, "grad": gradients, "value_fn": lambda params: objective(params, batch, key)[0]}
+    more = {"value": value, "grad": plain, "value_fn": lambda params: objective(params, batch, key)[1][0]}
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, **more)
     params = optax.apply_updates(state.params, updates)
     params, opt_state, count = _beside(state.params, state.shardings, (params, opt_state, state.step + 1))
-    metrics = {"loss": value, **metrics, "grad_norm": _norm(gradients)}
+    metrics = {"loss": value, **metrics, "grad_norm": tree_norm(plain)}
+    if guarded is not None:
+        skipped = guard_state(opt_state).skipped - guarded.skipped  # type: ignore[union-attr]
+        metrics |= {"skipped": skipped.astype(jnp.float32), "loss_scale": guarded.scale}
     return TrainState(params, state.frozen, opt_state, count, state.optimizer, state.shardings), metrics
-
-
-def _norm(tree: Any) -> jax.Array:
-    """The norm of all entries of a tree, summed in float32."""
-    squares = (jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree))
-    return jnp.sqrt(sum(squares, jnp.zeros(())))
 
 
 def _accumulated(
@@ -255,7 +279,7 @@ def _accumulated(
 
     def one(carry: Any, piece: Any) -> Any:
         index, part = piece
-        (value, metrics), gradients = slope(
+        (_, (value, metrics)), gradients = slope(
             params, {**part, **switches}, None if key is None else jax.random.fold_in(key, index)
         )
         metrics = {"loss": value, **metrics}
