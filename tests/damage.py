@@ -285,7 +285,7 @@ def _(folder: Path) -> Kind:
 
 
 def _render(folder: Path) -> None:
-    from easyfn.serve.template import chat_template
+    from easyfn.io.template import chat_template
 
     template = chat_template(folder)
     if template is not None:
@@ -391,7 +391,7 @@ def _(folder: Path) -> Kind:
 @kind("tokenizer of a gguf")
 def _(folder: Path) -> Kind:
     import easyfn as ef
-    from easyfn.serve.template import chat_template
+    from easyfn.io.template import chat_template
 
     folder.mkdir(parents=True, exist_ok=True)
     tokens = ["<s>", "</s>", "a", "b", "ab", " "]

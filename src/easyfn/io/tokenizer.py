@@ -45,6 +45,29 @@ def tokenizer(path: Any, **options: Any) -> Any:
         raise LoadError(file, [f"the tokenizers library {tokenizers.__version__} does not read it ({error})"]) from None
 
 
+def chat_template(path: Any, *, file: Any = None) -> Any:
+    """The chat template of a checkpoint with its special tokens, a function from messages to text (`ChatTemplate`), or
+    `None` if it has none; as transformers' `apply_chat_template` writes it.
+
+    - `path`: a folder with `chat_template.jinja` or `tokenizer_config.json`, or a `.gguf` file.
+    - `file`: a template in a file of its own, instead of the checkpoint's.
+
+    Needs jinja2, of the extras `train` and `serve`.
+
+    ```python
+    import pathlib, tempfile, easyfn as ef
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder, "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+        assert ef.chat_template(folder)([{"role": "user", "content": "Hi"}]) == "<user>Hi"
+    ```
+    """
+    try:
+        from . import template
+    except ImportError as error:
+        raise ImportError("ef.chat_template needs jinja2: pip install 'easyfn[train]'") from error
+    return template.chat_template(path, file=file)
+
+
 def _fetch(repo: str, options: dict[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError

@@ -1,6 +1,6 @@
 """An OpenAI-compatible server on an engine: `app` for your own server, `python -m easyfn serve` for one of its own.
 
-`body`, `messages`, `template` and `asked` read what a client wants; `service` is what the server knows of its model;
+`body`, `messages` and `asked` read what a client wants; `service` is what the server knows of its model;
 `job` brings the engine's tokens to the client, `text` as text and `replies` as JSON; `app` is the application.
 """
 
@@ -9,5 +9,6 @@ try:
 except ImportError as error:
     raise ImportError('easyfn.serve needs starlette, uvicorn and jinja2: pip install "easyfn[serve]"') from error
 
+from ..io.template import ChatTemplate as ChatTemplate
+from ..io.tokenizer import chat_template as chat_template
 from .app import app as app
-from .template import ChatTemplate as ChatTemplate, chat_template as chat_template

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from ..io.template import ChatTemplate
 from . import asked as reading
 from .asked import Asked
 from .body import parse, read
@@ -22,7 +23,6 @@ from .errors import ApiError
 from .job import Job, respond, submit
 from .replies import CHAT, COMPLETION, Shape
 from .service import Service, no_model
-from .template import ChatTemplate
 
 _COUNTERS = {"prefix_hits", "preemptions", "steps", "compiles", "tokens"}
 

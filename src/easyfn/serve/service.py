@@ -10,10 +10,10 @@ from typing import Any
 
 from ..generation.model import encodes
 from ..generation.options import resolve
+from ..io.template import RESERVED, ChatTemplate
 from ..lora.named import adapter_names
 from .body import Body
 from .errors import ApiError, bad
-from .template import RESERVED, ChatTemplate
 
 
 class Service:

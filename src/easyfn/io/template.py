@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,12 @@ import jinja2.ext
 import jinja2.nodes
 
 from ..core.schema import by_name, either, many, maybe, problems, read_json, record, word
-from ..io.checkpoint import LoadError
+from .checkpoint import LoadError
 from .sandbox import Sandbox, bounded, measured
 
+# Around what the assistant says, while a text is read for training.
+_MARKED: contextvars.ContextVar[bool] = contextvars.ContextVar("marked", default=False)
+_MARK = {"start": "\ue000<generation>\ue000", "end": "\ue000</generation>\ue000"}
 RESERVED = ("messages", "tools", "add_generation_prompt", "raise_exception", "strftime_now")
 
 
@@ -68,6 +73,21 @@ class ChatTemplate:
         except Exception as error:  # whatever a template does with messages that it did not expect
             raise ValueError(f"the chat template refuses these messages: {error}") from error
 
+    def spans(self, messages: Sequence[Mapping[str, Any]], **more: Any) -> list[tuple[int, int]]:
+        """Where the text of these messages, without a prompt for an answer, is in `{% generation %}` blocks: pairs of
+        places in characters; none where the template has no such blocks."""
+        token = _MARKED.set(True)
+        try:
+            text = self(messages, **{"add_generation_prompt": False, **more})
+        finally:
+            _MARKED.reset(token)
+        found, place = [], 0
+        for n, part in enumerate(re.split("|".join(map(re.escape, _MARK.values())), text)):
+            if n % 2:
+                found.append((place, place + len(part)))
+            place += len(part)
+        return found
+
 
 def chat_template(path: Any, *, file: Any = None) -> ChatTemplate | None:
     """The template of a checkpoint, with its special tokens; `None` if it has none.
@@ -113,7 +133,7 @@ def special_tokens(said: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _of_gguf(path: Path) -> tuple[Any, dict[str, str]]:
-    from ..io.gguf.tokenizer import tokenizer_keys
+    from .gguf.tokenizer import tokenizer_keys
 
     said = tokenizer_keys(path)
     which = {f"{name}_token": said.get(f"{name}_token_id") for name in ("bos", "eos")}
@@ -132,14 +152,20 @@ def _environment() -> jinja2.Environment:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks what the assistant says, for training; here it is written as it is."""
+    """`{% generation %}` marks what the assistant says, for training."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body).set_lineno(line)
+        start, end = (
+            jinja2.nodes.Output([self.call_method("mark", [jinja2.nodes.Const(side)])]) for side in ("start", "end")
+        )
+        return jinja2.nodes.Scope([start, *body, end]).set_lineno(line)
+
+    def mark(self, side: str) -> str:
+        return _MARK[side] if _MARKED.get() else ""
 
 
 def _to_json(
