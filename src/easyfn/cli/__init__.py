@@ -1,4 +1,4 @@
-"""The library for the shell: `easyfn show`, `generate`, `quantize`, `convert`, `finetune`, `plan`, `serve`, `demo`.
+"""The library for the shell: `show`, `generate`, `quantize`, `convert`, `pretrain`, `finetune`, ..., `plan`, `serve`, `demo`.
 Public names only."""
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .parts import extra as extra, tokenizer_of as tokenizer_of
-from .together import add_options, is_first, joined, places
+from .checked import Parser, Wrong, count, free, positive, share, whole
+from .parts import copy_texts, extra as extra, tokenizer_of as tokenizer_of
+from .together import add_options, joined, places
 
 
 def dtype_option(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,10 @@ def _load(args: argparse.Namespace) -> Any:
 
 
 def generate(args: argparse.Namespace) -> None:
+    if bool(args.prompt) == bool(args.ids):
+        raise Wrong("give a prompt, or --ids, and not both")
+    if args.ids and not all(part.strip().isdigit() for part in args.ids.split(",")):
+        raise Wrong(f"--ids are token ids with commas between them, not {args.ids!r}")
     import jax
     import numpy as np
 
@@ -66,6 +71,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def quantize(args: argparse.Namespace) -> None:
+    free(args.out, args.force, args.checkpoint)
     import easyfn as ef
 
     cfg = ef.QuantConfig(args.method, args.group_size, refine=args.refine, calibration=args.calibration)
@@ -77,11 +83,12 @@ def quantize(args: argparse.Namespace) -> None:
     else:
         model = ef.load(args.checkpoint, quantize=cfg, **places(args))
     ef.save(model, args.out)
-    _copy_tokenizer(args.checkpoint, args.out)
+    copy_texts(args.checkpoint, args.out)
     print(f"{args.out}: {ef.num_bytes(model) / 1e6:.1f} MB in memory")
 
 
 def convert(args: argparse.Namespace) -> None:
+    free(args.out, args.force, args.checkpoint, args.adapter)
     import easyfn as ef
 
     model = _load(args)
@@ -91,7 +98,7 @@ def convert(args: argparse.Namespace) -> None:
         ef.save_gguf(model, args.out, metadata=_tokenizer_metadata(args.checkpoint, model.config.vocab_size))
     else:
         ef.save(model, args.out, max_shard_size=args.max_shard_size)
-        _copy_tokenizer(args.checkpoint, args.out)
+        copy_texts(args.checkpoint, args.out)
     print(args.out)
 
 
@@ -105,40 +112,10 @@ def _tokenizer_metadata(source: str, vocab_size: int) -> dict[str, Any]:
     return ef.tokenizer_metadata(path.read_text("utf-8"), vocab_size=vocab_size) if path.is_file() else {}
 
 
-def _copy_tokenizer(source: str, target: str) -> None:
-    import shutil
+def run_recipe(args: argparse.Namespace) -> None:
+    from .running import run
 
-    import easyfn as ef
-
-    if source.endswith(".gguf"):
-        try:
-            ef.gguf_tokenizer(source).save(str(Path(target) / "tokenizer.json"))
-        except (ImportError, ValueError) as error:
-            print(f"easyfn: no tokenizer.json was written: {error}", file=sys.stderr)
-        return
-    for path in Path(source).glob("*token*.json") if Path(source).is_dir() and is_first() else ():
-        shutil.copy(path, target)
-
-
-def run_finetune(args: argparse.Namespace) -> None:
-    import easyfn as ef
-
-    from .finetune import tune
-
-    model = _load(args)
-    mesh = places(args).get("mesh")
-    rows = 1 if mesh is None else mesh.shape["dp"] * mesh.shape["fsdp"]
-    tuned, losses = tune(
-        model,
-        tokenizer_of(args.checkpoint),
-        Path(args.text).read_text(),
-        steps=args.steps,
-        rank=args.rank,
-        batch_size=-(-8 // rows) * rows,
-        mesh=mesh,
-    )
-    ef.save_adapter(tuned, args.out)
-    print(f"{args.out}: loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps")
+    run(args)
 
 
 def run_demo(args: argparse.Namespace) -> None:
@@ -149,9 +126,10 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point of the `easyfn` command."""
-    parser = argparse.ArgumentParser(prog="easyfn", description="Hugging Face checkpoints as immutable JAX pytrees.")
+    parser = Parser(prog="easyfn", description="Hugging Face checkpoints as immutable JAX pytrees.")
+    parser.add_argument("--version", action="store_true", help="print it, and nothing else")
     add_options(parser)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     p = commands.add_parser("show", help="a table of a checkpoint's weights")
     p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
@@ -161,63 +139,80 @@ def main(arguments: list[str] | None = None) -> None:
     p.set_defaults(run=show)
 
     p = commands.add_parser("generate", help="text from a prompt")
-    p.add_argument("checkpoint")
+    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
     p.add_argument("prompt", nargs="?", default="")
     p.add_argument("--ids", help="token ids, comma separated, instead of text")
-    p.add_argument("--max-new-tokens", type=int, default=64)
-    p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    p.add_argument("--top-p", type=float, default=1.0)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--max-new-tokens", type=whole, default=64, help="of the answer")
+    p.add_argument("--temperature", type=positive, default=0.0, help="0 is greedy")
+    p.add_argument("--top-p", type=share, default=1.0, help="the likeliest tokens of this share")
+    p.add_argument("--seed", type=count, default=0, help="of what is drawn")
     p.add_argument("--adapter", help="a folder with a PEFT adapter")
     p.add_argument("--quantize", help="quantize while loading: 8bit, nf4")
     dtype_option(p)
     p.set_defaults(run=generate)
 
     p = commands.add_parser("quantize", help="a checkpoint in fewer bits")
-    p.add_argument("checkpoint")
-    p.add_argument("out")
+    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
+    p.add_argument("out", help="a new folder, or file.gguf")
     p.add_argument("--method", default="nf4", help="nf4, int4, int8, fp8, mxfp4, ...: an unknown one lists them all")
-    p.add_argument("--group-size", type=int, help="entries that share a scale (default: the method's own)")
+    p.add_argument("--group-size", type=whole, help="entries that share a scale (default: the method's own)")
     p.add_argument("--refine", help="hqq: better zeros for integer codes, without data")
     p.add_argument("--calibrate", metavar="TEXT_FILE", help="choose the codes on this text: int4, a4q, a8bit")
     p.add_argument("--calibration", help="gptq, awq or smooth (default: what suits the method)")
-    p.add_argument("--rows", type=int, default=128, help="rows of 128 tokens to calibrate on")
+    p.add_argument("--rows", type=whole, default=128, help="rows of 128 tokens to calibrate on")
+    p.add_argument("--force", action="store_true", help="put it in the place of what is there")
     p.set_defaults(run=quantize)
 
     p = commands.add_parser("convert", help="another dtype, other shards, an adapter merged; to or from .gguf")
-    p.add_argument("checkpoint")
-    p.add_argument("out")
-    p.add_argument("--adapter")
-    p.add_argument("--max-shard-size", default="5GB")
+    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
+    p.add_argument("out", help="a new folder, or file.gguf")
+    p.add_argument("--adapter", help="a folder with a PEFT adapter, to be merged")
+    p.add_argument("--max-shard-size", default="5GB", help="of a file")
     dtype_option(p)
+    p.add_argument("--force", action="store_true", help="put it in the place of what is there")
     p.set_defaults(run=convert)
 
-    p = commands.add_parser("finetune", help="a LoRA adapter from a text file")
-    p.add_argument("checkpoint")
-    p.add_argument("text")
-    p.add_argument("out")
-    p.add_argument("--steps", type=int, default=100)
-    p.add_argument("--rank", type=int, default=8)
-    p.add_argument("--quantize", help="train on a quantized base: 8bit, nf4")
-    dtype_option(p)
-    p.set_defaults(run=run_finetune)
+    from .recipe import KINDS, add as add_recipe
 
+    for kind in KINDS:
+        add_recipe(commands, kind, run_recipe)
+
+    from .chat import add as add_chat
+    from .doctor import add as add_doctor
+    from .judge import add as add_perplexity
     from .plan import add as add_plan
     from .serve import add as add_serve
 
+    add_chat(commands)
+    add_doctor(commands)
+    add_perplexity(commands, whole)
     add_plan(commands)
     add_serve(commands)
 
     p = commands.add_parser("demo", help="the main job on a checkpoint, step by step")
-    p.add_argument("checkpoint")
+    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
     p.add_argument("text", help="a text file to learn")
     p.add_argument("--out", default="out")
-    p.add_argument("--steps", type=int, default=120)
+    p.add_argument("--steps", type=whole, default=120, help="of training")
     p.set_defaults(run=run_demo)
 
     args = parser.parse_args(arguments)
+    if args.version:
+        from .doctor import version
+
+        print(f"easyfn {version('easyfn')}")
+        return
+    if args.command is None:
+        parser.print_help()
+        return
     try:
         with joined(args):
             args.run(args)
+    except Wrong as error:
+        print(f"easyfn {args.command}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\neasyfn {args.command}: stopped", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, TypeError, OSError, KeyError) as error:
         sys.exit(f"easyfn {args.command}: {error}")

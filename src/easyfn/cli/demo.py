@@ -29,12 +29,14 @@ def curve(losses: list[float], width: int = 72, height: int = 10) -> str:
     return "\n".join(f"{labels.get(n, ' ' * 6)} │{''.join(row)}" for n, row in enumerate(rows))
 
 
-def picture(losses: list[float], path: Path) -> None:
+def picture(
+    losses: list[float], path: Path, title: str = "LoRA on an nf4 base", label: str = "loss (nats per token)"
+) -> None:
     pyplot = extra("matplotlib.figure")
     figure = pyplot.Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(losses, linewidth=1)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title="LoRA on an nf4 base")
+    axes.set(xlabel="step", ylabel=label, title=title)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 

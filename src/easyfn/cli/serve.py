@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .checked import port, whole
+
 
 def run(args: argparse.Namespace) -> None:
     import jax.numpy as jnp
@@ -93,7 +95,7 @@ def add(commands: Any) -> None:
     p = commands.add_parser("serve", help="an OpenAI-compatible HTTP server")
     p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
     p.add_argument("--host", default="127.0.0.1", help="0.0.0.0 is open to others: give an --api-key")
-    p.add_argument("--port", type=int, default=8000, help="0: a free one")
+    p.add_argument("--port", type=port, default=8000, help="0: a free one")
     p.add_argument("--api-key", help="what clients must give (default: EASYFN_API_KEY of the environment, or none)")
     p.add_argument("--model-name", help="what clients call the model (default: its folder's name, or its hub id)")
     p.add_argument("--chat-template", metavar="FILE", help="a .jinja file (default: the checkpoint's)")
@@ -106,13 +108,13 @@ def add(commands: Any) -> None:
         metavar="[NAME=]FOLDER",
         help="a PEFT adapter for all requests, or, several times, under names that clients give as model",
     )
-    p.add_argument("--max-batch-size", type=int, default=8, help="requests that run at once")
+    p.add_argument("--max-batch-size", type=whole, default=8, help="requests that run at once")
     p.add_argument("--max-model-length", type=int, help="tokens of a prompt and its answer (default: the model's)")
-    p.add_argument("--max-waiting", type=int, default=256, help="requests that may wait; more are answered 429")
-    p.add_argument("--page-size", type=int, default=16, help="tokens of a page of the cache")
+    p.add_argument("--max-waiting", type=whole, default=256, help="requests that may wait; more are answered 429")
+    p.add_argument("--page-size", type=whole, default=16, help="tokens of a page of the cache")
     p.add_argument("--num-pages", type=int, help="pages of the cache")
     p.add_argument("--memory-fraction", type=float, help="of the free memory for the cache, instead of --num-pages")
-    p.add_argument("--prefill-chunk", type=int, default=128, help="prompt tokens of a step")
+    p.add_argument("--prefill-chunk", type=whole, default=128, help="prompt tokens of a step")
     p.add_argument("--no-warm-up", action="store_true", help="compile at the first requests, not before they may come")
     p.add_argument("--shutdown-timeout", type=int, default=30, metavar="SECONDS", help="to finish what runs")
     p.set_defaults(run=run)

@@ -1,0 +1,52 @@
+"""Values of the command line that are checked as they are read, and places that nothing else may lie at."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Wrong(ValueError):
+    """A command that was told something wrong: one line and exit code 2."""
+
+
+def number(kind: type, least: int | float, most: int | float = float("inf")) -> Callable[[str], Any]:
+    """A reader of numbers from `least` to `most`, for `add_argument(type=)`."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= most:
+            top = "" if most == float("inf") else f" to {most:g}"
+            words = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{words} from {least:g}{top or ' on'}, not {text!r}")
+        return value
+
+    return read
+
+
+whole = number(int, 1)
+count = number(int, 0)
+positive = number(float, 0.0)
+share = number(float, 0.0, 1.0)
+port = number(int, 0, 65535)
+
+
+def free(out: str, force: bool, *sources: str | None) -> None:
+    """Refuses a result in the place of what is read, always, and of what is there, without --force."""
+    path = Path(out)
+    if path.resolve() in {Path(source).resolve() for source in sources if source}:
+        raise Wrong(f"{out} is what is read: choose another place")
+    if not force and path.exists() and (path.is_file() or any(path.iterdir())):
+        raise Wrong(f"{out} exists; --force puts the new one in its place")
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong use is one line, and exit code 2."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help says more\n")
