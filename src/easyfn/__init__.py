@@ -44,8 +44,17 @@ from .core.weight import (
     slots as slots,
     take as take,
 )
+from .data.batches import batches as batches
+from .data.examples import tokenize as tokenize
+from .data.pack import best_fit as best_fit, packed_row as packed_row, padded as padded
 from .engine.engine import Engine as Engine, EngineStats as EngineStats
 from .engine.request import EngineFull as EngineFull, Request as Request
+from .evaluation.harness import lm_eval_model as lm_eval_model
+from .evaluation.likelihood import (
+    loglikelihoods as loglikelihoods,
+    multiple_choice as multiple_choice,
+    perplexity as perplexity,
+)
 from .forward.forward import forward as forward, init_cache as init_cache, pure as pure
 from .forward.paged import init_paged_cache as init_paged_cache
 from .forward.seq2seq import encode as encode
@@ -89,7 +98,7 @@ from .io.peft.save import save_adapter as save_adapter
 from .io.plain import load_params as load_params
 from .io.push import push_to_hub as push_to_hub
 from .io.save import save as save, to_state_dict as to_state_dict
-from .io.tokenizer import tokenizer as tokenizer
+from .io.tokenizer import chat_template as chat_template, tokenizer as tokenizer
 from .io.torch.graph import BadProgram as BadProgram
 from .io.torch.interpret import Part as Part, Program as Program
 from .io.torch.modules import from_torch as from_torch, to_torch as to_torch, torch_class as torch_class
@@ -194,6 +203,8 @@ from .tasks.layers import prune_layers as prune_layers
 from .tasks.loss import compute_loss as compute_loss
 from .tasks.task import task as task
 from .train.distill import distillation_loss as distillation_loss
+from .train.groups import ema as ema, ema_model as ema_model, groups as groups
+from .train.guard import GuardState as GuardState, guard as guard, guard_state as guard_state
 from .train.logprobs import token_logprobs as token_logprobs
 from .train.policy import (
     gae as gae,
@@ -201,6 +212,11 @@ from .train.policy import (
     grpo_loss as grpo_loss,
     ppo_loss as ppo_loss,
     rollout_batch as rollout_batch,
+)
+from .train.precision import (
+    float32_moments as float32_moments,
+    master_weights as master_weights,
+    stochastic_rounding as stochastic_rounding,
 )
 from .train.preference import (
     dpo_loss as dpo_loss,
