@@ -110,12 +110,16 @@ def test_gradient_and_transforms(name):
         return sum(jnp.sum(getattr(out, k) * noise[k]) for k in noise)
 
     slopes = jax.jit(jax.grad(total))(model, inputs)
+    trained = lambda g, t: g if t else np.zeros(g.shape)  # buffers are not
+    slopes = jax.tree.map(trained, slopes, ef.trainable(model))
     module.requires_grad_(True)
     out = module(**{k: torch.tensor(v) for k, v in inputs.items()})
     sum((out[k] * torch.tensor(noise[k])).sum() for k in noise).backward()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        for buffer in module.buffers():  # which have none
+            buffer.zero_()
     want = ef.params(ef.from_torch(module, task=IMAGES[name].task))
     largest = max(np.abs(v).max() for v in want.values())
     for path, value in ef.params(slopes).items():
