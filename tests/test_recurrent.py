@@ -7,6 +7,7 @@ import pytest
 
 import easyfn as ef
 from cases import CASES, VOCAB
+from easyfn.models.rwkv import weighted_mean
 
 SEGMENTS = jnp.array([[1, 1, 0, 1, 2, 2, 0, 0, 2, 2, 3, 3, 3], [0, 0, 0, 5, 5, 5, 5, 5, 5, 5, 0, 0, 0]])
 BEFORE = jnp.array([1, 0])  # row 0 goes on with the document of the state
@@ -16,7 +17,7 @@ def drawn(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def delta(segments, before, state, at, chunk):
+def delta(segments, before, state, at, chunk, channels=False):
     real = segments > 0
     documents = ef.nn.Documents.of(segments, before)
     keys = drawn(2, 13, 3, 5, seed=1)
@@ -24,7 +25,33 @@ def delta(segments, before, state, at, chunk):
     g = jnp.where(real[..., None], -jnp.abs(drawn(2, 13, 3, seed=3)[:, at]), 0.0)
     beta = jnp.where(real[..., None], jax.nn.sigmoid(drawn(2, 13, 3, seed=4)[:, at]) * 2, 0.0)
     inputs = (drawn(2, 13, 3, 5)[:, at], keys[:, at], drawn(2, 13, 3, 4, seed=2)[:, at], g, beta, documents, state)
-    y, state = ef.nn.delta_step(*inputs) if chunk == 1 else ef.nn.delta_chunks(*inputs, chunk=chunk)
+    if channels:  # a decay for each channel of the keys
+        g = jnp.where(real[..., None, None], -jnp.abs(drawn(2, 13, 3, 5, seed=3)[:, at]), 0.0)
+        inputs = (*inputs[:3], g, *inputs[4:])
+    in_chunks = ef.nn.channel_delta_chunks if channels else ef.nn.delta_chunks
+    y, state = ef.nn.delta_step(*inputs) if chunk == 1 else in_chunks(*inputs, chunk=chunk)
+    return y, state, documents.last
+
+
+def channels(*args):
+    return delta(*args, channels=True)
+
+
+def memory(segments, before, state, at, chunk):
+    documents, real = ef.nn.Documents.of(segments, before), (segments > 0)[..., None]
+    gate = jnp.where(real, 3 * drawn(2, 13, 3, seed=3)[:, at], -1e38)
+    forget = jnp.where(real, jax.nn.log_sigmoid(drawn(2, 13, 3, seed=4)[:, at]), 0.0)
+    state = state.at[..., -1].set(state[..., :1, -1])  # one exponent for the rows of a head
+    inputs = (drawn(2, 13, 3, 5)[:, at], drawn(2, 13, 3, 5, seed=1)[:, at], drawn(2, 13, 3, 4, seed=2)[:, at])
+    y, state = ef.nn.matrix_memory(*inputs, gate, forget, documents, state, chunk=chunk)
+    return y, state, documents.last
+
+
+def mean(segments, before, state, at, chunk):
+    documents = ef.nn.Documents.of(segments, before)
+    state = state.at[..., 1].set(jnp.abs(state[..., 1]))  # weights
+    inputs = (-jnp.exp(drawn(4)), drawn(4, seed=1), 3 * drawn(2, 13, 4, seed=2)[:, at], drawn(2, 13, 4, seed=3)[:, at])
+    y, state = weighted_mean(*inputs, documents, state)
     return y, state, documents.last
 
 
@@ -37,7 +64,16 @@ def selective(segments, before, state, at, chunk):
     return y, state, documents.last
 
 
-@pytest.mark.parametrize(("rule", "shape"), [(delta, (2, 3, 5, 4)), (selective, (2, 4, 5))])
+RULES = [
+    (delta, (2, 3, 5, 4)),
+    (channels, (2, 3, 5, 4)),
+    (memory, (2, 3, 5, 6)),
+    (mean, (2, 4, 3)),
+    (selective, (2, 4, 5)),
+]
+
+
+@pytest.mark.parametrize(("rule", "shape"), RULES)
 @pytest.mark.parametrize("chunk", [4, 64])
 def test_in_chunks_is_token_by_token(rule, shape, chunk):
     first = drawn(*shape, seed=9)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.params import abstract_of
 from ..core.tree import expand, is_leaf, join, leaves, nodes, rebuild, replace
-from ..names.layout import Plain, Transposed, Turned
+from ..names.layout import Beside, Joined, Plain, Transposed, Turned
 from ..names.part import whole
 from ..names.rules import Tensors, template, tensors
 from ..registry.family import Family, abstract_config
@@ -115,7 +115,7 @@ def match(
         t = t._replace(names=tuple(names))
         if isinstance(t.layout, Turned) and tuple(held[names[0]].shape) != t.shape:
             t = t._replace(layout=Transposed())
-        out.of[path] = t
+        t = out.of[path] = _as_written(t, held)
         for name, shape in zip(names, t.shapes(), strict=True):
             info = held[name]
             if tuple(info.shape) != tuple(shape):
@@ -130,6 +130,17 @@ def match(
         _absences(absent, out, wanted)
         _leftovers(sorted(set(held) - used), used, out, config, known, task, source)
     return out
+
+
+def _as_written(t: Tensors, held: Mapping[str, Any]) -> Tensors:
+    """Parts that are joined in other widths than those of the first files: transformers writes equal ones, whatever they
+    were (OLMo Hybrid), and joins whatever it finds."""
+    if not isinstance(t.layout, Joined | Beside):
+        return t
+    axis = t.layout.axis
+    widths = tuple(held[name].shape[axis] for name in t.names if len(held[name].shape) == len(t.shape))
+    right = len(widths) == len(t.names) and sum(widths) == t.shape[axis]
+    return t._replace(layout=Beside(axis, widths)) if right else t
 
 
 def _is_float8(dtype: Any) -> bool:

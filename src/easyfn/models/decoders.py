@@ -47,7 +47,8 @@ def attention(config: Any, **own: Any) -> Attention:
     A config's `attention_bias` is for all four projections, as in Llama.
     """
     c, bias = config, getattr(config, "attention_bias", False)
-    given = {"qkv_bias": bias, "out_bias": bias, "dropout": c.attention_dropout or 0.0, **own}
+    rate = getattr(c, "attention_dropout", 0.0) or 0.0
+    given = {"qkv_bias": bias, "out_bias": bias, "dropout": rate, **own}
     return Attention(c.hidden_size, c.num_attention_heads, key_heads(c), head_dim(c), **given)
 
 
@@ -112,7 +113,11 @@ def decoder(config: Any, block: Callable[[int], Any], last: Any = None, **own: A
 
     `last` is the last norm, by default that of the config; `own` are further arguments of `nn.Decoder`.
     """
-    given = {"head_dim": head_dim(config), "rope": {"default": config.rope_parameters}, **own}
+    given = dict(own)
+    if "head_dim" not in own:
+        given["head_dim"] = head_dim(config)
+    if "rope" not in own:
+        given["rope"] = {"default": config.rope_parameters}
     blocks = [block(i) for i in range(config.num_hidden_layers)]
     return Decoder(config, blocks, norm(config) if last is None else last, **given)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..core.frozen import Frozen
+from ..config.fields import Size, head_dim
 from ..names.rules import rename
 from ..nn import (
     Attention,
@@ -23,44 +22,28 @@ from ..nn import (
     activation,
     layer_cache,
 )
-from ..registry.family import family
-from .decoders import decoder_tasks
-from .hybrids import mamba2_mixer, mamba_width
+from .decoders import attention, decoder, decoder_family, norm
+from .hybrids import MambaFields, mamba2_mixer, mamba_width
 
 
-@dataclass(frozen=True)
-class FalconH1Config:
+@dataclass(frozen=True, kw_only=True)
+class FalconH1Config(MambaFields):
     """The keys of a Falcon-H1 `config.json`. `ssm_multipliers` are those of gate, x, B, C and time steps."""
 
     model_type: ClassVar[str] = "falcon_h1"
-    vocab_size: int = 128000
-    hidden_size: int = 4096
-    intermediate_size: int = 14336
+    vocab_size: Size = 128000
+    hidden_size: Size = 4096
+    intermediate_size: Size = 14336
     num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int | None = 8
-    head_dim: int | None = None
-    hidden_act: str = "silu"
-    max_position_embeddings: int = 8192
+    num_attention_heads: Size = 32
+    num_key_value_heads: Size | None = 8
+    max_position_embeddings: Size = 8192
     rms_norm_eps: float = 1e-5
-    rope_parameters: Frozen = Frozen(rope_type="default", rope_theta=10000.0)
-    attention_bias: bool = False
-    attention_dropout: float | int | None = 0.0
     mlp_bias: bool = False
     projectors_bias: bool = False
-    mamba_d_ssm: int | None = 1024
-    mamba_n_heads: int = 128
-    mamba_d_head: str | int = "auto"
-    mamba_n_groups: int = 1
-    mamba_d_state: int = 256
-    mamba_d_conv: int = 4
-    mamba_expand: int = 2
-    mamba_chunk_size: int = 256
-    mamba_conv_bias: bool = True
-    mamba_proj_bias: bool = False
+    mamba_d_ssm: Size | None = 1024
     mamba_norm_before_gate: bool = True
     mamba_rms_norm: bool = False
-    time_step_limit: tuple[float, float] = (0.0, math.inf)
     lm_head_multiplier: float | int = 1.0
     embedding_multiplier: float | int = 1.0
     mlp_multipliers: tuple[float, float] | None = None
@@ -70,9 +53,6 @@ class FalconH1Config:
     ssm_multipliers: tuple[float, ...] | None = None
     ssm_in_multiplier: float | int = 1.0
     ssm_out_multiplier: float | int = 1.0
-    tie_word_embeddings: bool = False
-    extra: Frozen = Frozen()
-    generation: Frozen = Frozen()
 
 
 def _times(x: jax.Array, factor: float) -> jax.Array:
@@ -114,7 +94,6 @@ class FalconH1Block(eqx.Module):
 
     def __init__(self, config: FalconH1Config) -> None:
         c = config
-        head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
         gated = GatedRMSNorm(mamba_width(c), c.mamba_n_groups, c.rms_norm_eps, norm_first=c.mamba_norm_before_gate)
         self.mamba = mamba2_mixer(
             c,
@@ -122,19 +101,10 @@ class FalconH1Block(eqx.Module):
             out_bias=c.projectors_bias,
             scales=c.ssm_multipliers or (1.0,) * 5,
         )
-        self.self_attn = Attention(
-            c.hidden_size,
-            c.num_attention_heads,
-            c.num_key_value_heads or c.num_attention_heads,
-            head_dim,
-            qkv_bias=c.attention_bias,
-            out_bias=c.attention_bias,
-            scale=head_dim**-0.5 * c.key_multiplier,  # of the keys, and scores are linear in them
-            dropout=c.attention_dropout or 0.0,
-        )
+        # The factor is of the keys, and scores are linear in them.
+        self.self_attn = attention(c, scale=head_dim(c) ** -0.5 * c.key_multiplier)
         self.feed_forward = ScaledMLP(c)
-        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.pre_ff_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.input_layernorm, self.pre_ff_layernorm = norm(c), norm(c)
         self.config = c
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, dict[str, Any]]:
@@ -152,26 +122,17 @@ def _(block: FalconH1Block, batch_size: int, max_length: int, dtype: Any) -> dic
     return {name: layer_cache(getattr(block, name), batch_size, max_length, dtype) for name in ("mamba", "self_attn")}
 
 
-def falcon_h1(config: FalconH1Config) -> Decoder:
+def falcon_h1(c: FalconH1Config) -> Decoder:
     """The decoder."""
-    c = config
-    layers = [FalconH1Block(c) for _ in range(c.num_hidden_layers)]
-    return Decoder(
-        c,
-        layers,
-        RMSNorm(c.hidden_size, c.rms_norm_eps),
-        head_dim=c.head_dim or c.hidden_size // c.num_attention_heads,
-        rope={"default": c.rope_parameters},
-        embed_scale=c.embedding_multiplier,
-    )
+    return decoder(c, lambda i: FalconH1Block(c), embed_scale=c.embedding_multiplier)
 
 
-tasks = decoder_tasks(falcon_h1, scale=lambda c: c.lm_head_multiplier)
-family(
-    "falcon_h1",
-    config=FalconH1Config,
-    tasks={name: tasks[name] for name in ("causal-lm", "base")},
-    architectures={"FalconH1ForCausalLM": "causal-lm", "FalconH1Model": "base"},
+decoder_family(
+    "FalconH1",
+    FalconH1Config,
+    falcon_h1,
+    head={"scale": lambda c: c.lm_head_multiplier},
+    classifies=False,
     names=(
         rename("model.norm.{tail}", "model.final_layernorm.{tail}"),
         rename("norm.{tail}", "final_layernorm.{tail}"),

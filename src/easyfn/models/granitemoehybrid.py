@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..names.rules import rename
-from ..nn import Block, Decoder, Experts, FusedGatedMLP, GatedRMSNorm, RecurrentBlock, Router, SparseMoE
-from .decoders import attention, decoder, decoder_family, norm
-from .hybrids import kinds_of_layers, mamba2_mixer, mamba_width, mixer_is
+from ..nn import Decoder, Experts, FusedGatedMLP, GatedRMSNorm, Router, SparseMoE
+from .decoders import attention, decoder_family
+from .hybrids import MambaFields, hybrid_decoder, kinds_of_layers, mamba2_mixer, mamba_width, mixer_is
 from .mixtures import GRANITE, GraniteMoeFields
 
 OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraniteMoeHybridConfig(GraniteMoeFields):
+class GraniteMoeHybridConfig(GraniteMoeFields, MambaFields):
     """The keys of a Granite 4 `config.json`: with `num_local_experts` of 0 it is dense."""
 
     model_type: ClassVar[str] = "granitemoehybrid"
@@ -24,16 +23,6 @@ class GraniteMoeHybridConfig(GraniteMoeFields):
     shared_intermediate_size: int = 1024
     position_embedding_type: str | None = None
     layer_types: tuple[str, ...] | None = None
-    mamba_n_heads: int = 128
-    mamba_n_groups: int = 1
-    mamba_d_state: int = 256
-    mamba_d_head: int | str = "auto"
-    mamba_d_conv: int = 4
-    mamba_expand: int = 2
-    mamba_chunk_size: int = 256
-    mamba_conv_bias: bool = True
-    mamba_proj_bias: bool = False
-    time_step_limit: tuple[float, float] = (0.0, math.inf)
     ignored: ClassVar[tuple[str, ...]] = ("normalization_function", "init_method")
 
     @staticmethod
@@ -49,24 +38,20 @@ def granitemoehybrid(c: GraniteMoeHybridConfig) -> Decoder:
     rope = "default" if c.position_embedding_type == "rope" else None
     residual = 1.0 if c.residual_multiplier is None else float(c.residual_multiplier)
 
-    def mlp() -> Any:
+    def mlp(i: int) -> Any:
         shared = FusedGatedMLP(c.hidden_size, c.shared_intermediate_size, c.hidden_act)
         if not c.num_local_experts:
             return shared
-        router = Router(c.hidden_size, c.num_local_experts, c.num_experts_per_tok or 1)
+        router = Router(c.hidden_size, c.num_local_experts, c.num_experts_per_tok)
         experts = Experts(c.num_local_experts, c.hidden_size, c.intermediate_size, c.hidden_act)
         return SparseMoE(router, experts, shared_experts=shared)
 
-    def block(i: int) -> Any:
-        if kinds[i] == "linear_attention":
-            mamba = mamba2_mixer(c, GatedRMSNorm(mamba_width(c), c.mamba_n_groups, c.rms_norm_eps))
-            return RecurrentBlock(mamba, mlp(), norm(c), norm(c), residual)
-        own = attention(
-            c, qkv_bias=c.attention_bias, out_bias=c.attention_bias, scale=c.attention_multiplier, rope=rope
-        )
-        return Block(own, mlp(), norm(c), norm(c), residual=residual)
-
-    return decoder(c, block, embed_scale=c.embedding_multiplier, scale_inputs=True)
+    mixers = {
+        "full_attention": lambda: attention(c, scale=c.attention_multiplier, rope=rope),
+        "linear_attention": lambda: mamba2_mixer(c, GatedRMSNorm(mamba_width(c), c.mamba_n_groups, c.rms_norm_eps)),
+    }
+    scaled = {"embed_scale": c.embedding_multiplier, "scale_inputs": True}
+    return hybrid_decoder(c, kinds, mixers, mlp, residual=residual, **scaled)
 
 
 decoder_family(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
+from ..config.fields import CommonFields, LlamaFields, Size, head_dim, rope
+from ..core.frozen import Frozen
 from ..names.rules import Rule, rename
 from ..nn import (
-    Attention,
     Block,
     Decoder,
     Experts,
@@ -22,7 +25,7 @@ from ..nn import (
     ShortConv,
     SparseMoE,
 )
-from .decoders import check_layer_types
+from .decoders import attention, check_layer_types, decoder, norm as config_norm
 from .mixtures import per_expert
 
 
@@ -41,38 +44,92 @@ def kinds_of_layers(config: Any, kinds: Sequence[str], derived: Callable[[int], 
     return tuple(found)
 
 
+def hybrid_decoder(
+    config: Any,
+    kinds: Sequence[str],
+    mixers: Mapping[str, Callable[[], Any]],
+    mlp: Callable[[int], Any],
+    norm: Callable[[], Any] | None = None,
+    *,
+    residual: float = 1.0,
+    **own: Any,
+) -> Decoder:
+    """The decoder of pre-norm layers of several kinds: `mixers` makes the first part of a layer of each kind, attention where
+    that is `full_attention`, and `mlp` the second, of its number. `own` are further arguments of `decoders.decoder`."""
+    normed = norm or (lambda: config_norm(config))
+
+    def block(i: int) -> Block | RecurrentBlock:
+        layer = Block if kinds[i] == "full_attention" else RecurrentBlock
+        return layer(mixers[kinds[i]](), mlp(i), normed(), normed(), residual=residual)
+
+    return decoder(config, block, normed(), **own)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeltaFields(CommonFields):
+    """The keys of Qwen's decoders of gated delta nets; `layer_types`, or else `full_attention_interval`, says which attend."""
+
+    unsaid: ClassVar[tuple[str, ...]] = ("full_attention_interval",)
+    vocab_size: Size = 248320
+    hidden_size: Size = 2048
+    num_hidden_layers: int
+    num_attention_heads: Size = 16
+    num_key_value_heads: Size = 2
+    head_dim: Size = 256
+    hidden_act: str = "silu"
+    max_position_embeddings: Size = 32768
+    rms_norm_eps: float = 1e-6
+    rope_parameters: Frozen = rope(partial_rotary_factor=0.25)
+    attention_bias: bool = False
+    attention_dropout: float | int = 0.0
+    full_attention_interval: Size = 4
+    layer_types: tuple[str, ...] | None = None
+    linear_conv_kernel_dim: Size = 4
+    linear_key_head_dim: Size = 128
+    linear_value_head_dim: Size = 128
+    linear_num_key_heads: Size = 16
+    linear_num_value_heads: Size = 32
+    tie_word_embeddings: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedExpertFields(DeltaFields):
+    """`DeltaFields` with experts beside one that answers every token."""
+
+    moe_intermediate_size: Size = 512
+    shared_expert_intermediate_size: Size = 512
+    num_experts: int
+    num_experts_per_tok: Size
+    router_aux_loss_coef: float = 0.001
+
+
 def qwen_hybrid(config: Any, mlp: Callable[[int], Any], *, projections: str) -> Decoder:
     """Qwen's decoder of gated delta nets with gated attention at every fourth layer; `mlp` makes that of a layer's number."""
     c = config
-    norm = lambda: RMSNorm(c.hidden_size, c.rms_norm_eps, offset=1.0)
-    layers: list[Any] = []
+    norm = lambda dim=c.hidden_size: RMSNorm(dim, c.rms_norm_eps, offset=1.0)
     derived = lambda i: "linear_attention" if (i + 1) % c.full_attention_interval else "full_attention"
-    for i, kind in enumerate(kinds_of_layers(c, ("linear_attention", "full_attention"), derived)):
-        if kind == "full_attention":
-            attention = GatedAttention(
-                c.hidden_size,
-                c.num_attention_heads,
-                c.num_key_value_heads,
-                c.head_dim,
-                qk_norm=RMSNorm(c.head_dim, c.rms_norm_eps, offset=1.0),
-                bias=c.attention_bias,
-                dropout=c.attention_dropout,
-            )
-            layers.append(Block(attention, mlp(i), norm(), norm()))
-            continue
-        delta = GatedDeltaNet(
-            c.hidden_size,
-            key_heads=c.linear_num_key_heads,
-            value_heads=c.linear_num_value_heads,
-            key_dim=c.linear_key_head_dim,
-            value_dim=c.linear_value_head_dim,
-            kernel=c.linear_conv_kernel_dim,
-            act=c.hidden_act,
-            eps=c.rms_norm_eps,
-            projections=projections,
-        )
-        layers.append(RecurrentBlock(delta, mlp(i), norm(), norm()))
-    return Decoder(c, layers, norm(), head_dim=c.head_dim, rope={"default": c.rope_parameters}, partial=True)
+    gated = lambda: GatedAttention(
+        c.hidden_size,
+        c.num_attention_heads,
+        c.num_key_value_heads,
+        c.head_dim,
+        qk_norm=norm(c.head_dim),
+        bias=c.attention_bias,
+        dropout=c.attention_dropout,
+    )
+    delta = lambda: GatedDeltaNet(
+        c.hidden_size,
+        key_heads=c.linear_num_key_heads,
+        value_heads=c.linear_num_value_heads,
+        key_dim=c.linear_key_head_dim,
+        value_dim=c.linear_value_head_dim,
+        kernel=c.linear_conv_kernel_dim,
+        act=c.hidden_act,
+        eps=c.rms_norm_eps,
+        projections=projections,
+    )
+    kinds = kinds_of_layers(c, ("linear_attention", "full_attention"), derived)
+    return hybrid_decoder(c, kinds, {"full_attention": gated, "linear_attention": delta}, mlp, norm, partial=True)
 
 
 def text_rope(data: dict[str, Any]) -> dict[str, Any]:
@@ -101,22 +158,12 @@ EXPERT_NAMES = (*per_expert(), rename("{rest}.shared_experts.{tail}", "{rest}.sh
 def lfm2_decoder(config: Any, kinds: Sequence[str], mlp: Callable[[int], Any]) -> Decoder:
     """Liquid AI's decoder of short convolutions and attention; `mlp` makes that of a layer's number."""
     c = config
-    head_dim = c.head_dim or c.hidden_size // c.num_attention_heads
-    norm = lambda: RMSNorm(c.hidden_size, c.norm_eps)
-    layers: list[Any] = []
-    for i, kind in enumerate(kinds):
-        if kind == "conv":
-            layers.append(RecurrentBlock(ShortConv(c.hidden_size, c.conv_L_cache, c.conv_bias), mlp(i), norm(), norm()))
-            continue
-        attention = Attention(
-            c.hidden_size,
-            c.num_attention_heads,
-            c.num_key_value_heads,
-            head_dim,
-            qk_norm=RMSNorm(head_dim, c.norm_eps),
-        )
-        layers.append(Block(attention, mlp(i), norm(), norm()))
-    return Decoder(c, layers, norm(), head_dim=head_dim, rope={"default": c.rope_parameters})
+    norm = lambda dim=c.hidden_size: RMSNorm(dim, c.norm_eps)
+    mixers = {
+        "full_attention": lambda: attention(c, dropout=0.0, qk_norm=norm(head_dim(c))),
+        "conv": lambda: ShortConv(c.hidden_size, c.conv_L_cache, c.conv_bias),
+    }
+    return hybrid_decoder(c, kinds, mixers, mlp, norm)
 
 
 _FEED = "{rest}.feed_forward."
@@ -137,6 +184,23 @@ LFM2_NAMES = (
     rename("model.norm.{tail}", "model.embedding_norm.{tail}"),
     rename("norm.{tail}", "embedding_norm.{tail}"),
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MambaFields(LlamaFields):
+    """The keys of a decoder with Mamba-2's state space, beside attention or in its place."""
+
+    attention_bias: bool = False
+    mamba_n_heads: Size = 128
+    mamba_d_head: str | int = "auto"
+    mamba_n_groups: Size = 1
+    mamba_d_state: Size = 256
+    mamba_d_conv: Size = 4
+    mamba_expand: Size = 2
+    mamba_chunk_size: Size = 256
+    mamba_conv_bias: bool = True
+    mamba_proj_bias: bool = False
+    time_step_limit: tuple[float, float] = (0.0, math.inf)
 
 
 def mamba_width(config: Any) -> int:

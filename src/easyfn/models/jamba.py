@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from ..config.config import labels
 from ..core.frozen import Frozen
 from ..names.rules import rename
-from ..nn import Attention, Block, Decoder, Experts, GatedMLP, MambaMixer, RecurrentBlock, RMSNorm, Router, SparseMoE
+from ..nn import Decoder, Experts, GatedMLP, MambaMixer, RMSNorm, Router, SparseMoE
 from ..registry.family import family
-from .decoders import decoder_tasks
-from .hybrids import mixer_is
+from .decoders import attention, decoder_tasks
+from .hybrids import hybrid_decoder, mixer_is
 from .mixtures import per_expert
 
 
@@ -66,27 +66,21 @@ def jamba(config: JambaConfig) -> Decoder:
         router = Router(c.hidden_size, c.num_experts, c.num_experts_per_tok, normalize=False)
         return SparseMoE(router, Experts(c.num_experts, c.hidden_size, c.intermediate_size, c.hidden_act))
 
-    layers: list[Any] = []
-    for i in range(c.num_hidden_layers):
-        if i % c.attn_layer_period == c.attn_layer_offset:
-            heads, kv_heads = c.num_attention_heads, c.num_key_value_heads or c.num_attention_heads
-            head_dim = c.hidden_size // heads
-            attention = Attention(c.hidden_size, heads, kv_heads, head_dim, rope=None, dropout=c.attention_dropout)
-            layers.append(Block(attention, mlp(i), norm(), norm()))
-            continue
-        mamba = MambaMixer(
-            c.hidden_size,
-            inner=c.mamba_expand * c.hidden_size,
-            state=c.mamba_d_state,
-            rank=rank,
-            kernel=c.mamba_d_conv,
-            bias=c.mamba_proj_bias,
-            conv_bias=c.mamba_conv_bias,
-            act=c.hidden_act,
-            norms=(norm(rank), norm(c.mamba_d_state), norm(c.mamba_d_state)),
-        )
-        layers.append(RecurrentBlock(mamba, mlp(i), norm(), norm()))
-    return Decoder(c, layers, norm(), head_dim=c.hidden_size // c.num_attention_heads, rope={})
+    attends = lambda i: i % c.attn_layer_period == c.attn_layer_offset
+    kinds = ["full_attention" if attends(i) else "linear_attention" for i in range(c.num_hidden_layers)]
+    mamba = lambda: MambaMixer(
+        c.hidden_size,
+        inner=c.mamba_expand * c.hidden_size,
+        state=c.mamba_d_state,
+        rank=rank,
+        kernel=c.mamba_d_conv,
+        bias=c.mamba_proj_bias,
+        conv_bias=c.mamba_conv_bias,
+        act=c.hidden_act,
+        norms=(norm(rank), norm(c.mamba_d_state), norm(c.mamba_d_state)),
+    )
+    mixers = {"full_attention": lambda: attention(c, rope=None), "linear_attention": mamba}
+    return hybrid_decoder(c, kinds, mixers, mlp, norm, head_dim=c.hidden_size // c.num_attention_heads, rope={})
 
 
 family(

@@ -91,7 +91,7 @@ def grouped(config: Any, layer: int) -> GatedMLP | SparseMoE:
     """The feed-forward part of a layer of a config with `GroupedFields`: dense in the first layers, then experts that are
     chosen by sigmoid and correction bias from the best groups, and shared ones."""
     c = config
-    if mlp_kinds(c, getattr(c, "mlp_layer_types", None), c.first_k_dense_replace or 0)[layer] == "dense":
+    if mlp_kinds(c, getattr(c, "mlp_layer_types", None), getattr(c, "first_k_dense_replace", 1) or 0)[layer] == "dense":
         return dense(c)
     router = Router(
         c.hidden_size,

@@ -7,6 +7,7 @@ the file holds side by side as `(in, out)`. `shape` is always that of our array.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -122,6 +123,37 @@ class Joined:
                 theirs = (*index[: self.axis], slice(low - n * width, high - n * width), *index[self.axis + 1 :])
                 for number, where, into in self.of.cut(view, theirs, part):
                     yield n * per + number, where, into
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """Tensors of these `widths`, one after the other along `axis`."""
+
+    axis: int
+    widths: tuple[int, ...]
+
+    def _ends(self) -> list[tuple[int, int]]:
+        return list(itertools.pairwise((0, *itertools.accumulate(self.widths))))
+
+    def number(self, shape: Shape) -> int:
+        return len(self.widths)
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        return [(*shape[: self.axis], width, *shape[self.axis + 1 :]) for width in self.widths]
+
+    def join(self, parts: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+        return np.concatenate(parts, self.axis)
+
+    def split(self, ours: Any) -> list[Any]:
+        return [ours[(*(slice(None),) * self.axis, slice(low, high))] for low, high in self._ends()]
+
+    def cut(self, out: np.ndarray, index: Index, shape: Shape) -> Pieces:
+        asked = index[self.axis]
+        for n, (first, last) in enumerate(self._ends()):
+            low, high = max(asked.start, first), min(asked.stop, last)
+            if low < high:
+                view = out[(*(slice(None),) * self.axis, slice(low - asked.start, high - asked.start))]
+                yield n, (*index[: self.axis], slice(low - first, high - first), *index[self.axis + 1 :]), view
 
 
 @dataclasses.dataclass(frozen=True)

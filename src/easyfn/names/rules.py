@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.tree import expand, leaves
-from .layout import Joined, Layout, Plain, Stacked, Transposed, Turned
+from .layout import Beside, Joined, Layout, Plain, Stacked, Transposed, Turned
 from .part import Index
 
 
@@ -50,9 +50,9 @@ def experts(ours: str, *theirs: str, axis: int = 1) -> Rule:
     return Rule(ours, theirs, Stacked(Joined(axis - 1, len(theirs)) if len(theirs) > 1 else Plain()))
 
 
-def concatenated(ours: str, *theirs: str, axis: int = 0) -> Rule:
-    """The file holds the parts of our array as several tensors, joined along `axis`."""
-    return Rule(ours, theirs, Joined(axis, len(theirs)))
+def concatenated(ours: str, *theirs: str, axis: int = 0, widths: Sequence[int] = ()) -> Rule:
+    """The file holds the parts of our array as several tensors, joined along `axis`: of equal widths, or of `widths`."""
+    return Rule(ours, theirs, Beside(axis, tuple(widths)) if widths else Joined(axis, len(theirs)))
 
 
 class Tensors(NamedTuple):
@@ -86,7 +86,7 @@ class Tensors(NamedTuple):
     def axis(self) -> int:
         """The axis of our array along which these are joined."""
         inner = self.layout.of if isinstance(self.layout, Stacked) else self.layout
-        return (inner.axis if isinstance(inner, Joined) else 0) + self.experts
+        return (inner.axis if isinstance(inner, Joined | Beside) else 0) + self.experts
 
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of each tensor in the file."""

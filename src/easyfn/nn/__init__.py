@@ -119,8 +119,13 @@ from .recurrent.backbone import MixerBlock as MixerBlock, MixerModel as MixerMod
 from .recurrent.block import RecurrentBlock as RecurrentBlock
 from .recurrent.conv import CausalConv1d as CausalConv1d
 from .recurrent.delta import GatedDeltaNet as GatedDeltaNet, delta_chunks as delta_chunks, delta_step as delta_step
+from .recurrent.kda import (
+    KimiDeltaAttention as KimiDeltaAttention,
+    channel_delta_chunks as channel_delta_chunks,
+)
 from .recurrent.mamba import MambaMixer as MambaMixer, selective_scan as selective_scan
 from .recurrent.mamba2 import Mamba2Mixer as Mamba2Mixer
+from .recurrent.mlstm import MatrixLSTM as MatrixLSTM, matrix_memory as matrix_memory
 from .recurrent.rglru import RGLRU as RGLRU, GriffinMixer as GriffinMixer
 from .recurrent.short import ShortConv as ShortConv
 from .recurrent.ssd import GatedRMSNorm as GatedRMSNorm, scan_chunks as scan_chunks, scan_step as scan_step

@@ -123,6 +123,7 @@ class Context(eqx.Module):
     blocks: jax.Array | None = None  # [batch, seq], 0 = none: tokens of one block see each other both ways
     added: jax.Array | None = None  # [batch, layers, seq, embed], added to what the first layers of `fold` say
     encoder: Any = None  # for decoders with cross attention: (hidden states, segment ids), or None once cached
+    shared: Any = None  # layers that several layers call, and the embeddings: of a decoder that has such
     handed_on: Mapping[str, jax.Array] | None = None  # what earlier layers gave to later ones, by name; see `fold`
     key: jax.Array | None = None  # PRNG key; with one, dropout is on
     causal: bool = eqx.field(static=True, default=True)

@@ -33,6 +33,7 @@ class Decoder(eqx.Module):
       `embed_norm` is a norm of the embeddings (Bloom).
     - `width` is that of the embeddings, and of what comes out, where it is not `hidden_size`: projections without bias lead
       there and back (OPT 350m).
+    - `shared`: layers that several of `layers` call (Zamba 2). Those find `(shared, embeddings)` in `context.shared`.
     """
 
     embed_tokens: Embedding
@@ -42,6 +43,7 @@ class Decoder(eqx.Module):
     embed_norm: Any
     project_in: Linear | None
     project_out: Linear | None
+    shared: tuple[Any, ...]
     config: Any = eqx.field(static=True)
     width: int = eqx.field(static=True)
     alibi: Alibi | None = eqx.field(static=True)
@@ -67,6 +69,7 @@ class Decoder(eqx.Module):
         alibi: Alibi | None = None,
         embed_norm: Any = None,
         width: int | None = None,
+        shared: Sequence[Any] = (),
     ) -> None:
         needs("nn.Decoder", config, "vocab_size", "hidden_size", *(["max_position_embeddings"] if rope else []))
         self.width = width or config.hidden_size
@@ -76,6 +79,7 @@ class Decoder(eqx.Module):
         self.embed_norm = embed_norm
         self.project_in = Linear(self.width, config.hidden_size) if apart else None
         self.project_out = Linear(config.hidden_size, self.width) if apart else None
+        self.shared = tuple(shared)
         self.alibi = alibi
         self.layers = tuple(layers)
         self.norm = norm
@@ -102,6 +106,8 @@ class Decoder(eqx.Module):
         x = x if self.embed_positions is None else x + self.embed_positions(context).astype(x.dtype)
         x = x if self.embed_norm is None else self.embed_norm(x)
         x = dropout(x, self.dropout, context, 3)
+        if self.shared:
+            context = context.replace(shared=(self.shared, x))
         if self.alibi is not None:
             context = context.replace(bias=self.alibi(context, cached=cache is not None))
         positions, limit = context.position_ids, getattr(self.config, "max_position_embeddings", 0)

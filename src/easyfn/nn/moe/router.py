@@ -116,7 +116,7 @@ class Router(eqx.Module):
         self,
         hidden_size: int,
         num_experts: int,
-        k: int,
+        k: int | None,
         *,
         bias: bool = False,
         correction: bool | tuple[int, ...] = False,
@@ -131,6 +131,8 @@ class Router(eqx.Module):
     ) -> None:
         groups = groups or 1
         topk_groups = topk_groups or groups
+        if k is None:
+            raise ValueError(f"num_experts_per_tok is null: say to how many of {num_experts} experts each token goes")
         if not 0 < k <= num_experts:
             raise ValueError(f"each token goes to {k} experts, and there are {num_experts}")
         if score not in SCORES:

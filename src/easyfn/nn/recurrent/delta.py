@@ -25,9 +25,11 @@ from .state import Documents, RecurrentState, step_biases
 def delta_step(
     q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array, beta: jax.Array, documents: Documents, state: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """[`delta_chunks`][easyfn.nn.delta_chunks] for a single token: the recurrence as it is written."""
+    """[`delta_chunks`][easyfn.nn.delta_chunks] for a single token: the recurrence as it is written. `g` may have a decay for
+    each channel of the keys, `(batch, 1, heads, key_dim)`."""
     q, k, v, g, beta = (x[:, 0] for x in (q, k, v, g, beta))
-    state = state * jnp.where(documents.index == 0, jnp.exp(g), 0.0)[..., None, None]
+    decay = (g if g.ndim == 3 else g[..., None])[..., None]
+    state = state * jnp.where(documents.index[..., None, None] == 0, jnp.exp(decay), 0.0)
     told = jnp.einsum("bhkv,bhk->bhv", state, k)
     state = state + k[..., None] * ((v - told) * beta[..., None])[:, :, None]
     return jnp.einsum("bhkv,bhk->bhv", state, q)[:, None], state
@@ -95,7 +97,8 @@ def delta_chunks(
     return out[:, :length], state
 
 
-def _unit(x: jax.Array) -> jax.Array:
+def unit(x: jax.Array) -> jax.Array:
+    """`x` with a length of one along its last axis."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
@@ -187,7 +190,7 @@ class GatedDeltaNet(eqx.Module):
         keys = self.key_heads * self.key_dim
         parts = jnp.split(activation(self.act)(qkv.astype(x.dtype)).astype(f32), [keys, 2 * keys], axis=-1)
         q, k, v = (part.reshape(batch, length, h, -1) for part, h in zip(parts, self._heads(), strict=True))
-        q, k = (jnp.repeat(_unit(part), self.value_heads // self.key_heads, axis=2) for part in (q, k))
+        q, k = (jnp.repeat(unit(part), self.value_heads // self.key_heads, axis=2) for part in (q, k))
         beta = jax.nn.sigmoid(b.astype(f32)) * self.beta
         step = jax.nn.softplus(a.astype(f32) + along_last(dense(self.dt_bias).astype(f32), a))
         g = -along_last(jnp.exp(dense(self.A_log).astype(f32)), a) * step
