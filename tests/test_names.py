@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from easyfn.names.layout import Joined, Plain, Stacked, Transposed
+from easyfn.names.layout import Beside, Joined, Plain, Stacked, Transposed
 from easyfn.names.rules import concatenated, experts, rename, tensors_for, transposed
 
 LAYOUTS = {
     "plain": Plain(),
     "transposed": Transposed(),
     "joined": Joined(1, 3),
+    "beside each other": Beside(1, (1, 3, 2)),
     "stacked": Stacked(),
     "experts": Stacked(Joined(0, 2)),
     "transposed experts": Stacked(Joined(0, 2, Transposed())),

@@ -135,7 +135,7 @@ def match(
 def _as_written(t: Tensors, held: Mapping[str, Any]) -> Tensors:
     """Parts that are joined in other widths than those of the first files: transformers writes equal ones, whatever they
     were (OLMo Hybrid), and joins whatever it finds."""
-    if not isinstance(t.layout, Joined | Beside):
+    if not (isinstance(t.layout, Beside) or (isinstance(t.layout, Joined) and t.layout.of == Plain())):
         return t
     axis = t.layout.axis
     widths = tuple(held[name].shape[axis] for name in t.names if len(held[name].shape) == len(t.shape))

@@ -98,11 +98,9 @@ def names(model: Any) -> list[Rule]:
         rename(f"{layer}mixer.out_proj.{{tail}}", f"{inside}o_proj.{{tail}}"),
         mixer_is("linear_attn"),
         rename(f"{layer}input_layernorm.{{tail}}", f"{layer}attention_layer_norm.{{tail}}"),
-        *NORMS,
+        rename(f"{layer}post_attention_layernorm.{{tail}}", f"{layer}feedforward_layer_norm.{{tail}}"),
     ]
 
-
-NORMS = (rename("{rest}.post_attention_layernorm.{tail}", "{rest}.feedforward_layer_norm.{tail}"),)
 
 decoder_family(
     "OlmoHybrid",
@@ -110,5 +108,9 @@ decoder_family(
     olmo_hybrid,
     classifies=False,
     names=names,
+    aliases={  # as transformers' modules have them
+        "{rest}.attention_layer_norm.{tail}": ("{rest}.input_layernorm.{tail}",),
+        "{rest}.feedforward_layer_norm.{tail}": ("{rest}.post_attention_layernorm.{tail}",),
+    },
     ignore_tensors=(r"rotary_emb\.inv_freq$", r"^mtp"),
 )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ..config.fields import CommonFields, Size, alias
 from ..core.weight import Slot, Weight, dense, slots
-from ..names.rules import rename
+from ..names.rules import Rule, rename
 from ..nn import (
     CausalLM,
     Context,
@@ -264,7 +264,7 @@ def _(model: RwkvModel) -> Embedding:
     return model.embeddings
 
 
-def names(model: Any) -> Any:
+def names(model: Any) -> list[Rule]:
     """Layers are `blocks` in files, and the norm of the embeddings is in the first."""
     ours, theirs = ("", "") if isinstance(model, RwkvModel) else ("model.", "rwkv.")
     return [
