@@ -1,4 +1,4 @@
-"""OLMo Hybrid: delta nets that may change signs beside one attention without positions; with them, and grouped values."""
+"""OLMo Hybrid: delta nets that may change signs beside one attention; without positions, and grouped values."""
 
 from cases import SMALL, case, reference
 
@@ -19,11 +19,11 @@ def _():
     return reference(OlmoHybridForCausalLM, config)
 
 
-@case("olmo_hybrid-rope", variant=True)
+@case("olmo_hybrid-nope", variant=True)
 def _():
     from transformers import OlmoHybridConfig, OlmoHybridForCausalLM
 
     more = {"linear_num_value_heads": 4, "linear_value_head_dim": 9, "linear_allow_neg_eigval": False}
-    rope = {"rope_type": "default", "rope_theta": 99.0}
+    rope = {"rope_type": "default", "rope_theta": None}
     config = OlmoHybridConfig(**SMALL, **LINEAR, **more, attention_bias=True, rope_parameters=rope)
     return reference(OlmoHybridForCausalLM, config)

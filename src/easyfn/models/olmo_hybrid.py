@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..config.fields import LlamaFields, Size
-from ..core.frozen import Frozen
 from ..names.rules import Rule, concatenated, rename
 from ..nn import Decoder, GatedDeltaNet, PostNormBlock, RecurrentBlock
 from .decoders import attention, decoder, decoder_family, mlp, norm, row_norms
@@ -15,17 +14,16 @@ from .hybrids import kinds_of_layers, mixer_is
 
 @dataclass(frozen=True, kw_only=True)
 class OlmoHybridConfig(LlamaFields):
-    """The keys of an OLMo Hybrid `config.json`. Without a `rope_theta` there are no rotary positions, as in its own files."""
+    """The keys of an OLMo Hybrid `config.json`. Where `rope_theta` is null there are no rotary positions; where it is left out
+    there are, as in transformers."""
 
     model_type: ClassVar[str] = "olmo_hybrid"
-    unsaid: ClassVar[tuple[str, ...]] = ("rope_parameters",)
     vocab_size: Size = 100352
     hidden_size: Size = 3840
     intermediate_size: Size = 11008
     num_hidden_layers: int = 32
     num_attention_heads: Size = 30
     max_position_embeddings: Size = 65536
-    rope_parameters: Frozen = Frozen(rope_type="default", rope_theta=None)
     attention_bias: bool = False
     layer_types: tuple[str, ...] | None = None
     linear_num_key_heads: Size | None = None
@@ -39,6 +37,12 @@ class OlmoHybridConfig(LlamaFields):
     linear_dt_init_floor: float = 1e-4
     linear_conv_kernel_dim: Size = 4
     linear_allow_neg_eigval: bool = True
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        if "rope_theta" in data and data["rope_theta"] is None:
+            data["rope_parameters"] = {"rope_theta": None, **(data.get("rope_parameters") or {})}
+        return data
 
 
 def widths(c: OlmoHybridConfig) -> tuple[int, int, int, int]:
