@@ -12,7 +12,7 @@ SIZES = {k: SMALL[k] for k in ("vocab_size", "hidden_size", "intermediate_size",
 def _():
     from transformers import RwkvConfig, RwkvForCausalLM
 
-    config = RwkvConfig(**SIZES, attention_hidden_size=36, rescale_every=0)
+    config = RwkvConfig(**SIZES, rescale_every=0)
     module = reference(RwkvForCausalLM, config)
     for block in module.rwkv.blocks:  # decays of all speeds
         block.attention.time_decay.add_(np.log(0.3))

@@ -16,7 +16,6 @@ def _():
         num_mem_blocks=2,
         use_shared_attention_adapter=True,
         use_mem_rope=True,
-        add_bias_linear=True,
     )
     return reference(Zamba2ForCausalLM, config)
 
