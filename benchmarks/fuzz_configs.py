@@ -495,18 +495,26 @@ def decode(case: Any, model: Any, module: Any, rng: random.Random) -> str:
     ids = np.where(mask > 0, ids, 0)
     options: dict[str, Any] = {"max_new_tokens": rng.choice([3, 9]), "do_sample": False, "pad_token_id": 0}
     options |= {"eos_token_id": -1, "repetition_penalty": 1.3, "output_logits": True, "return_dict_in_generate": True}
-    try:
-        with torch.no_grad():
-            theirs = module.generate(
-                torch.tensor(ids), attention_mask=torch.tensor(mask), use_cache=not case.encoder_decoder, **options
-            )
-    except Exception:
-        return ""
     ours = ef.generate(model, ids, attention_mask=mask, **options)
+    message = ""
+    for cached in (not case.encoder_decoder, False):  # without its cache it is the judge of itself
+        try:
+            with torch.no_grad():
+                theirs = module.generate(
+                    torch.tensor(ids), attention_mask=torch.tensor(mask), use_cache=cached, **options
+                )
+        except Exception:
+            return ""
+        if not (message := apart_at(ours, theirs, mask)):
+            return ""
+    return message
+
+
+def apart_at(ours: Any, theirs: Any, mask: np.ndarray) -> str:
+    """Where the logits of two generations differ, while their tokens are the same."""
     got, want = np.asarray(ours.sequences), theirs.sequences.numpy()
-    length = min(got.shape[1], want.shape[1])
-    for row in range(len(ids)):
-        start = want.shape[1] - len(theirs.logits)
+    length, start = min(got.shape[1], want.shape[1]), want.shape[1] - len(theirs.logits)
+    for row in range(len(mask)):
         for step, (a, b) in enumerate(zip(ours.logits, theirs.logits, strict=False)):
             if start + step > length or not np.array_equal(got[row, : start + step], want[row, : start + step]):
                 break
@@ -644,7 +652,7 @@ Written by `python benchmarks/fuzz_configs.py --table LOG ...` from the lines th
 reference's own class allows, with random weights and inputs: the answers, the files both ways and, of half the cases, cached
 decoding, gradients or an adapter of PEFT. *Equal*: easyfn and transformers {transformers} agree, judged by transformers in
 float64. *Refused*: easyfn names the value that it does not implement. *Invalid*: the reference does not run it, or its answer is
-not finite.
+not finite. *Wrong*: what a run found then; `--repeat` runs it again.
 
 | family | equal | refused | invalid | wrong |
 |---|---|---|---|---|

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
-from ..config.check import Reader
+from ..config.check import Reader, short
 from ..config.config import read
 from ..names.rules import Rule, rename
 from ..registry.family import family_of
@@ -27,9 +28,11 @@ def sub_config(default: str, **given: Any) -> Any:
     """
 
     def make(value: Any, where: str) -> Any:
-        if not isinstance(value, Mapping):
+        if dataclasses.is_dataclass(value):
             return value
-        known = family_of(value.get("model_type", default))
+        if not isinstance(value, Mapping) or not isinstance(name := value.get("model_type", default), str):
+            raise ValueError(f"{where}={short(value)} must be an object, and its model_type a string")
+        known = family_of(name)
         return read(known.config, {**given, **value}, known.ignore, where)
 
     return Annotated[Any, Reader(make)]

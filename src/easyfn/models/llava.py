@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.fields import CommonFields
+from ..config.fields import CommonFields, Integer
 from ..nn import CausalLM
 from ..nn.image_text import ImageText
 from ..nn.projectors import Projector
@@ -33,7 +33,7 @@ class LlavaConfig(CommonFields):
     image_token_index: int = 32000
     projector_hidden_act: str = "gelu"
     vision_feature_select_strategy: str = "default"
-    vision_feature_layer: Any = -2
+    vision_feature_layer: Integer | tuple[Integer, ...] = -2
     multimodal_projector_bias: bool = True
     tie_word_embeddings: bool = False
 
@@ -45,7 +45,9 @@ class LlavaConfig(CommonFields):
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         if "image_token_id" in data:  # its other name
             data["image_token_index"] = data.pop("image_token_id")
-        vision = {key: value for key, value in (data.get("vision_config") or CLIP).items() if key != "vocab_size"}
+        vision = data.get("vision_config") or CLIP
+        if isinstance(vision, dict):
+            vision = {key: value for key, value in vision.items() if key != "vocab_size"}
         return {**data, "text_config": data.get("text_config") or {}, "vision_config": vision}
 
 

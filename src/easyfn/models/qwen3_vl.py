@@ -21,6 +21,7 @@ class Qwen3VLTextConfig(Qwen3Config):
     """The keys of Qwen3-VL's `text_config`."""
 
     model_type: ClassVar[str] = "qwen3_vl_text"
+    unsaid: ClassVar[tuple[str, ...]] = ("use_sliding_window", "sliding_window", "max_window_layers")
     vocab_size: Size = 151936
     hidden_size: Size = 4096
     intermediate_size: Size = 22016

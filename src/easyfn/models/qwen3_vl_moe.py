@@ -20,6 +20,7 @@ class Qwen3VLMoeTextConfig(Qwen3MoeConfig):
     """The keys of its `text_config`. The weights of the chosen experts always add up to 1."""
 
     model_type: ClassVar[str] = "qwen3_vl_moe_text"
+    unsaid: ClassVar[tuple[str, ...]] = ("use_sliding_window", "norm_topk_prob")
     vocab_size: Size = 151936
     hidden_size: Size = 2048
     intermediate_size: Size = 5632
