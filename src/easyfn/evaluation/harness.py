@@ -1,4 +1,4 @@
-"""An easyfn model for EleutherAI's lm_eval (extra `eval`): all of its tasks, with the numbers of its Hugging Face backend."""
+"""An easyfn model for EleutherAI's lm_eval (extra `eval`): its tasks on a model of ours."""
 
 from __future__ import annotations
 
