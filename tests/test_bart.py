@@ -60,7 +60,20 @@ def test_loss_and_cache():
     assert not any("final_logits_bias" in path for path, leaf in ef.params(ef.trainable(case.model())).items() if leaf)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "forced_bos_token_id": 5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3, "forced_bos_token_id": 5},
+        {
+            "num_beams": 2,
+            "no_repeat_ngram_size": 2,
+            "min_new_tokens": 4,
+            "encoder_no_repeat_ngram_size": 1,
+            "suppress_tokens": [0],
+        },
+    ],
+)
 def test_generate(options):
     case, inputs = CASES["bart"], batch()
     source = {k: inputs[k] for k in ("input_ids", "attention_mask")}
@@ -69,3 +82,49 @@ def test_generate(options):
         want = case.torch().generate(**{k: torch.tensor(v) for k, v in source.items()}, **options).numpy()
     got = ef.generate(case.model(), source["input_ids"], attention_mask=source["attention_mask"], **options).sequences
     np.testing.assert_array_equal(np.asarray(got)[:, : want.shape[1]], want)
+
+
+def test_a_file_without_a_bias_of_scores():
+    """Files before there was one have none, and transformers takes zeros: so does a table of sinusoids come back."""
+    held = ef.to_state_dict(CASES["bart"].model())
+    held.pop("final_logits_bias")
+    model = ef.from_state_dict(CASES["bart"].model().config, held)
+    assert not np.asarray(model.final_logits_bias).any()
+    held = ef.to_state_dict(CASES["pegasus"].model())
+    for side in ("encoder", "decoder"):
+        held.pop(f"model.{side}.embed_positions.weight")
+    model = ef.from_state_dict(CASES["pegasus"].model().config, held)
+    from transformers.models.pegasus.modeling_pegasus import PegasusSinusoidalPositionalEmbedding
+
+    want = PegasusSinusoidalPositionalEmbedding(40, 48).create_weight().numpy()
+    np.testing.assert_allclose(model.model.encoder.embed_positions.weight, want, atol=1e-5)
+
+
+def test_heads_learn_from_a_source_alone():
+    """The losses of a classifier and of answers, whose decoder reads the source too."""
+    from families.bart import marked
+
+    source = marked()
+    for name, labels in (
+        ("bart-classifier", {"labels": np.array([1, 3, 0])}),
+        ("bart-answers", {"start_positions": np.array([0, 2, 4]), "end_positions": np.array([3, 2, 11])}),
+    ):
+        case, batch = CASES[name], {**source, **labels}
+        if name == "bart-answers":  # there padding takes part in transformers' softmax
+            batch = {k: v[[0, 2]] for k, v in batch.items()}
+        with torch.no_grad():
+            want = case.torch()(**{k: torch.tensor(v) for k, v in batch.items()}).loss
+        np.testing.assert_allclose(ef.compute_loss(case.model(), batch)[0], want.numpy(), rtol=1e-4)
+    with pytest.raises(ValueError, match="eos_token_id=2"):
+        ef.forward(CASES["bart-classifier"].model(), np.full((1, 4), 7))
+
+
+@pytest.mark.parametrize("name", ["switch_transformers", "switch_transformers-full"])
+def test_losses_of_routers(name):
+    case, inputs = CASES[name], batch()
+    source = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    source = {**source, "labels": np.random.RandomState(3).randint(3, 97, (3, 6))}
+    with torch.no_grad():
+        want = case.torch()(**{k: torch.tensor(v) for k, v in source.items()}, output_router_logits=True).loss
+    loss, _ = ef.compute_loss(case.model(), {**source, "output_router_logits": True})
+    np.testing.assert_allclose(loss, want.numpy(), rtol=1e-5)

@@ -8,7 +8,7 @@ import torch
 
 import easyfn as ef
 from cases import CASES, names, reference, tokens
-from easyfn.models.t5 import buckets
+from easyfn.nn import buckets
 
 T5 = [n for n in names(encoder_decoder=True) if n.startswith("t5")]
 

@@ -5,38 +5,35 @@ from typing import Any
 from cases import VOCAB, case, reference
 
 
-def _t5(head: str, **more: Any) -> Any:
+def small(family: str, head: str, **more: Any) -> Any:
+    """A tiny model of T5's kin: `head` of the transformers classes that begin with `family`."""
     import transformers
-    from transformers import T5Config
 
-    small = {"vocab_size": VOCAB, "d_model": 48, "d_kv": 10, "d_ff": 80, "num_heads": 4}
-    deep = {"num_layers": 2, "num_decoder_layers": 3, "relative_attention_num_buckets": 8}
-    config = T5Config(
-        **small,
-        **{**deep, "relative_attention_max_distance": 7, "decoder_start_token_id": 0, "eos_token_id": 2, **more},
-    )
-    return reference(getattr(transformers, head), config)
+    keys = {"vocab_size": VOCAB, "d_model": 48, "d_kv": 10, "d_ff": 80, "num_heads": 4}
+    keys |= {"num_layers": 2, "num_decoder_layers": 3, "relative_attention_num_buckets": 8}
+    keys |= {"relative_attention_max_distance": 7, "decoder_start_token_id": 0, "eos_token_id": 2, **more}
+    return reference(getattr(transformers, family + head), getattr(transformers, f"{family}Config")(**keys))
 
 
 @case("t5", task="seq2seq-lm", causal=False, encoder_decoder=True)
 def _():
-    return _t5("T5ForConditionalGeneration")
+    return small("T5", "ForConditionalGeneration")
 
 
 @case("t5-v1.1", task="seq2seq-lm", causal=False, encoder_decoder=True, variant=True)
 def _():
     import torch
 
-    hf = _t5("T5ForConditionalGeneration", feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    hf = small("T5", "ForConditionalGeneration", feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     hf.lm_head.weight = torch.nn.Parameter(torch.randn_like(hf.shared.weight) * 0.2, requires_grad=False)
     return hf
 
 
 @case("t5-base", task="base", causal=False, encoder_decoder=True, variant=True)
 def _():
-    return _t5("T5Model", feed_forward_proj="gated-silu")
+    return small("T5", "Model", feed_forward_proj="gated-silu")
 
 
 @case("t5-encoder", task="encoder", causal=False, variant=True)
 def _():
-    return _t5("T5EncoderModel")
+    return small("T5", "EncoderModel")

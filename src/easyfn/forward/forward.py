@@ -23,10 +23,9 @@ from ..inputs.statement import accepted, inputs as inputs_of
 from ..nn.cache.axes import places
 from ..nn.cache.cache import Cache, layer_cache
 from ..nn.cache.placement import on_mesh
-from ..nn.context import Context, Runtime
+from ..nn.context import Runtime
 from ..nn.output import Output
-
-_OUTPUTS = ("hidden_states", "attentions", "router_logits")
+from .seq2seq import OUTPUTS, apart, beside, call, two_sequences, wanted
 
 
 @verb
@@ -69,6 +68,14 @@ def forward(
     - anything else goes to the model (`pixel_values`, `token_type_ids`, `decoder_input_ids`, `logits_to_keep`, ...):
       [`easyfn.inputs`][] says what a model takes, and which of it gives the batch.
 
+    An encoder-decoder reads two sequences. Everything above is of its source, but `cache` (of the decoder) and `key`;
+    `decoder_input_ids` or `decoder_inputs_embeds`, with `decoder_attention_mask`, `decoder_position_ids` and
+    `decoder_segment_ids` (the numbers of the source's documents), are what the decoder reads. `encoder_outputs`, from
+    [`easyfn.encode`][] or an array of hidden states, replaces the source, with the same `attention_mask`. A cache keeps
+    the keys and values of the source: after its first pass only new `decoder_input_ids` are given. The output has the
+    decoder's `last_hidden_state`, `hidden_states` and `attentions`, its `cross_attentions`, and
+    `encoder_last_hidden_state`, `encoder_hidden_states`, `encoder_attentions`, `encoder_router_logits`.
+
     **Returns** an [`easyfn.Output`][]. **Raises** `ValueError` for ids outside the vocabulary (when they are concrete), shapes
     that disagree, and a cache that is too short.
 
@@ -83,36 +90,50 @@ def forward(
     if not accepted(model):
         raise forward.missing(model, "It is no model: its __call__ names no inputs.")
     stated = inputs_of(model)
-    given = checked(stated, {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **inputs}, model)
-    shape = sequence_of(stated, given)
-    masks = {"attention_mask": attention_mask, "position_ids": position_ids, "segment_ids": segment_ids, "cache": cache}
-    if not stated.sequence and (vain := [name for name, value in masks.items() if value is not None]):
-        takes = ", ".join(sorted(stated.fields))
-        raise TypeError(
-            f"forward: {type(model).__name__} reads no tokens and takes no {', '.join(vain)}; it takes {takes}"
-        )
-    wanted = (output_hidden_states, output_attentions, output_router_logits)
+    given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **inputs}
+    masks = {"attention_mask": attention_mask, "position_ids": position_ids, "segment_ids": segment_ids}
+    source = None
+    if two_sequences(stated):
+        source, given, masks = apart(model, stated, given, masks, cache is not None)
+        shape = given["inputs_embeds" if "inputs_embeds" in given else "input_ids"].shape[:2]
+    else:
+        given = checked(stated, given, model)
+        shape = sequence_of(stated, given)
+        vain = [name for name, value in {**masks, "cache": cache}.items() if value is not None]
+        if vain and not stated.sequence:
+            takes = ", ".join(sorted(stated.fields))
+            raise TypeError(
+                f"forward: {type(model).__name__} reads no tokens and takes no {', '.join(vain)}; it takes {takes}"
+            )
+    outputs = (output_hidden_states, output_attentions, output_router_logits)
+    if key is not None:
+        model = with_keys(model, key)
+    if adapter_ids is not None:
+        model = by_row(model, adapter_ids, shape[0])
+    encoded = None
+    if source is not None:
+        own, key = (None, None) if key is None else (jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))
+        asked = {f"output_{name}": want for name, want in zip(OUTPUTS, outputs, strict=True)}
+        encoded = source.encoded(model, key=own, runtime=runtime, **asked)
     context, cache = make_context(
         shape,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        segment_ids=segment_ids,
+        **masks,
         cache=cache,
         key=key,
         runtime=runtime,
         fresh=fresh,
         position_axes=stated.position_axes,
-        outputs=frozenset(name for name, want in zip(_OUTPUTS, wanted, strict=True) if want),
+        outputs=wanted(*outputs),
     )
-    if position_ids is None and stated.sequence:
+    if source is not None:
+        context = source.into(model, context, encoded)
+    if masks["position_ids"] is None and stated.sequence:
         start = 0 if cache is None else cache.positions[:, None]
         context = context.replace(position_ids=positions(model, context, given, start))
-    if key is not None:
-        model = with_keys(model, key)
-    if adapter_ids is not None:
-        model = by_row(model, adapter_ids, shape[0])
-    out = call(model, context, None if cache is None else cache.layers, given)
-    return out if cache is None else out.replace(cache=advance(cache, context, out.cache))
+    layers = None if cache is None else cache.layers
+    out = call(model, context, layers, given) if source is None else model(context, layers, **given)
+    out = out if cache is None else out.replace(cache=advance(cache, context, out.cache))
+    return beside(out, encoded)
 
 
 def with_keys(model: Any, key: jax.Array) -> Any:
@@ -125,16 +146,6 @@ def with_keys(model: Any, key: jax.Array) -> Any:
         keys = jnp.stack([jax.random.fold_in(key, zlib.crc32(p.encode())) for p in single])
         new[f.path] = randomized(f.weight, keys[0] if single == [f.path] else keys)
     return replace(model, new) if new else model
-
-
-def call(model: Any, context: Context, layers: Any, inputs: dict[str, Any]) -> Output:
-    """Calls a model with the inputs that are given; an input that it does not know is refused by name."""
-    given = {name: jnp.asarray(v) if isinstance(v, np.ndarray) else v for name, v in inputs.items() if v is not None}
-    unknown = set(given) - accepted(model)
-    if unknown:
-        known = ", ".join(sorted(accepted(model)))
-        raise TypeError(f"forward: {type(model).__name__} takes no {', '.join(sorted(unknown))}; it takes {known}")
-    return model(context, layers, **given)
 
 
 @verb

@@ -110,7 +110,8 @@ def longest(model: Any, c: GenerationConfig, prompt: int, mask: Any) -> int:
 
 
 def vocabulary(model: Any, c: GenerationConfig) -> None:
-    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    config = getattr(model, "config", None)
+    size = getattr(config, "decoder_vocab_size", None) or getattr(config, "vocab_size", None)
     if size is None:
         return
     for name in (

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ..core.verb import verb
 from ..forward.forward import forward, init_cache
 from ..inputs.statement import accepted, inputs as inputs_of
 from ..nn.output import Output
+from ..nn.seq2seq import Seq2SeqLM
+from ..tasks.cross_entropy import as_array
+from ..tasks.seq2seq_lm import decoder_start
 from ..tasks.task import task
 
 
@@ -30,6 +34,14 @@ def decoder_prompt(model: Any, ids: Any, attention_mask: Any, start: Any, inputs
     """The tokens that the new ones follow, and their mask. A decoder continues `ids`; an encoder-decoder starts from
     its `start` id, `(batch, 1)`, or from `inputs["decoder_input_ids"]`."""
     return ids, attention_mask
+
+
+@decoder_prompt.register(Seq2SeqLM)
+def _(model: Seq2SeqLM, ids: Any, attention_mask: Any, start: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+    if inputs.get("decoder_input_ids") is not None:
+        return as_array(inputs["decoder_input_ids"]), inputs.get("decoder_attention_mask")
+    start = decoder_start(model.config) if start is None else start
+    return jnp.full((ids.shape[0], 1), start, jnp.int32), None
 
 
 @verb

@@ -174,10 +174,11 @@ def checkpoint_defaults(model_config: Any) -> dict[str, Any]:
     """What a checkpoint's own files say of generation."""
     generation = dict(getattr(model_config, "generation", None) or {})
     extra = dict(getattr(model_config, "extra", None) or {})
-    here = {name: getattr(model_config, name) for name in IDS if getattr(model_config, name, None) is not None}
     file = _known(generation, "generation_config.json", file=True)
     # Where there is no generation_config.json, transformers reads all of it from config.json.
     names = IDS if generation else (*FIELDS, *REFUSED)
+    mine = IDS if generation else FIELDS
+    here = {name: getattr(model_config, name) for name in mine if getattr(model_config, name, None) is not None}
     old = _known({k: extra[k] for k in names if k in extra}, "config.json", file=True)
     return {**old, **here, **file}
 

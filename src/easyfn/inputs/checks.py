@@ -24,8 +24,9 @@ def checked(stated: Inputs, given: Mapping[str, Any], model: Any) -> dict[str, A
         known = ", ".join(sorted(stated.fields))
         raise TypeError(f"forward: {type(model).__name__} takes no {', '.join(sorted(unknown))}; it takes {known}")
     main = [name for name in stated.main if name in given]
-    if not main or {"input_ids", "inputs_embeds"} <= set(given):
-        exclusive = "inputs_embeds" in stated.main
+    embeds = next((name for name in stated.main if name.endswith("inputs_embeds")), None)  # the same in another form
+    exclusive = embeds is not None
+    if not main or (exclusive and {embeds, f"{embeds.removesuffix('inputs_embeds')}input_ids"} <= set(given)):
         how = "exactly one of them" if exclusive else "it" if len(stated.main) == 1 else "one of them, or both"
         raise ValueError(f"forward takes {' or '.join(stated.main)}: give {how}")
     return {name: _checked(name, value, stated.fields[name]) for name, value in given.items()}
@@ -122,7 +123,8 @@ def check_ids(model: Any, ids: Any, embeds: Any, *, prefix: str = "") -> tuple[A
     if ids is None:
         width = getattr(config, "embedding_size", None) or getattr(config, "hidden_size", None)
         return None, check_embeddings(embeds, width, f"{prefix}inputs_embeds")
-    return check_tokens(ids, getattr(config, "vocab_size", None), f"{prefix}input_ids"), None
+    size = getattr(config, f"{prefix}vocab_size", None) or getattr(config, "vocab_size", None)
+    return check_tokens(ids, size, f"{prefix}input_ids"), None
 
 
 def rectangular(ids: Any) -> np.ndarray:

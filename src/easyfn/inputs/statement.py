@@ -116,7 +116,8 @@ def by_custom(name: str, config: Any) -> Input:
     """What an input of this name is in transformers."""
     side, plain = ("decoder_seq", name.removeprefix("decoder_")) if name.startswith("decoder_") else ("seq", name)
     if plain == "input_ids":
-        return Input("tokens", ("batch", side), getattr(config, "vocab_size", None), side == "seq")
+        own = getattr(config, "decoder_vocab_size", None) if side != "seq" else None
+        return Input("tokens", ("batch", side), own or getattr(config, "vocab_size", None), side == "seq")
     if plain == "inputs_embeds":
         width = getattr(config, "embedding_size", None) or getattr(config, "hidden_size", None) or "embed"
         return Input("embeddings", ("batch", side, width))

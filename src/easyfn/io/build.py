@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,10 @@ def build(
     believe(config, source.where, len(source.tensors))
     model = abstract_config(config, task, None)
     sources = match(model, config, known, task, source, reader, untie)
-    if sources.missing and key is None:
-        tied = bool(table_of(config, known, task, sources.of, model).keys() & set(sources.missing))
-        sources.problems.append(_say_missing(sources.missing, config, known, task, tied))
+    lost = [path for path in sources.missing if not any(re.search(p, path) for p in known.optional)]
+    if lost and key is None:
+        tied = bool(table_of(config, known, task, sources.of, model).keys() & set(lost))
+        sources.problems.append(_say_missing(lost, config, known, task, tied))
     if sources.problems:
         raise LoadError(source.where, sources.problems)
     encoders = None
@@ -113,7 +115,8 @@ def build(
         model = assemble(
             model, sources, source, dtype=dtype, encoders=encoders, stack=stacker, shardings=shardings, progress=bar
         )
-    if sources.missing and key is not None:
+    if sources.missing:
+        key = jax.random.key(0) if key is None else key  # of arrays that draw no numbers
         std = getattr(config, "initializer_range", None) or (getattr(config, "extra", None) or {}).get(
             "initializer_range", 0.02
         )

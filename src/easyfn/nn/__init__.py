@@ -74,6 +74,7 @@ from .encoder import (
 )
 from .encoder_heads import (
     ClassificationHead as ClassificationHead,
+    LastMarkClassifier as LastMarkClassifier,
     MaskedLM as MaskedLM,
     MultipleChoice as MultipleChoice,
     NextSentence as NextSentence,
@@ -111,9 +112,11 @@ from .pooling import (
 )
 from .positions import (
     Alibi as Alibi,
+    FixedPositions as FixedPositions,
     LearnedPositions as LearnedPositions,
     SinusoidalPositions as SinusoidalPositions,
     alibi_slopes as alibi_slopes,
+    sinusoids as sinusoids,
 )
 from .recurrent.backbone import MixerBlock as MixerBlock, MixerModel as MixerModel
 from .recurrent.block import RecurrentBlock as RecurrentBlock
@@ -138,6 +141,13 @@ from .seq2seq import (
     attend_to_encoder as attend_to_encoder,
     empty_cross as empty_cross,
     source_segments as source_segments,
+)
+from .text_to_text import (
+    T5MLP as T5MLP,
+    T5Attention as T5Attention,
+    T5Block as T5Block,
+    T5Encoder as T5Encoder,
+    T5Stack as T5Stack,
 )
 from .translation import (
     TranslationAttention as TranslationAttention,

@@ -179,6 +179,7 @@ class Mask(eqx.Module):
     whole_blocks: bool = eqx.field(static=True, default=False)  # the window does not cut blocks
     query_sees: jax.Array | None = None  # [b, t, g], which groups of keys a query may see
     key_groups: jax.Array | None = None  # [s], or [b, s]: the group of each key
+    everywhere: jax.Array | None = None  # [b, s], keys that no window hides from their own segment
 
     def rows(self, start: jax.Array, size: int) -> Mask:
         """The mask of `size` queries from `start`."""
@@ -226,6 +227,8 @@ class Mask(eqx.Module):
                 allowed = allowed & (-distance < self.window)
             if together is not None and self.whole_blocks:
                 allowed = allowed | together
+        if self.everywhere is not None:
+            allowed = allowed | self.everywhere[:, None, :]
         if self.query_sees is not None and self.key_groups is not None:
             groups = jnp.broadcast_to(self.key_groups, self.key_segments.shape)
             allowed = allowed & jax.vmap(lambda sees, group: sees[:, group])(self.query_sees > 0, groups)

@@ -47,7 +47,13 @@ def learned_positions(table: Any, positions: jax.Array, *, offset: int = 0) -> j
     """
     from ..core.weight import shape_of
 
-    size = shape_of(table.weight)[0] - offset
+    there = within(positions, shape_of(table.weight)[0] - offset)
+    x = table(positions + offset)
+    return jnp.where(there[..., None], x, jnp.asarray(jnp.nan, x.dtype))
+
+
+def within(positions: jax.Array, size: int) -> jax.Array:
+    """Which of `positions` are among the `size` that a model knows; concrete ones that are not are a `ValueError`."""
     if not isinstance(positions, jax.core.Tracer) and positions.size:
         low, high = int(positions.min()), int(positions.max())
         if low < 0 or high >= size:
@@ -55,8 +61,7 @@ def learned_positions(table: Any, positions: jax.Array, *, offset: int = 0) -> j
                 f"position {low if low < 0 else high} is beyond the {size} learned positions of this model "
                 f"(0 to {size - 1}): shorten the input"
             )
-    x = table(positions + offset)
-    return jnp.where(((positions >= 0) & (positions < size))[..., None], x, jnp.asarray(jnp.nan, x.dtype))
+    return (positions >= 0) & (positions < size)
 
 
 class Dense(eqx.Module):

@@ -18,7 +18,7 @@ from .heads import head_logits, vocabulary_scores
 from .linear import Linear, along_last, declare
 from .norm import LayerNorm
 from .output import Output
-from .pooling import POOLINGS, pool
+from .pooling import POOLINGS, at_token, pool
 
 BIASES = ("spare", "own", "apart", "none")
 
@@ -154,6 +154,37 @@ def _answers(classifier: Any, x: jax.Array, rate: float, context: Context) -> ja
     """What a `Linear` or a `ClassificationHead` says of hidden states that are dropped at the `rate`."""
     x = dropout(x, rate, context, 1_000_004)
     return classifier(x, context) if isinstance(classifier, ClassificationHead) else classifier(x)
+
+
+class LastMarkClassifier(eqx.Module):
+    """One answer per row, `logits` `(batch, num_labels)`, read off the place of the source's last `eos_token_id` (BART).
+
+    `model` is an encoder-decoder whose decoder reads the same text as its encoder.
+    """
+
+    model: Any
+    classification_head: ClassificationHead
+    config: Any = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+
+    def __init__(self, model: Any, *, dropout: float = 0.0) -> None:
+        config = model.config
+        self.model = model
+        self.classification_head = ClassificationHead(config.hidden_size, config.num_labels, dropout=dropout)
+        self.config = config
+        self.dropout = dropout
+
+    def __call__(self, context: Context, cache: Any = None, *, source_ids: Any = None, **inputs: Any) -> Output:
+        """`source_ids`, `(batch, seq)`: what the encoder reads; [`easyfn.forward`][] gives its `input_ids`."""
+        if source_ids is None:
+            raise ValueError("a classifier that looks for eos_token_id needs input_ids, or source_ids beside others")
+        out = self.model(context, cache, **inputs)
+        marks = jnp.asarray(self.config.eos_token_id, source_ids.dtype).reshape(1, 1, -1)
+        there = jnp.any(source_ids[..., None] == marks, axis=-1) & (context.encoder[1] > 0)
+        if not isinstance(there, jax.core.Tracer) and not bool(jnp.all(jnp.any(there, axis=1))):
+            raise ValueError(f"every row of input_ids must hold eos_token_id={self.config.eos_token_id}, which is read")
+        hidden = at_token(out.last_hidden_state, jnp.max(jnp.where(there, jnp.arange(there.shape[1])[None], 0), axis=1))
+        return out.replace(logits=self.classification_head(dropout(hidden, self.dropout, context, 1_000_004), context))
 
 
 class PooledClassifier(eqx.Module):

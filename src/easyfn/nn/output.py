@@ -39,6 +39,7 @@ class Output(eqx.Module):
     encoder_last_hidden_state: Array | None = None
     encoder_hidden_states: tuple[Array, ...] | None = None
     encoder_attentions: tuple[Array, ...] | None = None
+    encoder_router_logits: tuple[Array, ...] | None = None
     cross_attentions: tuple[Array, ...] | None = None
 
     def replace(self, **changes: Any) -> Output:

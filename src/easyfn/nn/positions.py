@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.weight import Slot, Weight, slots, take
+from ..core.weight import Slot, Weight, shape_of, slots, take
 from .cache.cache import order_of
 from .context import Context
-from .encoder import learned_positions
-from .linear import declare
+from .encoder import learned_positions, within
+from .heads import max_positions
+from .linear import along_last, declare
 
 
 class LearnedPositions(eqx.Module):
@@ -48,24 +49,66 @@ def _(layer: LearnedPositions) -> dict[str, Slot]:
     return {"weight": Slot("embedding", (None, "embed"))}
 
 
-class SinusoidalPositions(eqx.Module):
-    """Sines, and then cosines, of the position at geometric frequencies (Vaswani et al. 2017), without weights.
+class FixedPositions(eqx.Module):
+    """As [`easyfn.nn.LearnedPositions`][], of a table of sinusoids that a file holds and no training changes."""
 
-    The table is fairseq's: frequencies `10000 ** -(i / (dim / 2 - 1))`, positions that begin at `offset`, and zeros at the
-    place `zero` (its padding id).
+    weight: Weight
+
+    def __init__(self, positions: int, dim: int) -> None:
+        self.weight = declare(positions, dim)
+
+    def __call__(self, context: Context) -> jax.Array:
+        return learned_positions(_Table(self.weight), context.position_ids)
+
+
+@slots.register(FixedPositions)
+def _(layer: FixedPositions) -> dict[str, Slot]:
+    table = lambda key, shape, dtype: sinusoids(jnp.arange(shape[0]), shape[1]).astype(dtype)
+    return {"weight": Slot("buffer", (None, "embed"), table)}
+
+
+@max_positions.register(LearnedPositions, FixedPositions)
+def _(layer: Any) -> int:
+    return shape_of(layer.weight)[0] - getattr(layer, "offset", 0)
+
+
+def sinusoids(places: jax.Array, dim: int, *, fairseq: bool = False) -> jax.Array:
+    """Sines, and then cosines, of places `(...)` at geometric frequencies: float32 `(..., dim)`.
+
+    The frequencies are `10000 ** -(2 * i / dim)` (Vaswani et al. 2017), or fairseq's, `10000 ** -(i / (dim / 2 - 1))`.
+    """
+    half = dim // 2
+    steps = np.arange(half) / (half - 1) if fairseq else np.arange(-(-dim // 2)) * 2 / dim
+    rates = jnp.asarray(10000.0**-steps, jnp.float32)
+    angles = places[..., None].astype(jnp.float32) * along_last(rates, places[..., None])
+    found = jnp.concatenate([jnp.sin(angles), jnp.cos(angles[..., :half])], axis=-1)
+    return jnp.concatenate([found, jnp.zeros((*places.shape, dim - found.shape[-1]))], axis=-1)
+
+
+class SinusoidalPositions(eqx.Module):
+    """Sines and cosines of the position (see [`easyfn.nn.sinusoids`][]), without weights: `(batch, seq, embed)`.
+
+    As fairseq has them, positions begin at `offset` and there are zeros at the place `zero` (its padding id). With a
+    `size`, there are so many positions: others are a `ValueError`, and NaN in a compiled function.
     """
 
     dim: int = eqx.field(static=True)
     offset: int = eqx.field(static=True, default=0)
     zero: int | None = eqx.field(static=True, default=None)
+    fairseq: bool = eqx.field(static=True, default=True)
+    size: int | None = eqx.field(static=True, default=None)
 
     def __call__(self, context: Context) -> jax.Array:
-        half, place = self.dim // 2, context.position_ids + self.offset
-        rates = jnp.exp(jnp.arange(half, dtype=jnp.float32) * (-math.log(10000) / (half - 1)))
-        angles = place[..., None].astype(jnp.float32) * rates[None, None, :]
-        found = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-        found = jnp.pad(found, ((0, 0), (0, 0), (0, self.dim % 2)))
+        place = context.position_ids + self.offset
+        found = sinusoids(place, self.dim, fairseq=self.fairseq)
+        if self.size is not None:
+            found = jnp.where(within(context.position_ids, self.size)[..., None], found, jnp.nan)
         return found if self.zero is None else jnp.where((place == self.zero)[..., None], 0.0, found)
+
+
+@max_positions.register(SinusoidalPositions)
+def _(layer: SinusoidalPositions) -> int | None:
+    return layer.size
 
 
 class Alibi(NamedTuple):

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from ..core.verb import verb
-from ..core.weight import Slot, Weight, dense, slots
+from ..core.weight import Slot, Weight, affine, dense, shape_of, slots
 from .cache.cache import CrossKV, Held, empty_slots, layer_cache, stored
 from .context import Context, Mask
-from .heads import head_logits, max_positions, vocabulary_scores
+from .heads import head_logits, input_embeddings, max_positions
 from .linear import Embedding, Linear, along_last, declare
 from .output import Output
 
@@ -58,30 +58,59 @@ def source_segments(encoder: Any, segments: jax.Array, length: int) -> jax.Array
 
 
 class Seq2Seq(eqx.Module):
-    """An encoder and a decoder over one table of token embeddings (`shared`), which also embeds the source, unless the
-    encoder reads something else than text.
+    """An encoder and a decoder over one table of token embeddings (`shared`), or over an `embed_tokens` of each. An
+    encoder that reads something else than text has none.
 
     Called as any base model it is the decoder: it reads the encoder's output from `context.encoder`, a pair
     `(hidden states, segment ids)`, or from its cache. [`easyfn.encode`][] runs the encoder; [`easyfn.forward`][] both.
+
+    `embed_scale` multiplies the embeddings, `decoder_scale` (by default the same) those of the decoder, with
+    `scale_inputs` also those that its caller gives. `restores`: a decoder that is given nothing reads the source, moved
+    one place right (BART, which restores damaged texts). `wraps`: what is moved right begins with its own last token, the
+    language (mBART), and not with `decoder_start_token_id`.
     """
 
-    shared: Embedding
+    shared: Embedding | None
     encoder: Any
     decoder: Any
     config: Any = eqx.field(static=True)
     embed_scale: float = eqx.field(static=True)
+    decoder_scale: float = eqx.field(static=True)
+    scale_inputs: bool = eqx.field(static=True)
+    restores: bool = eqx.field(static=True)
+    wraps: bool = eqx.field(static=True)
 
-    def __init__(self, config: Any, shared: Embedding, encoder: Any, decoder: Any, *, embed_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        config: Any,
+        shared: Embedding | None,
+        encoder: Any,
+        decoder: Any,
+        *,
+        embed_scale: float = 1.0,
+        decoder_scale: float | None = None,
+        scale_inputs: bool = False,
+        restores: bool = False,
+        wraps: bool = False,
+    ) -> None:
         self.shared = shared
         self.encoder = encoder
         self.decoder = decoder
         self.config = config
         self.embed_scale = embed_scale
+        self.decoder_scale = embed_scale if decoder_scale is None else decoder_scale
+        self.scale_inputs = scale_inputs
+        self.restores = restores
+        self.wraps = wraps
 
-    def embed(self, ids: Any) -> jax.Array:
-        """The vectors of token ids, `(batch, seq, embed)`, times `embed_scale`."""
-        x = self.shared(ids)
-        return x if self.embed_scale == 1.0 else x * jnp.asarray(self.embed_scale, x.dtype)
+    def table(self, side: str) -> Embedding:
+        """The token embeddings of the `"encoder"` or the `"decoder"`."""
+        return getattr(self, side).embed_tokens if self.shared is None else self.shared
+
+    def embed(self, ids: Any, side: str) -> jax.Array:
+        """The scaled vectors of a side's token ids, `(batch, seq, embed)`."""
+        x, scale = self.table(side)(ids), self.decoder_scale if side == "decoder" else self.embed_scale
+        return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
     def __call__(
         self,
@@ -91,13 +120,15 @@ class Seq2Seq(eqx.Module):
         input_ids: Any = None,
         inputs_embeds: jax.Array | None = None,
     ) -> Output:
-        x = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        x = self.embed(input_ids, "decoder") if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is not None and self.scale_inputs:
+            x = x * jnp.asarray(self.decoder_scale, x.dtype)
         return self.decoder(context, cache, inputs_embeds=x)
 
 
-@layer_cache.register(Seq2Seq)
-def _(model: Seq2Seq, batch_size: int, max_length: int, dtype: Any) -> Any:
-    return layer_cache(model.decoder, batch_size, max_length, dtype)
+@input_embeddings.register(Seq2Seq)
+def _(model: Seq2Seq) -> Embedding:
+    return model.table("encoder")
 
 
 @max_positions.register(Seq2Seq)
@@ -105,11 +136,36 @@ def _(model: Seq2Seq) -> int | None:
     return max_positions(model.decoder)
 
 
+def moved_right(model: Seq2Seq, ids: jax.Array, start: int | None, pad: int | None) -> jax.Array:
+    """What a decoder reads to say `ids` `(batch, seq)`: `start`, then all but the last; -100 becomes `pad`.
+
+    Where the model `wraps`, each row starts with its own last token that is neither.
+    """
+    if pad is None:
+        raise ValueError(
+            "the config has no pad_token_id, which stands for ignored labels: give decoder_input_ids yourself"
+        )
+    ids = jnp.where(ids == -100, pad, ids)
+    if model.wraps:
+        place = jnp.where(ids != pad, jnp.arange(ids.shape[1])[None], 0)
+        first = jnp.take_along_axis(ids, jnp.max(place, axis=1, keepdims=True), axis=1)
+    elif start is None:
+        raise ValueError("the config has no decoder_start_token_id: give decoder_input_ids yourself")
+    else:
+        first = jnp.full_like(ids[:, :1], start)
+    return jnp.concatenate([first, ids[:, :-1]], axis=1)
+
+
+@layer_cache.register(Seq2Seq)
+def _(model: Seq2Seq, batch_size: int, max_length: int, dtype: Any) -> Any:
+    return layer_cache(model.decoder, batch_size, max_length, dtype)
+
+
 class Seq2SeqLM(eqx.Module):
     """An encoder-decoder with a vocabulary head on its decoder. `lm_head` is `None` when it is tied to the embeddings.
 
-    `scale` multiplies the hidden states before the head; with `logits_bias` there is `final_logits_bias` `(1, vocab)`, a
-    buffer that is added to the scores.
+    `scale` multiplies the hidden states before the head; a tanh holds the scores below `softcap`; with `logits_bias` there
+    is `final_logits_bias` `(1, vocab)`, a buffer that is added to them.
     """
 
     model: Any
@@ -117,18 +173,28 @@ class Seq2SeqLM(eqx.Module):
     final_logits_bias: Weight | None
     config: Any = eqx.field(static=True)
     scale: float = eqx.field(static=True)
+    softcap: float | None = eqx.field(static=True)
 
     def __init__(
-        self, model: Any, *, tied: bool, bias: bool = False, scale: float = 1.0, logits_bias: bool = False
+        self,
+        model: Any,
+        *,
+        tied: bool,
+        bias: bool = False,
+        scale: float = 1.0,
+        softcap: float | None = None,
+        logits_bias: bool = False,
     ) -> None:
         config = model.config
+        vocabulary = shape_of(model.table("decoder").weight)[0]
         self.model = model
         self.lm_head = (
-            None if tied else Linear(config.hidden_size, config.vocab_size, bias, axes=("vocab", "embed"), role="head")
+            None if tied else Linear(config.hidden_size, vocabulary, bias, axes=("vocab", "embed"), role="head")
         )
-        self.final_logits_bias = declare(1, config.vocab_size) if logits_bias else None
+        self.final_logits_bias = declare(1, vocabulary) if logits_bias else None
         self.config = config
         self.scale = scale
+        self.softcap = softcap
 
     def __call__(
         self, context: Context, cache: Any = None, *, logits_to_keep: int | None = None, **inputs: Any
@@ -148,7 +214,12 @@ def _(model: Seq2SeqLM) -> dict[str, Slot]:
 @head_logits.register(Seq2SeqLM)
 def _(model: Seq2SeqLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
     hidden = hidden * jnp.asarray(model.scale, hidden.dtype)
-    logits = vocabulary_scores(model, model.lm_head, hidden, dtype=dtype)
+    if model.lm_head is None:
+        logits = affine(model.model.table("decoder").weight, hidden, None, dtype=dtype)
+    else:
+        logits = model.lm_head(hidden, dtype=dtype)
+    if model.softcap is not None:
+        logits = jnp.tanh(logits / model.softcap) * model.softcap
     if model.final_logits_bias is None:
         return logits
     return logits + along_last(dense(model.final_logits_bias)[0].astype(logits.dtype), logits)

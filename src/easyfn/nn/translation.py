@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -12,8 +13,8 @@ from .attention.attention import attend
 from .attention.core import merge_heads, split_heads
 from .cache.cache import CrossKV, attend_to, empty_kv, layer_cache
 from .context import Context, dropout
-from .encoder import learned_positions
 from .fold import fold
+from .heads import max_positions
 from .linear import Embedding, Linear
 from .norm import LayerNorm
 from .output import Output
@@ -67,10 +68,10 @@ class TranslationAttention(eqx.Module):
 class TranslationBlock(eqx.Module):
     """Self attention, cross attention (in a decoder) and feed-forward, each with a residual, normed before or after.
 
-    `config` has BART's keys; `side` is `encoder` or `decoder`.
+    `config` has BART's keys; `side` is `encoder` or `decoder`; `attention` is a self attention of another kind.
     """
 
-    self_attn: TranslationAttention
+    self_attn: Any
     self_attn_layer_norm: LayerNorm
     encoder_attn: TranslationAttention | None
     encoder_attn_layer_norm: LayerNorm | None
@@ -82,14 +83,14 @@ class TranslationBlock(eqx.Module):
     dropout: float = eqx.field(static=True)
     activation_dropout: float = eqx.field(static=True)
 
-    def __init__(self, config: Any, side: str, *, pre_norm: bool, key_bias: bool = True) -> None:
+    def __init__(self, config: Any, side: str, *, pre_norm: bool, key_bias: bool = True, attention: Any = None) -> None:
         c, size = config, config.d_model
         heads, wide = getattr(c, f"{side}_attention_heads"), getattr(c, f"{side}_ffn_dim")
         decoder = side == "decoder"
-        attention = lambda cross: TranslationAttention(size, heads, c.attention_dropout, cross=cross, key_bias=key_bias)
-        self.self_attn = attention(False)
+        own = lambda cross: TranslationAttention(size, heads, c.attention_dropout, cross=cross, key_bias=key_bias)
+        self.self_attn = attention or own(False)
         self.self_attn_layer_norm = LayerNorm(size)
-        self.encoder_attn = attention(True) if decoder else None
+        self.encoder_attn = own(True) if decoder else None
         self.encoder_attn_layer_norm = LayerNorm(size) if decoder else None
         self.fc1 = Linear(size, wide, True, axes=("mlp", "embed"))
         self.fc2 = Linear(wide, size, True, axes=("embed", "mlp"))
@@ -128,31 +129,61 @@ def _(block: TranslationBlock, batch_size: int, max_length: int, dtype: Any) -> 
 
 
 class TranslationStack(eqx.Module):
-    """The encoder or the decoder: embeddings with learned positions, their norm, the blocks, and a norm if `pre_norm`."""
+    """The encoder or the decoder: embeddings with positions, the blocks, and a norm if `pre_norm`.
 
-    embed_positions: Embedding
-    layernorm_embedding: LayerNorm
+    - `positions`: a layer that makes them of the context.
+    - `pre_norm`: each part is normed before, and what comes out of the last block; otherwise each sum is.
+    - `embed_norm`: the embeddings are normed with their positions, or (`"before"`) before they get them.
+    - `attention(layer)`: its self attention, where that is of another kind.
+    - `table`: token embeddings of its own, where both sides do not share one.
+    """
+
+    embed_tokens: Embedding | None
+    embed_positions: Any
+    layernorm_embedding: LayerNorm | None
     layers: tuple[Any, ...]
     layer_norm: LayerNorm | None
     config: Any = eqx.field(static=True)
     decoder: bool = eqx.field(static=True)
+    before: bool = eqx.field(static=True)
 
-    def __init__(self, config: Any, side: str, *, pre_norm: bool = False) -> None:
+    def __init__(
+        self,
+        config: Any,
+        side: str,
+        positions: Any,
+        *,
+        pre_norm: bool = False,
+        embed_norm: bool | str = True,
+        table: Embedding | None = None,
+        attention: Callable[[int], Any] | None = None,
+    ) -> None:
         c = config
-        self.embed_positions = Embedding(c.max_position_embeddings + 2, c.d_model, axes=(None, "embed"))
-        self.layernorm_embedding = LayerNorm(c.d_model)
+        self.embed_tokens = table
+        self.embed_positions = positions
+        self.layernorm_embedding = LayerNorm(c.d_model) if embed_norm else None
         depth = getattr(c, f"{side}_layers")
-        self.layers = tuple(TranslationBlock(c, side, pre_norm=pre_norm) for _ in range(depth))
+        self.layers = tuple(
+            TranslationBlock(c, side, pre_norm=pre_norm, attention=attention and attention(i)) for i in range(depth)
+        )
         self.layer_norm = LayerNorm(c.d_model) if pre_norm else None
         self.config = c
         self.decoder = side == "decoder"
+        self.before = embed_norm == "before"
 
     def __call__(self, context: Context, cache: Any = None, *, inputs_embeds: jax.Array) -> Output:
         context = context.replace(causal=self.decoder)
-        x = inputs_embeds + learned_positions(self.embed_positions, context.position_ids, offset=2)
-        x = dropout(self.layernorm_embedding(x), self.config.dropout, context, 1_000_003)
+        norm = self.layernorm_embedding or (lambda x: x)
+        x, places = inputs_embeds, self.embed_positions(context).astype(inputs_embeds.dtype)
+        x = norm(x) + places if self.before else norm(x + places)
+        x = dropout(x, self.config.dropout, context, 1_000_003)
         x, cache, trace = fold(self.layers, x, context, cache)
         x = x if self.layer_norm is None else self.layer_norm(x)
         if context.wants("hidden_states"):
             trace["hidden_states"] = (*trace["hidden_states"], x)
         return Output(last_hidden_state=x, cache=cache, **trace)
+
+
+@max_positions.register(TranslationStack)
+def _(stack: TranslationStack) -> int | None:
+    return max_positions(stack.embed_positions)

@@ -15,9 +15,8 @@ from jax import lax
 from ..core.slots import Found, find_slots
 from ..core.tree import expand, is_abstract, replace
 from ..core.weight import Weight, format_of, shape_of
-from ..forward.seq2seq import decoder_start, shift_right
 from ..inspect.observe import observe, second_moment
-from ..tasks.loss import setting
+from ..tasks.seq2seq_lm import decoder_inputs
 from ..tasks.task import task
 from .awq_search import awq_scales, smooth_scales
 from .config import CALIBRATIONS, QuantConfig
@@ -171,8 +170,7 @@ def _inputs(model: Any, batch: Any) -> dict[str, Any]:
     own = any(given.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
     if labels is not None and not own and task(model) == "seq2seq-lm":
         labels = jnp.asarray(labels)
-        pad = setting(model.config, "pad_token_id")
-        given["decoder_input_ids"] = shift_right(labels, decoder_start(model.config), pad)
+        given["decoder_input_ids"] = decoder_inputs(model, labels)
         given["decoder_attention_mask"] = lax.cummax((labels != -100).astype(jnp.int32), axis=1, reverse=True)
     return given
 

@@ -36,6 +36,7 @@ class Family:
     ignore_tensors: Callable[[Any], Sequence[str]]  # of a config: patterns of tensors that hold no weights
     prefix: str  # transformers' base_model_prefix
     aliases: Mapping[str, tuple[str, ...]]  # name of a tensor -> its names in older files
+    optional: tuple[str, ...]  # patterns of our paths that begin as `init` makes them where a file has no such tensor
     settle: Callable[[Any, Collection[str]], Any]  # (config, names of a checkpoint's tensors) -> the config they mean
     modules: Callable[[Any], Sequence[Rule]]  # `names` of the tensors of transformers' module, which adapters have
 
@@ -70,6 +71,7 @@ def family(
     ignore_tensors: Callable[[Any], Sequence[str]] | Sequence[str] = (),
     prefix: str = "model",
     aliases: Mapping[str, Sequence[str]] | None = None,
+    optional: Sequence[str] = (),
     settle: Callable[[Any, Collection[str]], Any] | None = None,
     modules: Callable[[Any], Sequence[Rule]] | Sequence[Rule] | None = None,
     override: bool = False,
@@ -87,6 +89,7 @@ def family(
       giving such patterns).
     - `prefix`: transformers' `base_model_prefix`.
     - `aliases`: other names under which files hold a tensor, tried in turn where it is missing.
+    - `optional`: patterns of our paths. Where a file has no such tensor (a bias of zeros), the array is what `init` makes.
     - `settle(config, names)`: the config that a checkpoint with tensors of these names means, where its `config.json`
       leaves that open (whether a T5 has a head of its own).
     - `modules`: the same as `names` for the parameters of transformers' module, where files hold them under older names:
@@ -118,6 +121,7 @@ def family(
         ignored,
         prefix,
         {name: tuple(others) for name, others in (aliases or {}).items()},
+        tuple(optional),
         settle or (lambda config, names: config),
         rules if modules is None else modules if callable(modules) else (lambda _: tuple(modules)),
     )

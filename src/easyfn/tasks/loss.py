@@ -128,7 +128,11 @@ def split_labels(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
 
 
 def counted(inputs: Mapping[str, Any], labels: jax.Array) -> jax.Array | None:
-    """Which tokens are no padding; `None` where all are."""
+    """Which tokens are no padding; `None` where all are. Of an encoder-decoder, whose answers are of its second
+    sequence, those of that, where it is given."""
+    if any(name.startswith("decoder_input") for name in inputs):
+        held = {name: inputs.get(f"decoder_{name}") for name in ("attention_mask", "segment_ids")}
+        inputs = {name: value for name, value in held.items() if value is not None}
     segments = segments_of(inputs, labels.shape)
     return None if segments is None else segments > 0
 
@@ -176,7 +180,7 @@ def load_balancing_loss(
     return jnp.sum(assigned / rows * (probability / rows)) * experts
 
 
-def _aux_weight(model: Any, inputs: Mapping[str, Any], cfg: LossConfig) -> float:
+def aux_weight(model: Any, inputs: Mapping[str, Any], cfg: LossConfig) -> float:
     if cfg.aux_loss_weight is not None:
         return float(cfg.aux_loss_weight)
     config = getattr(model, "config", None)
@@ -185,7 +189,7 @@ def _aux_weight(model: Any, inputs: Mapping[str, Any], cfg: LossConfig) -> float
 
 
 def _router(model: Any, inputs: Mapping[str, Any], cfg: LossConfig) -> dict[str, Any]:
-    return {"output_router_logits": True} if _aux_weight(model, inputs, cfg) else {}
+    return {"output_router_logits": True} if aux_weight(model, inputs, cfg) else {}
 
 
 def aux_loss(model: Any, out: Output, segments: jax.Array | None, cfg: LossConfig) -> tuple[jax.Array, float] | None:
@@ -194,7 +198,7 @@ def aux_loss(model: Any, out: Output, segments: jax.Array | None, cfg: LossConfi
         if cfg.aux_loss_weight:
             raise ValueError(f"aux_loss_weight={cfg.aux_loss_weight}, but {type(model).__name__} has no router")
         return None
-    weight = _aux_weight(model, {"output_router_logits": True}, cfg)
+    weight = aux_weight(model, {"output_router_logits": True}, cfg)
     seen = None if segments is None else segments > 0
     return load_balancing_loss(out.router_logits, _top_k(model), seen), weight
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ..forward.forward import forward
 from ..nn.context import Runtime
-from ..nn.encoder_heads import PooledClassifier
+from ..nn.encoder_heads import LastMarkClassifier, PooledClassifier
 from ..nn.heads import SequenceClassifier
 from .cross_entropy import LossConfig, Metrics, loss_from_logits
 from .loss import compute_loss, setting, split_labels
@@ -30,12 +30,14 @@ TASK = Task(
 
 @task.register(SequenceClassifier)
 @task.register(PooledClassifier)
-def _(model: SequenceClassifier | PooledClassifier) -> str:
+@task.register(LastMarkClassifier)
+def _(model: SequenceClassifier | PooledClassifier | LastMarkClassifier) -> str:
     return TASK.name
 
 
 @compute_loss.register(SequenceClassifier)
 @compute_loss.register(PooledClassifier)
+@compute_loss.register(LastMarkClassifier)
 def classification_loss(
     model: Any,
     batch: Mapping[str, Any],

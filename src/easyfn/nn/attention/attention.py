@@ -43,8 +43,8 @@ def attend(
     the backward pass, so memory grows with the number of keys only. On a mesh that splits the sequence, keys are passed
     round between devices, or traded for heads, as `runtime.context_parallel` says; weights are not, so there XLA decides.
     """
-    # Blocks and groups of keys are not passed round: there XLA gathers keys.
-    plain = mask is None or (mask.query_blocks is None and mask.query_sees is None)
+    # Blocks, groups and chosen keys are not passed round: there XLA gathers keys.
+    plain = mask is None or (mask.query_blocks is None and mask.query_sees is None and mask.everywhere is None)
     if plain and not weights and isinstance(k, jax.Array) and (axes := sequence_split(q, k, runtime)):
         operands = Operands(q, k, v, bias, sinks)
         out = attend_across(operands, mask, key, axes, runtime, scale=scale, softcap=softcap, dropout_rate=dropout_rate)
