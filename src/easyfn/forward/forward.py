@@ -25,7 +25,7 @@ from ..nn.cache.cache import Cache, layer_cache
 from ..nn.cache.placement import on_mesh
 from ..nn.context import Runtime
 from ..nn.output import Output
-from .seq2seq import OUTPUTS, apart, beside, call, two_sequences, wanted
+from .seq2seq import OUTPUTS, Source, apart, beside, call, two_sequences, wanted
 
 
 @verb
@@ -92,7 +92,7 @@ def forward(
     stated = inputs_of(model)
     given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **inputs}
     masks = {"attention_mask": attention_mask, "position_ids": position_ids, "segment_ids": segment_ids}
-    source = None
+    source: Source | None = None
     if two_sequences(stated):
         source, given, masks = apart(model, stated, given, masks, cache is not None)
         shape = given["inputs_embeds" if "inputs_embeds" in given else "input_ids"].shape[:2]
@@ -110,7 +110,7 @@ def forward(
         model = with_keys(model, key)
     if adapter_ids is not None:
         model = by_row(model, adapter_ids, shape[0])
-    encoded = None
+    encoded: Output | None = None
     if source is not None:
         own, key = (None, None) if key is None else (jax.random.fold_in(key, 1), jax.random.fold_in(key, 2))
         asked = {f"output_{name}": want for name, want in zip(OUTPUTS, outputs, strict=True)}

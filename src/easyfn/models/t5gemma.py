@@ -118,9 +118,11 @@ class CrossAttention(eqx.Module):
         self.scale, self.softcap = c.query_pre_attn_scalar**-0.5, c.attn_logit_softcapping
         self.dropout = dropout
 
+    def keys(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return split_heads(self.k_proj(x), self.kv_heads), split_heads(self.v_proj(x), self.kv_heads)
+
     def __call__(self, x: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any, jax.Array | None]:
-        keys = lambda x: tuple(split_heads(part(x), self.kv_heads) for part in (self.k_proj, self.v_proj))
-        cache, k, v, mask = attend_to_encoder(cache, context, keys)
+        cache, k, v, mask = attend_to_encoder(cache, context, self.keys)
         out, weights = attend(
             split_heads(self.q_proj(x), self.heads),
             k,
