@@ -66,7 +66,7 @@ def test_loss_and_gradient(zero):
     np.testing.assert_allclose(ef.ctc_loss(jnp.asarray(logits), LABELS, **given), want.detach().numpy(), rtol=1e-5)
     want[:2].sum().backward()
     slope = jax.grad(lambda x: jnp.sum(ef.ctc_loss(x, LABELS, **given)[:2]))(jnp.asarray(logits))
-    np.testing.assert_allclose(slope, scores.grad.numpy(), atol=2e-5)
+    np.testing.assert_allclose(slope[:2], scores.grad[:2].numpy(), atol=2e-5)  # torch: NaN for the third
 
 
 @pytest.mark.parametrize("how", ["sum", "mean"])
