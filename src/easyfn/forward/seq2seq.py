@@ -160,9 +160,11 @@ class Source:
                 f"the source has {hidden.shape[0]} rows and the decoder's input {context.segment_ids.shape[0]}"
             )
         masks = {name: value for name, value in self.masks.items() if name != "position_ids" and value is not None}
-        read, shape = hidden.shape[:2], tuple(hidden.shape[:2])
+        rows, length = hidden.shape[:2]
+        read = shape = (rows, length)
         if masks and not reads_text(base(model)):  # what the encoder reads may be longer than what it says
-            read = np.shape(next(iter(masks.values())))
+            rows, length = np.shape(next(iter(masks.values())))
+            read = (rows, length)
         elif wrong := [(name, np.shape(value)) for name, value in masks.items() if np.shape(value) != shape]:
             raise ValueError(f"{wrong[0][0]} has shape {wrong[0][1]} and the encoder's output {shape}")
         seen = make_context(read, **masks)[0].segment_ids

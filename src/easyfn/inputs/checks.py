@@ -26,7 +26,7 @@ def checked(stated: Inputs, given: Mapping[str, Any], model: Any) -> dict[str, A
     main = [name for name in stated.main if name in given]
     embeds = next((name for name in stated.main if name.endswith("inputs_embeds")), None)  # the same in another form
     exclusive = embeds is not None
-    if not main or (exclusive and {embeds, f"{embeds.removesuffix('inputs_embeds')}input_ids"} <= set(given)):
+    if not main or (embeds and {embeds, f"{embeds.removesuffix('inputs_embeds')}input_ids"} <= set(given)):
         how = "exactly one of them" if exclusive else "it" if len(stated.main) == 1 else "one of them, or both"
         raise ValueError(f"forward takes {' or '.join(stated.main)}: give {how}")
     return {name: _checked(name, value, stated.fields[name]) for name, value in given.items()}

@@ -50,8 +50,8 @@ def granitemoehybrid(c: GraniteMoeHybridConfig) -> Decoder:
         "full_attention": lambda: attention(c, scale=c.attention_multiplier, rope=rope),
         "linear_attention": lambda: mamba2_mixer(c, GatedRMSNorm(mamba_width(c), c.mamba_n_groups, c.rms_norm_eps)),
     }
-    scaled = {"embed_scale": c.embedding_multiplier, "scale_inputs": True}
-    return hybrid_decoder(c, kinds, mixers, mlp, residual=residual, **scaled)
+    scale = c.embedding_multiplier
+    return hybrid_decoder(c, kinds, mixers, mlp, residual=residual, embed_scale=scale, scale_inputs=True)
 
 
 decoder_family(

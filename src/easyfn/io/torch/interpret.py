@@ -60,6 +60,7 @@ class ProgramConfig:
             ignore_tensors=lambda config: (),
             prefix="",
             aliases={},
+            optional=(),
             settle=lambda config, names: config,
             modules=lambda model: rules,
         )
