@@ -41,18 +41,30 @@ ALIKE = ("gpt2", "mistral", "mixtral")
 EVERY = ("families", "io", "models", "config", "config_types", "laws")  # files where each model is the point
 
 
+# Whose rows are each a claim of its own, and not more of the same.
+EVERY_ROW = ("laws", "docs", "docstrings", "models")
+
+
 def pytest_collection_modifyitems(items):
     seen: dict[str, int] = {}
+    tables: dict[str, list] = {}
     model = {item: item.callspec.params.get("name") for item in items if hasattr(item, "callspec")}
     over_kinds = {item.originalname for item in model if model[item] == "llama"}
     for item in items:
         name = item.path.stem.removeprefix("test_")
         if name not in EVERY and item.originalname in over_kinds and model.get(item) in ALIKE:
             item.add_marker(pytest.mark.every_family)
+        elif DEAR.fullmatch(name) and name not in EVERY_ROW and item in model:
+            tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
         if DEAR.fullmatch(name) and item.get_closest_marker("slow") is None:
             seen[name] = seen.get(name, 0) + 1
             if seen[name] % 12 != 1:
                 item.add_marker(pytest.mark.slow)
+    # Of the long tables of these files `make test` runs the first row, the last, and every third between.
+    for rows in tables.values():
+        for n, item in enumerate(rows[1:-1] if len(rows) > 4 else (), 1):
+            if n % 3:
+                item.add_marker(pytest.mark.every_family)
 
 
 @pytest.fixture
