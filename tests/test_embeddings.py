@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from cases import CASES
+from cases import CASES, IMAGES
 from easyfn.registry.family import build
 
 
@@ -94,3 +94,14 @@ def test_encoder_and_decoder_of_heads():
     assert support("t5") == {"encoder": True, "decoder": True, "encode": True}
     assert not ef.supports(CASES["bert-base"].model(), "output_embeddings")
     assert ef.task(CASES["t5-encoder"].model()) == "encoder"
+
+
+@pytest.mark.parametrize("name", ["llava", "marian"])
+def test_resize_changes_the_config_that_has_the_vocabulary(name):
+    """Inside a `text_config`, and the decoder's own."""
+    config = ef.from_torch((CASES | IMAGES)[name].torch()).config
+    model = ef.resize_embeddings(ef.abstract(config), 120)
+    assert model.config.vocab_size == 120 and getattr(model.config, "decoder_vocab_size", 120) == 120
+    assert ef.input_embeddings(model).weight.shape[0] == 120
+    again = ef.abstract(model.config)
+    assert jax.tree.structure(again) == jax.tree.structure(model)

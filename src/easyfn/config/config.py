@@ -208,6 +208,11 @@ def labels(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "num_labels": len(data["id2label"])} if data.get("id2label") else data
 
 
+def without_nulls(data: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The JSON without those of `keys` that are `null`: where the reference takes its default for one."""
+    return {k: v for k, v in data.items() if v is not None or k not in keys}
+
+
 def only(data: Mapping[str, Any], key: str, *allowed: Any) -> None:
     """Refuses a key that is implemented for some values only; list it in the family's `ignore` as well.
 

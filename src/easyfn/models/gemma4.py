@@ -55,6 +55,7 @@ class Gemma4VisionConfig(CommonFields):
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         only(data, "use_clipped_linears", False)
+        only(data.get("rope_parameters") or {}, "rope_type", "axial")
         only(data, "attention_bias", False)
         return data
 

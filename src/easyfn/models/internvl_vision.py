@@ -67,7 +67,7 @@ def internvl_vision(c: InternVLVisionConfig) -> ImageEncoder:
                 qk_norm=norms,
                 dropout=c.attention_dropout,
             ),
-            MLP(size, c.intermediate_size, c.hidden_act, bias=True),
+            MLP(size, c.intermediate_size, c.hidden_act, bias=True, dropout=c.hidden_dropout_prob),
             c.layer_norm_eps,
             scale=c.layer_scale_init_value,
             norm=NORMS[c.norm_type],

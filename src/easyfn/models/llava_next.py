@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from ..config.config import without_nulls
 from ..config.fields import Size
 from ..names.rules import rename
 from ..nn import CausalLM
@@ -28,6 +29,10 @@ class LlavaNextConfig(LlavaConfig):
         (1008, 336),
         (336, 1008),
     )
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        return without_nulls(LlavaConfig.normalize(data), "image_grid_pinpoints")
 
 
 def llava_next(c: LlavaNextConfig) -> ImageText:

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..config.config import only
+from ..config.config import only, without_nulls
 from ..config.fields import CommonFields, LlamaFields, Size, alias, head_dim, rope
 from ..core.frozen import Frozen
 from ..core.weight import Slot, Weight, slots
@@ -55,6 +55,10 @@ class MllamaVisionConfig(CommonFields):
     intermediate_layers_indices: tuple[int, ...] = (3, 7, 15, 23, 30)
     supported_aspect_ratios: tuple[tuple[Size, Size], ...] = RATIOS
 
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        return without_nulls(data, "intermediate_layers_indices", "supported_aspect_ratios")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MllamaTextConfig(LlamaFields):
@@ -69,14 +73,14 @@ class MllamaTextConfig(LlamaFields):
     num_key_value_heads: Size | None = 8
     max_position_embeddings: Size = 131072
     rms_norm_eps: float = 1e-5
-    rope_parameters: Frozen = rope()
+    rope_parameters: Frozen = rope(500000.0)
     cross_attention_layers: tuple[int, ...] = (3, 8, 13, 18, 23, 28, 33, 38)
     dropout: float | int = 0.0
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         only(data, "tie_word_embeddings", False)  # there are more embeddings than scores
-        return data
+        return without_nulls(data, "cross_attention_layers")
 
 
 @dataclass(frozen=True, kw_only=True)

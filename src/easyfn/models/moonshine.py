@@ -117,7 +117,7 @@ class CrossAttention(eqx.Module):
             Linear(size, size, c.attention_bias, axes=("heads", "embed")) for _ in range(3)
         )
         self.o_proj = Linear(size, size, axes=("embed", "heads"))
-        self.heads, self.dropout = c.decoder_num_attention_heads, c.attention_dropout
+        self.heads, self.dropout = c.encoder_num_attention_heads, c.attention_dropout
 
     def keys(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return split_heads(self.k_proj(x), self.heads), split_heads(self.v_proj(x), self.heads)

@@ -55,9 +55,9 @@ class Wav2Vec2Config(CommonFields):
     layer_norm_eps: float = 1e-5
     feat_extract_norm: Literal["group", "layer"] = "group"
     feat_extract_activation: str = "gelu"
-    conv_dim: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
-    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
-    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_dim: tuple[Size, ...] = (512, 512, 512, 512, 512, 512, 512)
+    conv_stride: tuple[Size, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_kernel: tuple[Size, ...] = (10, 3, 3, 3, 3, 2, 2)
     conv_bias: bool = False
     num_conv_pos_embeddings: Size = 128
     num_conv_pos_embedding_groups: Size = 16

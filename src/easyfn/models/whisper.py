@@ -10,7 +10,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..config.config import only
 from ..config.fields import CommonFields, Size, alias
 from ..core.weight import Slot, Weight, dense, slots
 from ..inputs.statement import Input, Inputs, inputs
@@ -67,13 +66,6 @@ class WhisperConfig(CommonFields):
     hidden_size = alias("d_model")
     num_hidden_layers = alias("encoder_layers")
     num_attention_heads = alias("encoder_attention_heads")
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        for key in ("encoder_layerdrop", "decoder_layerdrop"):
-            only(data, key, 0.0)
-        only(data, "apply_spec_augment", False)
-        return data
 
 
 class SinePositions(eqx.Module):

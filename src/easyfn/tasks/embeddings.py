@@ -89,7 +89,7 @@ def resize_embeddings(
     New rows are the mean of the old ones (Hewitt 2021; what transformers does by default), with a `key` plus normal noise of
     the config's `initializer_range`; rows beyond a smaller size are cut off.
 
-    Raises `ValueError` if a weight to resize is quantized or has an adapter.
+    Raises `ValueError` if a weight to resize is quantized or has an adapter, or if the tables have different sizes.
 
     ```python
     import jax, easyfn as ef
@@ -109,6 +109,7 @@ def resize_embeddings(
         raise ValueError(f"resize_embeddings: a vocabulary of {size} entries is none")
     config: Any = getattr(model, "config", None)
     new: dict[str, Any] = {}
+    had: dict[int, str] = {}  # sizes, each with the path of a table
     for n, found in enumerate(find_slots(model)):
         if "vocab" not in found.slot.axes:
             continue
@@ -118,14 +119,33 @@ def resize_embeddings(
                 f"resize_embeddings: {found.path} is {kind}; resize first, or undo it with ef.merge_lora or ef.dequantize"
             )
         axis = found.weight.ndim - len(found.slot.axes) + found.slot.axes.index("vocab")
+        had.setdefault(found.weight.shape[axis], found.path)
         own = None if key is None else jax.random.fold_in(key, n)
         std = float((getattr(config, "extra", None) or {}).get("initializer_range", 0.02))
         new[found.path] = _resized(found.weight, axis, size, own, std)
     if not new:
         raise ValueError("resize_embeddings: no layer of the model has a `vocab` axis")
-    if not hasattr(config, "vocab_size"):
-        return replace(model, new)
-    return with_config(replace(model, new), dataclasses.replace(config, vocab_size=size), config)
+    if len(had) > 1:
+        listed = ", ".join(f"{path} has {n}" for n, path in sorted(had.items()))
+        raise ValueError(
+            f"resize_embeddings: the tables have sizes of their own ({listed}); change each by ef.with_params"
+        )
+    return _told(replace(model, new), config, size)
+
+
+def _told(model: Any, config: Any, size: int) -> Any:
+    """`model` whose config, or the config inside it that has the vocabulary, says its new size."""
+    names = {f.name for f in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else set()
+    sizes = [
+        name for name in ("vocab_size", "decoder_vocab_size") if name in names and getattr(config, name) is not None
+    ]
+    if sizes:
+        return with_config(model, dataclasses.replace(config, **dict.fromkeys(sizes, size)), config)
+    if "text_config" not in names:
+        return model
+    text = dataclasses.replace(config.text_config, vocab_size=size)
+    model = with_config(model, text, config.text_config)
+    return with_config(model, dataclasses.replace(config, text_config=text), config)
 
 
 def _resized(w: Any, axis: int, size: int, key: jax.Array | None, std: float) -> Any:
