@@ -8,7 +8,7 @@ INPUTS = dict(zip(("input_ids", "attention_mask"), tokens(pad=False), strict=Tru
 SIZES = {k: SMALL[k] for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
 
 
-@case("rwkv", backward=False, inputs=lambda: INPUTS, recurrent=True)
+@case("rwkv", inputs=lambda: INPUTS, recurrent=True)
 def _():
     from transformers import RwkvConfig, RwkvForCausalLM
 
