@@ -116,7 +116,6 @@ def kimi_linear(c: KimiLinearConfig) -> Decoder:
     return hybrid_decoder(c, kinds, mixers, lambda i: grouped(c, i), head_dim=c.qk_rope_head_dim, rope={})
 
 
-_SPARSE = "{rest}.block_sparse_moe."
 decoder_family(
     "KimiLinear",
     KimiLinearConfig,
@@ -126,9 +125,7 @@ decoder_family(
         concatenated("{rest}.mixer.conv1d.weight", *(f"{{rest}}.self_attn.{part}_conv1d.weight" for part in "qkv")),
         *per_expert("w1", "w3", "w2", theirs="block_sparse_moe"),
         mixer_is("self_attn"),
-        *(
-            rename(f"{{rest}}.mlp.{part}.{{tail}}", f"{_SPARSE}{part}.{{tail}}")
-            for part in ("gate", "experts", "shared_experts")
-        ),
+        # On the hub dense layers are `mlp`, which is read, too; transformers saves all of them under this name.
+        rename("{rest}.mlp.{tail}", "{rest}.block_sparse_moe.{tail}"),
     ),
 )
