@@ -12,6 +12,8 @@ import pytest
 
 import easyfn as ef
 from easyfn.nn import schedule
+from easyfn.nn.context import Context
+from easyfn.nn.parallel.pipeline import _cut, _part, _row_axes
 
 VOCAB, EMBED, MLP, ROWS, TOKENS = 122, 48, 80, 8, 6
 SMALL = dict(
@@ -108,6 +110,18 @@ def piped(model, stages=2, parts=4, rounds=1, **sizes):
     return ef.shard(
         ef.pipeline(model, stages, microbatches=parts, rounds=rounds), None, ef.make_mesh(pp=stages, **sizes)
     )
+
+
+def test_rows_are_known_by_name():
+    """Not by sizes, which may be as many by chance: tables of relative positions, shared weights, axes of positions."""
+    rows = jnp.zeros((ROWS, TOKENS), jnp.int32)
+    context = Context(
+        jnp.zeros((3, ROWS, TOKENS), jnp.int32), rows, slots=rows[0], order=rows,
+        bias=jnp.zeros((1, 2, TOKENS, TOKENS)), relative=jnp.zeros((ROWS, EMBED)), shared={"w": jnp.zeros((ROWS, EMBED))},
+    )  # fmt: skip
+    assert _row_axes(context, ROWS) == [1, 0, None, 0, None, None, None]
+    positions = jnp.arange(3 * ROWS).reshape(3, ROWS, 1)
+    assert _part(_cut(positions, 4, 1), jnp.asarray(1), 1)[0, :, 0].tolist() == [1, 5]
 
 
 @pytest.fixture(scope="module")

@@ -144,6 +144,32 @@ def test_accumulated_step_is_the_whole_step():
         ef.train_step(ef.to_state(fresh(), optimizer), batch, accumulate=3)
 
 
+def test_inputs_that_are_not_rows_are_not_cut():
+    """Images follow each other whatever row they are of; positions of several axes have their rows behind those."""
+
+    class Model(eqx.Module):
+        weight: jax.Array
+
+    @ef.inputs.register(Model)
+    def _(model):
+        fields = {"position_ids": ef.Input("index"), "pixel_values": ef.Input("image", ("images", 3, 4, 4))}
+        return ef.Inputs(fields, ("position_ids",))
+
+    def loss(model, batch, *, key):
+        seen = batch["position_ids"]
+        return jnp.sum(jnp.mean(model.weight * jnp.arange(1, 4)[:, None, None] * seen, axis=(1, 2))), {}
+
+    state = ef.to_state(Model(jnp.ones(())), optax.sgd(0.1))
+    small = functools.partial(ef.train_step, loss=loss, accumulate=3)
+    batch = {"position_ids": jnp.arange(36.0).reshape(3, 6, 2)}
+    np.testing.assert_allclose(
+        small(state, batch)[0].params.weight, ef.train_step(state, batch, loss)[0].params.weight, rtol=1e-6
+    )
+    for name in ("pixel_values", "chosen_pixel_values"):
+        with pytest.raises(ValueError, match=rf"'{name}'\] is \(images, 3, 4, 4\), which are not rows.*MultiSteps"):
+            small(state, {**batch, name: jnp.zeros((6, 3, 4, 4))})
+
+
 def test_mixed_precision_keeps_float32_masters():
     state = ef.to_state(fresh(), optax.adam(1e-3))
     half = jax.jit(functools.partial(ef.train_step, compute_dtype=jnp.bfloat16))

@@ -1,14 +1,19 @@
 """wav2vec 2.0 beyond what every family is held to: padded recordings, the loss and the reading of CTC, both spellings."""
 
+import functools
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
 import easyfn as ef
 from cases import CASES
+from easyfn.core.tree import replace
 
 LENGTHS = np.array([471, 300, 129])
 VALUES = np.random.RandomState(4).randn(3, 471).astype(np.float32)
@@ -16,7 +21,7 @@ MASK = (np.arange(471)[None] < LENGTHS[:, None]).astype(np.int64)
 
 
 def padded():
-    return {"input_values": VALUES * MASK, "attention_mask": MASK}
+    return {"input_values": VALUES * MASK.astype(np.float32), "attention_mask": MASK}
 
 
 @pytest.mark.parametrize("name", ["wav2vec2", "wav2vec2-base", "wav2vec2-classifier"])
@@ -79,7 +84,7 @@ def test_compute_loss(how):
         want = hf(**{k: torch.tensor(v) for k, v in padded().items()}, labels=torch.tensor(labels)).loss
     loss, metrics = ef.compute_loss(model, {**padded(), "labels": labels})
     np.testing.assert_allclose(loss, want.numpy(), rtol=1e-4)
-    assert metrics["num_tokens"] == 12
+    assert metrics["num_examples"] == 3
     each, _ = ef.compute_loss(model, {**padded(), "labels": labels}, ef.LossConfig(reduction="none"))
     assert each.shape == (3,)
     with pytest.raises(ValueError, match="needs batch\\['labels'\\]"):
@@ -120,3 +125,42 @@ def test_both_spellings_of_a_normed_weight(tmp_path):
 def test_sound_too_short():
     with pytest.raises(ValueError, match="7 samples of sound are fewer"):
         ef.forward(CASES["wav2vec2"].model(), input_values=VALUES[:, :7])
+
+
+def test_labels_out_of_the_vocabulary():
+    logits = jnp.zeros((2, 6, 5))
+    for bad in (-1, 5):
+        labels = np.array([[1, bad, -100], [1, 2, -100]])
+        with pytest.raises(ValueError, match=f"labels hold {bad}"):
+            ef.ctc_loss(logits, labels)
+    loss = jax.jit(ef.ctc_loss)(logits, labels)
+    assert np.isnan(loss[0]) and np.isfinite(loss[1])
+
+
+class Frames(eqx.Module):
+    """A frame for each number, so that nothing but the loss is compiled."""
+
+    weight: jax.Array
+    config: ef.models.Wav2Vec2Config = eqx.field(static=True)
+
+    def __call__(self, context, cache=None, *, input_values):
+        return ef.nn.Output(last_hidden_state=input_values[..., None] * self.weight[None, None])
+
+
+@pytest.mark.parametrize("how", ["sum", "mean"])
+def test_parts_of_a_batch_are_the_batch(how):
+    """A mean of rows is not weighed by how many labels they have, and sums are added."""
+    stated = {"input_values": ef.Input("audio", ("batch", "seq"), optional=False)}
+    ef.inputs.register(Frames, override=True)(lambda model: ef.Inputs(stated, ("input_values",)))
+    config = ef.models.Wav2Vec2Config(vocab_size=12, hidden_size=4, num_attention_heads=2, ctc_loss_reduction=how)
+    model = ef.nn.CTC(Frames(jnp.ones(4), config))
+    scores = jnp.asarray(np.random.RandomState(0).randn(12, 4), jnp.float32)
+    model = replace(model, {"lm_head.weight": scores, "lm_head.bias": jnp.zeros(12)})
+    state = ef.to_state(model, optax.sgd(0.1))
+    batch = {"input_values": VALUES[:2, :9], "labels": np.array([[5, 3, 7, 4], [9, -100, -100, -100]])}
+    whole, one = jax.jit(ef.train_step)(state, batch)
+    parts, two = jax.jit(functools.partial(ef.train_step, accumulate=2))(state, batch)
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-5, err_msg=name)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), parts.params, whole.params)

@@ -16,7 +16,7 @@ from ..nn.audio import CTC
 from ..nn.context import Runtime
 from ..nn.seq2seq import source_segments
 from .cross_entropy import LossConfig, Metrics, as_array
-from .loss import compute_loss, split_labels
+from .loss import compute_loss, split_labels, summed
 from .task import Task, task
 
 TASK = Task("ctc", hub="automatic-speech-recognition", auto="AutoModelForCTC", classes=("ForCTC",))
@@ -41,6 +41,7 @@ def ctc_loss(
     `labels` `(batch, count)`: those that are `ignore_index` or `blank` are none, wherever they stand. `lengths` `(batch,)`:
     how many frames of each row are real. A row with fewer frames than its labels need is infinite, or with
     `zero_infinity` 0, without a gradient either way. The numbers are those of torch's `ctc_loss` with `reduction="none"`.
+    Any other label outside the vocabulary is a `ValueError`; under `jit` its row is NaN.
 
     ```python
     import jax.numpy as jnp, easyfn as ef
@@ -51,23 +52,26 @@ def ctc_loss(
     labels = as_array(labels)
     if labels.ndim != 2 or labels.shape[0] != logits.shape[0]:
         raise ValueError(f"ctc_loss: labels must have shape ({logits.shape[0]}, count), not {labels.shape}")
-    if not isinstance(labels, jax.core.Tracer) and labels.size and int(np.max(labels)) >= logits.shape[-1]:
-        raise ValueError(
-            f"ctc_loss: labels hold {int(np.max(labels))}, and the vocabulary has {logits.shape[-1]} tokens"
-        )
     real = (labels != ignore_index) & (labels != blank)
+    wrong = real & ((labels < 0) | (labels >= logits.shape[-1]))
+    if not isinstance(labels, jax.core.Tracer) and np.any(wrong):
+        raise ValueError(
+            f"ctc_loss: labels hold {int(np.asarray(labels)[np.asarray(wrong)][0])}: neither one of the vocabulary's "
+            f"{logits.shape[-1]} tokens nor ignore_index={ignore_index}"
+        )
     order = jnp.argsort(~real, axis=1, stable=True)
     labels, real = (jnp.take_along_axis(x, order, axis=1) for x in (labels, real))
     frames = logits.shape[1]
     lengths = jnp.full((logits.shape[0],), frames) if lengths is None else jnp.asarray(lengths)
     padded = (jnp.arange(frames)[None] >= lengths[:, None]).astype(jnp.float32)
-    labels = jnp.where(real, labels, blank)
+    labels = jnp.clip(jnp.where(real, labels, blank), 0, logits.shape[-1] - 1)
     loss = optax.losses.ctc_loss(
         logits.astype(jnp.float32), padded, labels, (~real).astype(jnp.float32), blank_id=blank, log_epsilon=-1e5
     )
     doubled = jnp.sum((labels[:, 1:] == labels[:, :-1]) & real[:, 1:], axis=1)  # a blank must stand between them
     possible = lengths >= jnp.sum(real, axis=1) + doubled
-    return jnp.where(possible, loss, 0.0 if zero_infinity else jnp.inf)
+    loss = jnp.where(possible, loss, 0.0 if zero_infinity else jnp.inf)
+    return jnp.where(jnp.any(wrong, axis=1), jnp.nan, loss)
 
 
 def ctc_decode(
@@ -101,6 +105,15 @@ def ctc_decode(
 def _real(model: Any, attention_mask: Any, frames: int) -> jax.Array:
     segments = (jnp.asarray(attention_mask) != 0).astype(jnp.int32)
     return source_segments(model.model, segments, frames)
+
+
+def _reduction(model: CTC, cfg: LossConfig) -> str:
+    return model.config.ctc_loss_reduction if cfg.reduction == "mean" else cfg.reduction
+
+
+@summed.register(CTC)
+def _(model: CTC, cfg: LossConfig) -> bool:
+    return _reduction(model, cfg) == "sum"
 
 
 @compute_loss.register(CTC)
@@ -140,6 +153,6 @@ def loss_of_frames(
     )
     said = jnp.sum((labels != cfg.ignore_index) & (labels != c.pad_token_id), axis=1)
     mean = jnp.mean(losses / jnp.maximum(said, 1))
-    how = c.ctc_loss_reduction if cfg.reduction == "mean" else cfg.reduction
-    loss = {"mean": mean, "sum": jnp.sum(losses), "none": losses}[how]
-    return loss, {"loss": mean, "num_tokens": jnp.sum(said), "num_examples": jnp.asarray(losses.shape[0], jnp.float32)}
+    loss = {"mean": mean, "sum": jnp.sum(losses), "none": losses}[_reduction(model, cfg)]
+    # a mean of rows: no num_tokens, by which parts of a batch would be weighed
+    return loss, {"loss": mean, "num_examples": jnp.asarray(losses.shape[0], jnp.float32)}

@@ -71,6 +71,12 @@ def compute_loss(
     return language_loss(model, batch, cfg, key=key, runtime=runtime)
 
 
+@verb
+def summed(model: Any, cfg: LossConfig) -> bool:
+    """Whether the loss of a model is a sum over what counts, to which parts of a batch add up, rather than a mean."""
+    return cfg.reduction == "sum"
+
+
 @compute_loss.register(CausalLM)
 def language_loss(
     model: Any,

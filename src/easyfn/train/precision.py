@@ -149,7 +149,11 @@ def _needed(params: Any, name: str) -> None:
 
 
 def _difference(new: jax.Array, old: jax.Array) -> jax.Array:
-    """What `optax.apply_updates` must add to `old` to make exactly `new`, of the same 16-bit dtype."""
+    """What `optax.apply_updates` adds to `old` to make `new`, of the same dtype.
+
+    Of 16 bits it is taken and added in float32, then rounded: exactly `new`, but for one less than 2^-13 (bfloat16:
+    2^-16) of `old`, of which bits below 2^-24 of `old` may be lost. Of float32 it is the difference, rounded as any.
+    """
     return new.astype(jnp.float32) - old.astype(jnp.float32) if narrow(old) else new - old
 
 

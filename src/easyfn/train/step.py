@@ -17,9 +17,10 @@ from ..core.habits import taught
 from ..core.placement import mesh_of
 from ..core.trainable import trainable as trainable_of
 from ..core.tree import Pattern, children, is_abstract, is_leaf, join, leaves, matches, nodes, nothing_matched, rebuild
+from ..inputs.statement import TOKENS, inputs
 from ..nn.context import Runtime
 from ..tasks.cross_entropy import LossConfig, Metrics
-from ..tasks.loss import compute_loss
+from ..tasks.loss import compute_loss, summed
 from .guard import guard_state, tree_norm, unscaled
 from .precision import holds, narrow
 
@@ -194,11 +195,13 @@ def train_step(
     Pure; wrap it in your own `jax.jit(..., donate_argnums=0)`, which reuses the memory of the old state (and of the
     model it came from: use neither again).
 
-    - `loss`: a [`easyfn.LossConfig`][], or a function `(model, batch, *, key) -> (loss, metrics)` of your own.
+    - `loss`: a [`easyfn.LossConfig`][], or a function `(model, batch, *, key) -> (loss, metrics)` of your own, whose loss
+      is a mean over what its metrics' `num_tokens` or `num_examples` says.
     - `key`: turns dropout on. The same key may be given at every step: the count of steps is folded into it.
     - `compute_dtype`: mixed precision. The model is cast inside the step, so that the state keeps its own dtype.
     - `accumulate`: splits the batch's leading axis into so many parts, one after another, for the memory of one. Each
-      part weighs as many tokens as it counts, so the step is that of the whole batch.
+      part weighs as many tokens as it counts, so the step is that of the whole batch. An input that is not of rows
+      (patches, or the images of all rows after each other) cannot be split so: `ValueError`.
 
     The metrics are those of the loss, and `grad_norm`; with [`easyfn.guard`][] also `skipped` and `loss_scale`. Under `jit`,
     give all of these but `key` with `functools.partial`. Optimizers that want the loss too (plateau schedules, line
@@ -226,7 +229,7 @@ def train_step(
         def measure(model: Any, part: Mapping[str, Any], key: Any) -> tuple[jax.Array, Metrics]:
             return compute_loss(model, part, cfg, key=key, runtime=runtime)
 
-        total = cfg.reduction == "sum"
+        total = summed(state.model, cfg)
     else:
         own, total = loss, False
 
@@ -247,8 +250,7 @@ def train_step(
     if accumulate == 1:
         (_, (value, metrics)), gradients = slope(state.params, batch, key)
     else:
-        gradients, metrics = _accumulated(slope, state.params, batch, key, accumulate, total)
-        value = metrics["loss"]
+        gradients, value, metrics = _accumulated(slope, state, batch, key, accumulate, total)
     plain = gradients if scale is None else unscaled(gradients, scale)
     optimizer = optax.with_extra_args_support(state.optimizer)
     more = {"value": value, "grad": plain, "value_fn": lambda params: objective(params, batch, key)[1][0]}
@@ -263,16 +265,30 @@ def train_step(
 
 
 def _accumulated(
-    slope: Any, params: Any, batch: Mapping[str, Any], key: Any, parts: int, total: bool
-) -> tuple[Any, Any]:
-    """Gradients and metrics of a batch in `parts`, each weighed by what it counts (or summed, if the loss is a sum)."""
+    slope: Any, state: TrainState, batch: Mapping[str, Any], key: Any, parts: int, total: bool
+) -> tuple[Any, jax.Array, Metrics]:
+    """Gradients, loss and metrics of a batch in `parts`, each weighed by what it counts (or summed, if the loss is a sum)."""
+    params, stated = state.params, inputs(state.model)
+    shapes = {name: one.shape for name, one in stated.fields.items() if one.shape}
+    others = {name: shape for name, shape in shapes.items() if shape[0] != "batch"}
+    flat = all(shapes.get(name, TOKENS)[:2] == TOKENS for name in stated.main)  # rows of tokens, not of choices
 
     def divided(name: str, value: Any) -> Any:
         value = jnp.asarray(value)
-        if value.ndim == 0 or value.shape[0] % parts:
-            raise ValueError(f"train_step: accumulate={parts} does not divide batch[{name!r}] of shape {value.shape}")
+        for other, shape in others.items():
+            if name == other or name.endswith(f"_{other}"):  # chosen_pixel_values is pixel_values too
+                raise ValueError(
+                    f"train_step: accumulate={parts} gives each part some of the batch's rows, and batch[{name!r}] is "
+                    f"({', '.join(map(str, shape))}), which are not rows. Give a smaller batch with accumulate=1, and take the "
+                    f"mean over several with optax.MultiSteps(optimizer, {parts})"
+                )
+        rows = 1 if flat and value.ndim == 3 and f"_{name}".endswith("_position_ids") else 0  # (axes, batch, seq)
+        shape = value.shape
+        if value.ndim == 0 or shape[rows] % parts:
+            raise ValueError(f"train_step: accumulate={parts} does not divide batch[{name!r}] of shape {shape}")
         # every parts-th row: where devices hold blocks of rows, each part takes some of every block
-        return jnp.swapaxes(value.reshape(value.shape[0] // parts, parts, *value.shape[1:]), 0, 1)
+        value = value.reshape(*shape[:rows], shape[rows] // parts, parts, *shape[rows + 1 :])
+        return jnp.moveaxis(value, rows + 1, 0)
 
     switches = {name: value for name, value in batch.items() if isinstance(value, bool)}
     pieces = {n: divided(n, value) for n, value in batch.items() if value is not None and n not in switches}
@@ -288,19 +304,20 @@ def _accumulated(
         weight = jnp.ones(()) if total else number
         sums, before, count = carry
         sums = jax.tree.map(lambda s, g: s + weight * g.astype(s.dtype), sums, gradients)
-        return (sums, before + number, count + weight), (metrics, number)
+        return (sums, before + number, count + weight), (value, metrics, number)
 
     # float32 sums: many small 16-bit gradients would be lost in a 16-bit one
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
     start = (zeros, jnp.zeros(()), jnp.zeros(()))
-    (sums, number, count), (metrics, numbers) = jax.lax.scan(one, start, (jnp.arange(parts), pieces))
+    (sums, number, count), (values, metrics, numbers) = jax.lax.scan(one, start, (jnp.arange(parts), pieces))
     below = jnp.where(count > 0, count, 1.0)
     if total:
         below = jnp.ones(())
     gradients = jax.tree.map(lambda s, p: (s / below).astype(p.dtype), sums, params)
     share = numbers / jnp.where(number > 0, number, 1.0)
-    means = {name: jnp.sum(values * share) for name, values in metrics.items()}
-    return gradients, means | {name: jnp.sum(metrics[name]) for name in _COUNTS if name in metrics}
+    means = {name: jnp.sum(each * share) for name, each in metrics.items()}
+    counts = {name: jnp.sum(metrics[name]) for name in _COUNTS if name in metrics}
+    return gradients, jnp.sum(values if total else values * share), means | counts
 
 
 _COUNTS = ("num_tokens", "num_examples")

@@ -90,8 +90,8 @@ def _staged(pipe: Pipelined, mesh: AbstractMesh, x: jax.Array, context: Context,
     starts = schedule(stages, parts, rounds)
     steps = int(starts.max()) + stages
     arrays, rest = jax.tree.flatten(context)
-    by_row = [leaf.ndim > 1 and leaf.shape[0] == rows for leaf in arrays]
-    arrays = [_cut(leaf, parts) if cut else leaf for leaf, cut in zip(arrays, by_row, strict=True)]
+    places = _row_axes(context, rows)
+    arrays = [leaf if axis is None else _cut(leaf, parts, axis) for leaf, axis in zip(arrays, places, strict=True)]
 
     def stage(own: Any, x: jax.Array, shared: Any, cache: Any, number: jax.Array) -> Any:
         x, shared, number = jax.tree.map(lambda leaf: leaf[0], (x, shared, number))
@@ -106,8 +106,8 @@ def _staged(pipe: Pipelined, mesh: AbstractMesh, x: jax.Array, context: Context,
             micro = jnp.clip(micro, 0, parts - 1)
             enters = (number == 0) & (turn == 0)
             h = jnp.where(enters, lax.dynamic_index_in_dim(x, micro, keepdims=False), handed_on)
-            given = zip(shared, by_row, strict=True)
-            leaves = [lax.dynamic_index_in_dim(leaf, micro, keepdims=False) if cut else leaf for leaf, cut in given]
+            given = zip(shared, places, strict=True)
+            leaves = [leaf if axis is None else _part(leaf, micro, axis) for leaf, axis in given]
             here = jax.tree.unflatten(rest, leaves)
             if here.key is not None and parts > 1:
                 here = here.replace(key=jax.random.fold_in(here.key, micro))
@@ -160,6 +160,24 @@ def _check_cache(cache: Any, rows: int) -> None:
                 f"a pipeline cannot cut a cache of {type(node).__name__} into microbatches: take ef.unpipeline(model), "
                 "or a cache from ef.init_cache"
             )
+
+
+_OF_NO_ROW = ("relative", "shared", "key")  # fields of a `Context` that all rows share, whatever their shapes
+
+
+def _row_axes(context: Context, rows: int) -> list[int | None]:
+    """The axis of the rows in each array of a context; `None` where every row has the same."""
+
+    def axis(field: str, leaf: jax.Array) -> int | None:
+        place = 1 if field == "position_ids" and leaf.ndim == 3 else 0
+        return place if field not in _OF_NO_ROW and leaf.ndim > 1 and leaf.shape[place] == rows else None
+
+    return [axis(path[0].name, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(context)]
+
+
+def _part(leaf: jax.Array, micro: jax.Array, axis: int) -> jax.Array:
+    """One part of what `_cut` made."""
+    return lax.dynamic_index_in_dim(leaf, micro, axis + 1 if axis else 0, keepdims=False)
 
 
 def _cut(leaf: jax.Array, parts: int, axis: int = 0) -> jax.Array:
