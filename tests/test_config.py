@@ -126,6 +126,12 @@ def test_a_config_of_transformers():
             ef.init(config, key=jax.random.key(0))
 
 
+@pytest.mark.parametrize("value", [[], "abc"])
+def test_a_float_that_is_none(value):
+    with pytest.raises(ValueError, match=r"config.json: rms_norm_eps is .*is no number"):
+        ef.read_config({**LLAMA, "rms_norm_eps": {"__float__": value}})
+
+
 @pytest.mark.parametrize("value", ["32", 32.5, -32])
 def test_sizes_are_whole_numbers(value):
     with pytest.raises(ValueError, match=f"hidden_size={value!r} must be an integer"):

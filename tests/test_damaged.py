@@ -1,5 +1,6 @@
 """Damaged files: each loads or raises an error of ours that helps; none hangs, none ends in an error of Python's depths."""
 
+import importlib
 import json
 import random
 import signal
@@ -129,6 +130,57 @@ def test_templates_are_bounded(text):
     template = pytest.importorskip("easyfn.serve").ChatTemplate(text)
     survives(lambda: template([]), text)
     with pytest.raises(ValueError, match="the chat template refuses"):
+        template([])
+
+
+# What passes a bound of 1000, with s of 900 characters and l of three of them.
+LARGE = r"""''.join(l) ; l|join ; l|string ; '' ~ l ; l|upper ; l|map('upper')|join
+'{0}{0}'.format(s) ; '{a[b]}{a[b]}'.format_map({'a': {'b': s}})
+'{:{w}}'.format(1, w=1001) ; '%s' % l ; '%s%s' % (s, s) ; '%(a)s%(a)s' % {'a': s} ; '%*d' % (1001, 1) ; '%s%s'|format(s, s)
+('a\t' * 200).expandtabs() ; [1]|tojson(indent=1001) ; [1, 2]|tojson(separators=(s, s)) ; s.center(1001) ; s|center(1001)
+s.ljust(1001) ; s.rjust(1001) ; s.zfill(1001) ; s.replace('a', 'bb') ; s|replace('a', 'bb') ; s * 2 ; s ~ s ; s + s ; l * 400
+s.translate({97: s}) ; 'abc'|join(s) ; s.join('abc')
+(1).to_bytes(1001) ; 1|round(1001) ; [1]|batch(linecount=1001, fill_with=0)|list
+{}[l].a ; raise_exception(l) ; f() ; ('a\n' * 300)|indent(4)"""
+GIVEN = "{% set s = 'a' * 900 %}{% set l = [s, s, s] %}{% macro f() %}{{ s }}{{ s }}{% endmacro %}"
+
+
+@pytest.mark.parametrize("text", LARGE.replace("\n", " ; ").split(" ; "))
+def test_what_would_be_large_is_refused_before_it_is_made(text, monkeypatch):
+    sandbox = pytest.importorskip("easyfn.io.sandbox")
+    monkeypatch.setattr(sandbox, "SIZE", 1000)
+    monkeypatch.setattr(sandbox, "_made", lambda value: value)
+    template = importlib.import_module("easyfn.io.template").ChatTemplate(GIVEN + "{{ (" + text + ")|length }}")
+    with pytest.raises(ValueError, match="a value of more than 1000"):
+        template([])
+
+
+SLOW = [
+    "s[1:]",
+    "s == s",
+    "'b' in s",
+    "s is eq s",
+    "s.upper()",
+    "s|upper",
+    "s + 'b'",
+    "s ~ 'b'",
+    "l * 9",
+    "l|map('first')|list",
+]
+
+
+@pytest.mark.parametrize(
+    "text", [*(f"{{% set x = {one} %}}" for one in SLOW), "{% for x in l * 9 if false %}{% endfor %}"]
+)
+def test_what_is_long_takes_steps(text, monkeypatch):
+    sandbox = pytest.importorskip("easyfn.io.sandbox")
+    template = importlib.import_module("easyfn.io.template").ChatTemplate(
+        GIVEN + "{% for i in range(500) %}" + text + "{{ 'b' * -64000 }}{% endfor %}"
+    )
+    monkeypatch.setattr(
+        sandbox, "STEPS", 2500
+    )  # 500 of the range, of the blocks, of the product; the rest is the text's
+    with pytest.raises(ValueError, match="more than 2500 steps"):
         template([])
 
 

@@ -134,7 +134,7 @@ def _normalized(cls: type, data: dict[str, Any], where: str) -> dict[str, Any]:
 
 def common(data: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
     """The JSON with the keys that all checkpoints have in common checked."""
-    found = {k: numbers(v) for k, v in data.items()}
+    found = {k: numbers(v, f"{where}: {k}") for k, v in data.items()}
     for key, hint in TYPES.items():
         if key in found:
             check(key, found[key], hint, where)
@@ -189,12 +189,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def numbers(value: Any) -> Any:
+def numbers(value: Any, where: str = "config.json") -> Any:
     """The inverse of what `write` makes of infinity: `{"__float__": "Infinity"}` is a number again."""
     if isinstance(value, list | tuple):
-        return type(value)(numbers(v) for v in value)
+        return type(value)(numbers(v, where) for v in value)
     if isinstance(value, Mapping) and list(value) == ["__float__"]:
-        return float(value["__float__"])
+        try:
+            return float(value["__float__"])
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{where} is {dict(value)!r}, and {value['__float__']!r} is no number") from None
     return value
 
 

@@ -1,36 +1,54 @@
 """What chat templates run in: Jinja's immutable sandbox, with bounds on what a template may do and write.
 
 A template comes with a checkpoint, from a stranger. The sandbox keeps it from reaching anything; nothing in it keeps a
-template from counting to 10^10, or from a string of gigabytes. So every pass through a block is a step, and what can be made
-large by one expression (products, powers, widths, joined strings) is measured first.
+template from counting to 10^10, or from a string of gigabytes. So:
+
+- Every pass through a block, every operator, slice, comparison, method, filter and test is a step, and more steps where its
+  values are long (`_weight`). A rendering has `STEPS` of them.
+- What an expression makes is estimated before it is made (`_GROWTH`, `call_binop`, `_length` for what becomes a text) and
+  measured after. An estimate leaves out escapes: for a moment, a text may be 12 times (`\\ud83d\\ude00`) as long as `SIZE`.
+- Filters for HTML and for debugging, which no chat needs and whose time cannot be told ahead, are not there.
 """
 
 from __future__ import annotations
 
 import contextvars
 import functools
-from collections.abc import Callable, Iterator, Sized
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import jinja2.compiler
+import jinja2.nodes
 import jinja2.sandbox
 from jinja2.exceptions import SecurityError
+from jinja2.utils import Namespace
 
-STEPS = 1_000_000  # blocks that a rendering may pass; the longest template there is takes some hundreds per message
-SIZE = 50_000_000  # characters, or entries of a list, that one value may have, and the whole text
-NUMBER = 1_000_000  # what a width or a count may be
+STEPS = 1_000_000  # that a rendering may take; the longest template there is takes some hundreds per message
+SIZE = 2_000_000  # characters or entries of a value, and of the text: half a million tokens, no prompt here is longer
 BITS = 10_000  # of a whole number
+DIGITS = 1_000  # that a number may be rounded to
 
 _left: contextvars.ContextVar[int] = contextvars.ContextVar("steps that are left", default=STEPS)
 
 
 class Blocks(jinja2.compiler.CodeGenerator):
-    """Jinja's compiler; the body of each loop, branch and macro takes a step, and `~` measures what it joins."""
+    """Jinja's compiler; it writes calls of the environment where Jinja computes without one."""
 
     def blockvisit(self, nodes: Any, frame: Any) -> None:
         self.writeline("environment.step()")
         super().blockvisit(nodes, frame)
+
+    def buffer(self, frame: Any) -> None:
+        frame.buffer = self.temporary_identifier()
+        self.writeline(f"{frame.buffer} = environment.written()")
+
+    def visit_For(self, node: Any, frame: Any) -> None:
+        if node.test is not None:  # what it passes over enters no block
+            node.iter = jinja2.nodes.Call(jinja2.nodes.EnvironmentAttribute("each"), [node.iter], [], None, None)
+        super().visit_For(node, frame)
 
     def visit_Concat(self, node: Any, frame: Any) -> None:
         self.write("environment.joined((")
@@ -39,56 +57,152 @@ class Blocks(jinja2.compiler.CodeGenerator):
             self.write(", ")
         self.write("))")
 
+    def visit_Getitem(self, node: Any, frame: Any) -> None:
+        if not isinstance(node.arg, jinja2.nodes.Slice):
+            return super().visit_Getitem(node, frame)
+        self._call("taken", node.node, frame)
+        self.write("[")
+        self.visit(node.arg, frame)
+        self.write("]")
+
+    def visit_Compare(self, node: Any, frame: Any) -> None:
+        self.write("(")
+        self._call("compared", node.expr, frame)
+        for one in node.ops:
+            self.visit(one, frame)
+        self.write(")")
+
+    def visit_Operand(self, node: Any, frame: Any) -> None:
+        self.write(f" {jinja2.compiler.operators[node.op]} ")
+        self._call("searched" if node.op in ("in", "notin") else "compared", node.expr, frame)
+
+    def _call(self, method: str, node: Any, frame: Any) -> None:
+        self.write(f"environment.{method}(")
+        self.visit(node, frame)
+        self.write(")")
+
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox with those bounds; what passes one is a `SecurityError`."""
+    """Jinja's immutable sandbox with those bounds; what passes one is a `SecurityError`.
+
+    `filters` are the caller's own, which are bounded as Jinja's are.
+    """
 
     code_generator_class = Blocks
     intercepted_binops = frozenset(["*", "**", "%", "+"])
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *, filters: Mapping[str, Callable[..., Any]], **options: Any) -> None:
+        super().__init__(finalize=shown, **options)
         self.globals["range"] = self._range
         self.globals.pop("lipsum", None)
-        self.filters = {name: _guarded(found) for name, found in self.filters.items()}
+        known = {name: found for name, found in self.filters.items() if name not in _DROPPED}
+        self.filters = {name: _guarded(name, found) for name, found in {**known, **filters}.items()}
+        self.tests = {name: _guarded(f"is.{name}", found) for name, found in self.tests.items()}
 
     def step(self) -> None:
         _step(1)
+
+    def written(self) -> Written:
+        return Written()
+
+    def each(self, values: Any) -> Any:
+        _step(len(values) if isinstance(values, Collection) else 1)
+        return values
+
+    def taken(self, value: Any) -> Any:
+        _step(1 + _weight(value))
+        return value
+
+    def compared(self, value: Any) -> Any:
+        _step(1 + _length(value) // 64)
+        return value
+
+    def searched(self, value: Any) -> Any:
+        return self.taken(value) if isinstance(value, Mapping) else self.compared(value)
+
+    def concat(self, pieces: Any) -> str:
+        return measured(pieces)
+
+    def joined(self, parts: Any) -> str:
+        _measure(_length(parts))
+        return "".join(map(str, parts))
 
     def _range(self, *bounds: int) -> range:
         found = jinja2.sandbox.safe_range(*bounds)
         _step(len(found))
         return found
 
-    def joined(self, parts: Any) -> str:
-        texts = [str(part) for part in parts]
-        _measure(sum(map(len, texts)))
-        return "".join(texts)
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        _measure(_length(argument))  # an error would show it
+        return super().getitem(obj, argument)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        if super().wrap_str_format(value) is None:
+            return None
+        text, name = value.__self__, value.__name__
+
+        def run(*args: Any, **named: Any) -> str:
+            said = ((), *args) if name == "format_map" else (args, named)
+            return type(text)(Fields(self, escape=getattr(text, "escape", str)).vformat(text, *said))
+
+        return functools.update_wrapper(run, value)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        _step(1 + _weight(left) + _weight(right))
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
             if bits > BITS:
                 raise SecurityError(f"a number of more than {BITS} bits")
         elif operator == "*":
             for one, other in ((left, right), (right, left)):
-                if isinstance(one, str | list | tuple) and isinstance(other, int):
+                if isinstance(one, Collection) and isinstance(other, int):
                     _measure(len(one) * other)
-        if operator == "%" and isinstance(left, str):
-            _fits(_numbers(left))
-        if operator == "+" and isinstance(left, str | list | tuple) and isinstance(right, Sized):
+        elif operator == "%" and isinstance(left, str | bytes):
+            _measure(_percent(left, *right) if isinstance(right, tuple) else _percent(left, right))
+        elif operator == "+" and isinstance(left, Collection) and isinstance(right, Collection):
             _measure(len(left) + len(right))
-        return super().call_binop(context, operator, left, right)
+        return _made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **named: Any) -> Any:
-        owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str | list | tuple):
-            _fits((*args, *named.values()))
-            if getattr(__obj, "__name__", "") in ("format", "format_map"):
-                _fits(_numbers(str(owner)))
-            if getattr(__obj, "__name__", "") == "replace" and len(args) > 1:
-                _measure(len(owner) * len(str(args[1])))
-        return super().call(__context, __obj, *args, **named)
+        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        if isinstance(owner, str | bytes) and name == "join":
+            args = tuple(map(_still, args))
+        _ahead(f".{name}" if isinstance(owner, Collection | int) else "", owner, args, named)
+        return _made(super().call(__context, __obj, *args, **named))
+
+
+class Fields(jinja2.sandbox.SandboxedEscapeFormatter):
+    """Jinja's `str.format`, one for each call; fields are measured before they are written, and all together."""
+
+    total = 0
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+        found = super().get_field(field_name, args, kwargs)
+        _measure(_length(found[0]))
+        return found
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        _measure(self.total + _length(value) + sum(_numbers(format_spec)))
+        text = super().format_field(value, format_spec)
+        self.total += len(text)
+        return text
+
+
+class Written(list[str]):
+    """Pieces of a text, such as a macro writes them; `SecurityError` where there is too much."""
+
+    total = 0
+
+    def append(self, piece: str) -> None:
+        self.total += len(piece)
+        _step(len(piece) // 64)
+        if self.total > SIZE:
+            _measure(self.total)
+        super().append(piece)
+
+    def extend(self, pieces: Any) -> None:
+        for piece in pieces:
+            self.append(piece)
 
 
 @contextmanager
@@ -103,16 +217,19 @@ def bounded() -> Iterator[None]:
 
 def measured(pieces: Any) -> str:
     """The text of a template's pieces; `SecurityError` where there is too much."""
-    texts, total = [], 0
-    for piece in pieces:
-        total += len(piece)
-        _measure(total)
-        texts.append(piece)
-    return "".join(texts)
+    text = Written()
+    text.extend(pieces)
+    return "".join(text)
+
+
+def shown(value: Any) -> str:
+    """What `{{ value }}` writes, measured before it becomes a text."""
+    _measure(_length(value))
+    return value if isinstance(value, str) else str(value)
 
 
 def _step(count: int) -> None:
-    left = _left.get() - count
+    left = _left.get() - max(count, 0)
     _left.set(left)
     if left < 0:
         raise SecurityError(f"it takes more than {STEPS} steps")
@@ -120,35 +237,164 @@ def _step(count: int) -> None:
 
 def _measure(size: int) -> None:
     if size > SIZE:
-        raise SecurityError(f"a value of {size} characters or entries, more than {SIZE}")
+        raise SecurityError(f"a value of more than {SIZE} characters or entries")
+    _step(size // 64)
 
 
-def _fits(values: Any) -> None:
-    for value in values:
-        if isinstance(value, int) and abs(value) > NUMBER:
-            raise SecurityError(f"a width or count of {value:.3g}, more than {NUMBER}")
+def _made(value: Any) -> Any:
+    """A value that an expression made, once it is found to be small enough."""
+    if isinstance(value, Collection):
+        _measure(len(value))
+        _step(_weight(value))
+    return value
 
 
-def _numbers(text: str) -> list[int]:
+def _weight(value: Any) -> int:
+    """The steps of going through a value once."""
+    return len(value) // (64 if isinstance(value, str) else 8) if isinstance(value, Collection) else 0
+
+
+def _length(value: Any, indent: int = 0, depth: int = 1) -> int:
+    """The characters of a value as a text or as JSON, but for escapes; it counts to little more than `SIZE`."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, int):
+        return value.bit_length() // 3 + 2
+    if isinstance(value, Namespace):
+        raise SecurityError("a namespace is no text and no value to compare")
+    if not isinstance(value, Collection) or isinstance(value, range):
+        return 32
+    total = 2 + indent * depth
+    for part in itertools.chain.from_iterable(value.items()) if isinstance(value, Mapping) else value:
+        total += 4 + indent * depth + _length(part, indent, depth + 1)
+        if total > SIZE:
+            break
+    return total
+
+
+def _numbers(form: str) -> list[int]:
     """The whole numbers in a format; of endless ones, the first digits tell enough."""
-    return [int(word[:20]) for word in "".join(c if c in "0123456789" else " " for c in text).split()]
+    return [int(digits[:20]) for digits in re.findall(r"[0-9]+", form)]
 
 
-def _guarded(found: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose counts fit, and which takes steps where its value is long."""
-    given = 2 if hasattr(found, "jinja_pass_arg") else 1  # the value stands behind what Jinja passes
+def _percent(form: Any, /, *values: Any, **named: Any) -> int:
+    """Of `form % values`: names may be said again and again, and `*` takes a width from the values."""
+    form = shown(form)
+    widths = _numbers(form)
+    if "*" in form:
+        widths += [abs(v) for v in values if isinstance(v, int)]
+    often = form.count("%") if named or any(isinstance(v, Mapping) for v in values) else 1
+    return len(form) + sum(widths) + often * _length(named or values)
+
+
+def _all(*values: Any, **named: Any) -> int:
+    return _length((*values, *named.values()))
+
+
+def _padded(*values: Any, **named: Any) -> int:
+    """Of what is filled up to a width."""
+    values = (*values, *named.values())
+    return _length(values) + sum(abs(v) for v in values if isinstance(v, int))
+
+
+def _parts(value: Any, *more: Any, **named: Any) -> int:
+    """Of what is cut into parts, each a list: the count of parts, or of what is in one, comes first."""
+    count = (*more, *named.values())[0]
+    _step(count + (len(value) if isinstance(value, Collection) else 0))
+    return count
+
+
+def _lines(value: Any, *more: Any, **named: Any) -> int:
+    """Of what is put before every line, or instead of every tab."""
+    often = 1 + value.count("\t") + len(value.splitlines()) if isinstance(value, str) else len(value)
+    return _length(value) + often * max(8, _padded(*more, **named))
+
+
+def _replaced(value: Any, old: Any = "", new: Any = "", count: Any = None, **named: Any) -> int:
+    value, old, new = (v if isinstance(v, bytes) else shown(v) for v in (value, old, new))
+    return len(value) + value.count(old) * len(new)
+
+
+def _translated(value: Any, table: Any = (), *more: Any) -> int:
+    return _length(value) * (1 if isinstance(table, str | bytes) else _length(table))
+
+
+def _joined(parts: Any, d: Any = "", attribute: Any = None) -> int:
+    return _length(parts) + (len(parts) if isinstance(parts, Collection) else 1) * _length(d)
+
+
+def _summed(value: Any, attribute: Any = None, start: Any = 0) -> int:
+    if isinstance(start, Collection):
+        raise SecurityError("a sum of what is no number")
+    return 0
+
+
+def _rounded(value: Any, precision: Any = 0, method: Any = None) -> int:
+    return 0 if abs(precision or 0) <= DIGITS else SIZE + 1
+
+
+def _json(
+    value: Any, ensure_ascii: Any = False, indent: Any = None, separators: Any = None, sort_keys: Any = False
+) -> int:
+    width = max(indent, 0) if isinstance(indent, int) else _length(indent or "")
+    return _length(value, width + _length(separators or ""))
+
+
+def _compared(*values: Any) -> int:
+    _step(_length(values) // 64)
+    return 0
+
+
+# How long the outcome may be, of the filters and methods (`.name`) that make much of little or a text of a list.
+# Tests (`is.name`) make nothing, but take steps.
+_GROWTH: dict[str, Callable[..., int]] = {
+    name: estimate
+    for estimate, names in (
+        (_all, "capitalize e escape filesizeformat forceescape lower safe string title trim upper urlencode wordcount"),
+        (_all, "dictsort groupby max min sort unique .index is.lower is.upper"),
+        (_padded, "center truncate .center .ljust .rjust .to_bytes .zfill"),
+        (_lines, "indent .expandtabs"),
+        (_parts, "batch slice"),
+        (_replaced, "replace .replace"),
+        (_translated, ".translate"),
+        (_percent, "format"),
+        (_joined, "join"),
+        (lambda between, parts=(): _joined(parts, between), ".join"),
+        (lambda value, name="": _length(name), "attr"),
+        (_rounded, "round"),
+        (_summed, "sum"),
+        (_json, "tojson"),
+        (_compared, ".count is.in is.== is.!= is.< is.<= is.> is.>= is.eq is.ne is.equalto"),
+        (_compared, "is.lt is.le is.gt is.ge is.lessthan is.greaterthan"),
+    )
+    for name in names.split()
+}
+_FREE = frozenset(["count", "d", "default", "first", "last", "length"])  # they look at no entry, or at one
+_DROPPED = frozenset(["pprint", "striptags", "urlize", "wordwrap", "xmlattr"])
+
+
+def _ahead(name: str, value: Any, args: Any, named: Mapping[str, Any]) -> None:
+    """The steps and the estimate of a method, filter or test, before it runs."""
+    _step(1 + sum(map(_weight, (value, *args, *named.values()))) * (name not in _FREE))
+    if name in _GROWTH:
+        _measure(_GROWTH[name](value, *args, **named))
+
+
+def _still(value: Any) -> Any:
+    """A list of what a generator has, which can be measured."""
+    lazy = isinstance(value, Iterator) and not hasattr(value, "__len__")
+    return list(itertools.islice(value, SIZE + 1)) if lazy else value
+
+
+def _guarded(name: str, found: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter or test that takes steps and is measured."""
+    given = 1 if hasattr(found, "jinja_pass_arg") else 0  # what Jinja passes stands before the value
+    takes = name not in _FREE and not name.startswith("is.")
 
     @functools.wraps(found)
     def run(*args: Any, **named: Any) -> Any:
-        more = (*args[given:], *named.values())
-        _fits(more)
-        value = args[given - 1] if len(args) >= given else None
-        if isinstance(value, Sized):
-            _step(len(value) // 64)
-            if getattr(found, "__name__", "") == "do_replace" and len(more) > 1:
-                _measure(len(value) * len(str(more[1])))
-            if getattr(found, "__name__", "") == "do_format":
-                _fits(_numbers(str(value)))
-        return found(*args, **named)
+        value = _still(args[given]) if takes else args[given]
+        _ahead(name, value, args[given + 1 :], named)
+        return _made(found(*args[:given], value, *args[given + 1 :], **named))
 
     return run

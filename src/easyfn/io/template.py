@@ -16,7 +16,7 @@ import jinja2.nodes
 
 from ..core.schema import by_name, either, many, maybe, problems, read_json, record, word
 from .checkpoint import LoadError
-from .sandbox import Sandbox, bounded, measured
+from .sandbox import Sandbox, bounded, measured, shown
 
 # Around what the assistant says, while a text is read for training.
 _MARKED: contextvars.ContextVar[bool] = contextvars.ContextVar("marked", default=False)
@@ -31,7 +31,7 @@ class ChatTemplate:
     - `variables`: what the template may name beside the messages: `bos_token`, `eos_token`, ...
 
     Templates run in Jinja's immutable sandbox: they read what they are given and reach nothing else. How long they run and
-    how much they write is bounded, too.
+    how large a value or the text may be is bounded, too; filters for HTML and for debugging are not there.
 
     **Raises** `ValueError` if the template is no Jinja, and, when called, if it refuses the messages.
 
@@ -144,8 +144,8 @@ def _of_gguf(path: Path) -> tuple[Any, dict[str, str]]:
 
 def _environment() -> jinja2.Environment:
     """The dialect that chat templates are written in."""
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = _to_json
+    extensions = [_Generation, jinja2.ext.loopcontrols]
+    environment = Sandbox(filters={"tojson": _to_json}, trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment
@@ -175,5 +175,5 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _raise(message: Any) -> None:
+    raise jinja2.TemplateError(shown(message))
