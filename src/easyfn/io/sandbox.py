@@ -95,7 +95,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         super().__init__(finalize=shown, **options)
         self.globals["range"] = self._range
         self.globals.pop("lipsum", None)
-        known = {name: found for name, found in self.filters.items() if name not in _DROPPED}
+        known: dict[str, Any] = {name: found for name, found in self.filters.items() if name not in _DROPPED}
         self.filters = {name: _guarded(name, found) for name, found in {**known, **filters}.items()}
         self.tests = {name: _guarded(f"is.{name}", found) for name, found in self.tests.items()}
 
