@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .slots import dtype_in
 from .tree import Pattern, is_leaf, join, matches, nothing_matched, rebuild
 from .verb import verb
 from .weight import format_of
@@ -17,6 +18,8 @@ from .weight import format_of
 def cast(model: Any, dtype: Any, pattern: Pattern | None = None) -> Any:
     """`model` with its floating point arrays in `dtype`: all of them, or those whose path the pattern selects.
 
+    Without a pattern, what transformers loads in float32 whatever it is asked for (a router's correction bias, DeepSeek's
+    routers) is in float32, as after `ef.load(path, dtype=...)`: the [`easyfn.Slot`][] of such an array names the dtypes.
     Integer arrays and the parts of a quantized weight stay as they are: their dtypes are their format's. Differentiable, so
     that `ef.cast(params, jnp.bfloat16)` inside a training step is mixed precision with float32 masters.
 
@@ -28,13 +31,14 @@ def cast(model: Any, dtype: Any, pattern: Pattern | None = None) -> Any:
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"cast: {dtype} is no floating point dtype; to store a model in integers use ef.quantize")
+    wanted = dtype_in(model, dtype) if pattern is None else lambda path: dtype
     seen: list[str] = []
     hit: list[str] = []
 
     def go(path: str, node: Any) -> Any:
         if cast.knows(type(node)) and (pattern is None or matches(pattern, path, node)):
             hit.append(path)
-            return cast.which(type(node))(node, dtype)
+            return cast.which(type(node))(node, wanted(path))
         if format_of(node) is not None:
             seen.append(path)
             return node
@@ -46,7 +50,7 @@ def cast(model: Any, dtype: Any, pattern: Pattern | None = None) -> Any:
         if pattern is not None and not matches(pattern, path, node):
             return node
         hit.append(path)
-        return to_dtype(node, dtype)
+        return to_dtype(node, wanted(path))
 
     new = go("", model)
     if pattern is not None and not hit:

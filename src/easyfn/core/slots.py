@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .tree import Pattern, is_leaf, join, matches, nodes, nothing_matched, rebuild
 from .verb import NodeVerb
 from .weight import Slot, slots
@@ -39,6 +41,14 @@ def find_slots(model: Any, roles: tuple[str, ...] | None = None) -> list[Found]:
             if weight is not None and (roles is None or slot.role in roles):
                 found.append(Found(join(path, name), path, slot, weight))
     return found
+
+
+def dtype_in(model: Any, dtype: Any) -> Callable[[str], Any]:
+    """For each floating point array of a model that is to be in `dtype`, by its path, the dtype it shall have: float32 for
+    those whose slot says so."""
+    name = str(np.dtype(dtype))
+    wide = {f.path for f in find_slots(model) if name in f.slot.float32}
+    return lambda path: np.dtype(np.float32) if path in wide else np.dtype(dtype)
 
 
 def select_slots(verb: str, model: Any, pattern: Pattern, roles: tuple[str, ...]) -> list[Found]:

@@ -28,6 +28,7 @@ class _Facts(NamedTuple):
     role: str
     axes: tuple[str | None, ...]
     init: Any = "normal"
+    float32: tuple[str, ...] = ()
 
 
 class Slot(_Facts):
@@ -36,7 +37,8 @@ class Slot(_Facts):
     `role` is one of `linear`, `head`, `router`, `embedding`, `experts`, `conv` (matrices, reached by verbs)
     or `bias`, `norm`, `other` (plain arrays) or `buffer` (an array that belongs to the model and is never trained, decayed,
     quantized or adapted). `init` is `normal`, `zeros`, `ones`, a standard
-    deviation, or a function `(key, shape, dtype) -> array`.
+    deviation, or a function `(key, shape, dtype) -> array`. `float32` names the dtypes of a model in which this array is
+    float32 all the same, as transformers loads it (a router's correction bias in bfloat16).
 
     Axes are `vocab embed heads kv_heads mlp experts norm layers`, or `None`; one of your own has a dot in its name
     (`mine.patches`), and rules say where it goes. Raises `ValueError` for another role or axis: a weight with a misspelt
@@ -45,7 +47,9 @@ class Slot(_Facts):
 
     __slots__ = ()
 
-    def __new__(cls, role: str, axes: tuple[str | None, ...], init: Any = "normal") -> Slot:
+    def __new__(
+        cls, role: str, axes: tuple[str | None, ...], init: Any = "normal", float32: tuple[str, ...] = ()
+    ) -> Slot:
         if role not in ROLES:
             raise ValueError(f"Slot: there is no role {role!r}. {near(str(role), ROLES)} Roles: {', '.join(ROLES)}.")
         for axis in axes:
@@ -54,9 +58,10 @@ class Slot(_Facts):
                     f"Slot: there is no axis {axis!r}. {near(str(axis), AXES)} Axes: {', '.join(AXES)}, None, or a name of "
                     f"your own with a dot in it, 'mine.{axis}'."
                 )
-        return super().__new__(cls, role, axes, init)
+        return super().__new__(cls, role, axes, init, float32)
 
 
+HALF = ("bfloat16", "float16")  # what `Slot.float32` mostly names
 MATRICES = ("linear", "head", "router", "embedding", "experts", "conv")
 ROLES = (*MATRICES, "bias", "norm", "other", "buffer")
 AXES = ("vocab", "embed", "heads", "kv_heads", "mlp", "experts", "norm", "layers")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.params import abstract_of
+from ..core.slots import dtype_in
 from ..core.tree import expand, is_leaf, join, leaves, nodes, rebuild, replace
 from ..names.layout import Beside, Joined, Plain, Transposed, Turned
 from ..names.part import whole
@@ -219,11 +220,12 @@ def _why(path: str, config: Any) -> str:
 def dtypes(sources: Sources, source: Source, model: Any, dtype: Any) -> dict[str, np.dtype[Any]]:
     """The dtype of every array: the one asked for (floating point only), or the file's, as far as JAX has it."""
     out = {}
+    wanted = dtype_in(model, np.float32 if dtype is None else dtype)
     for path, t in sources.of.items():
         stored = [np.dtype(source.tensors[n].dtype) for n in t.names]
         kept = stored[0] if len(set(stored)) == 1 else jnp.result_type(*stored)
         floating = jnp.issubdtype(kept, jnp.floating)
-        out[path] = np.dtype(jax.dtypes.canonicalize_dtype(dtype if dtype is not None and floating else kept))
+        out[path] = np.dtype(jax.dtypes.canonicalize_dtype(wanted(path) if dtype is not None and floating else kept))
     return out
 
 

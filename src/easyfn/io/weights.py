@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.multihost import local
-from ..core.slots import find_slots
+from ..core.slots import dtype_in, find_slots
 from ..core.trainable import is_adapter
 from ..core.tree import expand, is_leaf, nodes
 from ..core.weight import shape_of
@@ -29,11 +29,12 @@ def entries(model: Any, dtype: Any = None) -> list[Entry]:
     dtype = None if dtype is None else float_dtype(dtype)
     found: list[Entry] = []
     latest: list[Any] = [None, None, None]
+    wanted = None if dtype is None else dtype_in(model, dtype)
     for source, weight, disk in each_weight(model, Layer):
         pieces = _Pieces(source, weight, disk, latest)
         if disk is None:
             floating = jnp.issubdtype(weight.dtype, jnp.floating)
-            kind = dtype if dtype is not None and floating else np.dtype(weight.dtype)
+            kind = wanted(source.path) if wanted is not None and floating else np.dtype(weight.dtype)
             for name, shape in zip(source.names, source.shapes(), strict=True):
                 found.append(Entry(name, tuple(shape), kind, partial(_read, pieces, name, kind), pieces))
         else:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from ..config.fields import DecoderFields, Size, alias
 from ..core.frozen import Frozen
 from ..names.rules import transposed
-from ..nn import Block, ClampedGate, Decoder, Experts, Router, SparseMoE
-from .decoders import attention, decoder, decoder_family, layer_windows, norm
+from ..nn import Block, ClampedGate, Decoder, Experts, RMSNorm, Router, SparseMoE
+from .decoders import attention, decoder, decoder_family, layer_windows
 from .mixtures import module
 
 YARN = Frozen(
@@ -55,6 +55,7 @@ def gpt_oss(c: GptOssConfig) -> Decoder:
     kinds = [("sliding_attention", "full_attention")[i % 2] for i in range(c.num_hidden_layers)]
     windows = layer_windows(c, c.layer_types or kinds, c.sliding_window)
     gate = ClampedGate(c.swiglu_limit, c.swiglu_alpha, 1.0)
+    norm = lambda: RMSNorm(c.hidden_size, c.rms_norm_eps, float32=("float16",))
     return decoder(
         c,
         lambda i: Block(
@@ -63,9 +64,10 @@ def gpt_oss(c: GptOssConfig) -> Decoder:
                 Router(c.hidden_size, c.num_local_experts, c.num_experts_per_tok, bias=True),
                 Experts(c.num_local_experts, c.hidden_size, c.intermediate_size, gate, bias=True, interleaved=True),
             ),
-            norm(c),
-            norm(c),
+            norm(),
+            norm(),
         ),
+        last=norm(),
     )
 
 

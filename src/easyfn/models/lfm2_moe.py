@@ -68,6 +68,7 @@ def lfm2_moe(config: Lfm2MoeConfig) -> Decoder:
             normalize=c.norm_topk_prob,
             score="sigmoid",
             scale=c.routed_scaling_factor,
+            wide=("e_score_correction_bias",),
         )
         return SparseMoE(router, Experts(c.num_experts, c.hidden_size, c.moe_intermediate_size))
 

@@ -29,17 +29,28 @@ def _weighted(h: jax.Array, weight: Weight | None, offset: float) -> jax.Array:
 class RMSNorm(eqx.Module):
     """`x / sqrt(mean(x^2) + eps) * (offset + weight)` over the last axis (Zhang and Sennrich, 2019).
 
-    Gemma stores `weight - 1`: its `offset` is 1. Without `affine` there is no weight, and nothing to multiply by.
+    Gemma stores `weight - 1`: its `offset` is 1. Without `affine` there is no weight, and nothing to multiply by. `float32`
+    names the dtypes of a model in which the weight is float32 all the same.
     """
 
     weight: Weight | None
     eps: float = eqx.field(static=True)
     offset: float = eqx.field(static=True)
+    float32: tuple[str, ...] = eqx.field(static=True)
 
-    def __init__(self, dim: int, eps: float = 1e-6, *, offset: float = 0.0, affine: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        eps: float = 1e-6,
+        *,
+        offset: float = 0.0,
+        affine: bool = True,
+        float32: tuple[str, ...] = (),
+    ) -> None:
         self.weight = declare(dim) if affine else None
         self.eps = eps
         self.offset = offset
+        self.float32 = float32
 
     def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return _weighted(_scaled(x.astype(jnp.float32), self.eps), self.weight, self.offset).astype(x.dtype)
@@ -88,7 +99,7 @@ class HeadNorm(eqx.Module):
 
 @slots.register(RMSNorm)
 def _(norm: RMSNorm) -> dict[str, Slot]:
-    return {"weight": Slot("norm", ("norm",), "zeros" if norm.offset else "ones")}
+    return {"weight": Slot("norm", ("norm",), "zeros" if norm.offset else "ones", norm.float32)}
 
 
 @slots.register(LayerNorm)

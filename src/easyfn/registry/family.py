@@ -14,9 +14,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
 from ..config.check import short
+from ..core.dtype import cast
 from ..core.tree import near
 from ..names.rules import Rule
 
@@ -205,11 +205,4 @@ def build(config: Any, task: str | None = None, key: jax.Array | None = None) ->
 def abstract_config(config: Any, task: str | None, dtype: Any) -> Any:
     """The model of a config with `jax.ShapeDtypeStruct` leaves in `dtype` (as declared, if `None`)."""
     model = build(config, task)
-    if dtype is None:
-        return model
-
-    def one(leaf: Any) -> Any:
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype if floating else leaf.dtype)
-
-    return jax.tree.map(one, model)
+    return model if dtype is None else cast(model, dtype)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.habits import taught
+from ..core.slots import dtype_in
 from ..core.tree import is_abstract, leaves, nodes, replace
 from ..core.weight import Slot, slots
 from .family import build
@@ -53,11 +54,12 @@ def fill(model: Any, key: jax.Array, *, std: float = 0.02, dtype: Any = None, on
         for name, slot in slots(node).items():
             found[f"{path}.{name}" if path else name] = slot
     new: dict[str, Any] = {}
+    own_dtype = None if dtype is None else dtype_in(model, dtype)
     for path, leaf in leaves(model).items():
         if only is not None and path not in only:
             continue
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        wanted = jnp.dtype(dtype) if dtype is not None and floating else leaf.dtype
+        wanted = own_dtype(path) if own_dtype is not None and floating else leaf.dtype
         if not is_abstract(leaf):
             new[path] = leaf.astype(wanted)
             continue

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core.verb import verb
-from ...core.weight import Slot, Weight, affine, shape_of, slots
+from ...core.weight import HALF, Slot, Weight, affine, shape_of, slots
 from ..context import Runtime
 from ..linear import along_last, declare
 from ..parallel.experts import by_token
@@ -88,7 +88,8 @@ class Router(eqx.Module):
 
     `correction`: with an `e_score_correction_bias`, `(experts,)` or of the shape given, a buffer: it is loaded, saved and
     moved, and no training step, quantization or adapter changes it. `float32`: the logits are computed in float32 whatever
-    the model's dtype.
+    the model's dtype. `wide` names the parts that stay in float32 themselves, by default all that there are of a router that
+    computes in it and none of another.
 
     ```python
     import jax, easyfn as ef
@@ -111,6 +112,7 @@ class Router(eqx.Module):
     scale: float = eqx.field(static=True)
     floor: float = eqx.field(static=True)
     float32: bool = eqx.field(static=True)
+    wide: tuple[str, ...] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -128,6 +130,7 @@ class Router(eqx.Module):
         scale: float = 1.0,
         floor: float = 1e-20,
         float32: bool = False,
+        wide: tuple[str, ...] | None = None,
     ) -> None:
         groups = groups or 1
         topk_groups = topk_groups or groups
@@ -156,6 +159,7 @@ class Router(eqx.Module):
         self.scale = scale
         self.floor = floor
         self.float32 = float32
+        self.wide = (("weight", "e_score_correction_bias") if float32 else ()) if wide is None else wide
 
     def __call__(self, x: jax.Array, runtime: Runtime = Runtime()) -> Routing:
         logits = affine(self.weight, x.astype(jnp.float32) if self.float32 else x, self.bias)
@@ -180,10 +184,11 @@ class Router(eqx.Module):
 @slots.register(Router)
 def _(router: Router) -> dict[str, Slot]:
     rank = 1 if router.e_score_correction_bias is None else len(shape_of(router.e_score_correction_bias))
+    wide = lambda name: HALF if name in router.wide else ()
     return {
-        "weight": Slot("router", (None, "embed")),
-        "bias": Slot("bias", (None,), "zeros"),
-        "e_score_correction_bias": Slot("buffer", (None,) * rank, "zeros"),
+        "weight": Slot("router", (None, "embed"), float32=wide("weight")),
+        "bias": Slot("bias", (None,), "zeros", wide("bias")),
+        "e_score_correction_bias": Slot("buffer", (None,) * rank, "zeros", wide("e_score_correction_bias")),
     }
 
 
