@@ -70,6 +70,7 @@ class Case:
     moe: bool = False
     inputs: Callable[[], dict[str, np.ndarray]] | None = None  # what a model takes that reads no plain `input_ids`
     variant: bool = False  # one more setting of a family that is here already: it agrees with torch, and that is all
+    files: bool = True  # the reference writes the tensors that it reads
     expected_failures: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name of a law -> the reason
 
     @property

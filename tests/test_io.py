@@ -78,7 +78,7 @@ def assert_same(a, b):
 # --- parity with transformers, for every case
 
 
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("name", names(files=True))
 def test_load_save_is_byte_for_byte(name, folders, tmp_path):
     theirs = folders(name)
     model = ef.load(theirs)

@@ -70,7 +70,7 @@ class ModernBertConfig(CommonFields):
         if data.get("sparse_prediction"):  # the loss is the same: unmasked tokens have no label
             only(data, "sparse_pred_ignore_index", -100)
         data = labels(data)
-        every = data.pop("global_attn_every_n_layers", None) or 3
+        every = data.get("global_attn_every_n_layers") or 3
         if data.get("layer_types") is None and "num_hidden_layers" in data:
             data["layer_types"] = global_first(data["num_hidden_layers"], every)
         full, local = (data.pop(f"{name}_rope_theta", None) for name in ("global", "local"))
@@ -186,6 +186,7 @@ encoder_family(
         "initializer_cutoff_factor",
         "cls_token_id",
         "layer_norm_eps",
+        "global_attn_every_n_layers",
         "position_embedding_type",
     ),
     ignore_tensors=(),

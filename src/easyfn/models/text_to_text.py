@@ -10,7 +10,13 @@ from ..config.fields import CommonFields, Size, alias
 from ..names.rules import Rule, rename
 from ..nn import T5MLP, Embedding, Seq2Seq, Seq2SeqLM, T5Block, T5Encoder, T5Stack
 from ..registry.family import Family, family
+from ..tasks.task import task
 from .translation import Ids
+
+
+@task.register(T5Encoder)
+def _(model: T5Encoder) -> str:
+    return "encoder"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
