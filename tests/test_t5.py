@@ -10,7 +10,7 @@ import easyfn as ef
 from cases import CASES, names, reference, tokens
 from easyfn.nn import buckets
 
-T5 = [n for n in names(encoder_decoder=True) if n.startswith("t5")]
+T5 = [n for n in names(encoder_decoder=True) if n.startswith("t5") and CASES[n].family == "t5"]
 
 
 def batch(decoder_pad=True):
