@@ -93,17 +93,16 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def __init__(self, *, filters: Mapping[str, Callable[..., Any]], **options: Any) -> None:
         super().__init__(finalize=shown, **options)
+        self.written = Written
         self.globals["range"] = self._range
         self.globals.pop("lipsum", None)
         known: dict[str, Any] = {name: found for name, found in self.filters.items() if name not in _DROPPED}
         self.filters = {name: _guarded(name, found) for name, found in {**known, **filters}.items()}
-        self.tests = {name: _guarded(f"is.{name}", found) for name, found in self.tests.items()}
+        tests: dict[str, Any] = {**self.tests}
+        self.tests = {name: _guarded(f"is.{name}", found) for name, found in tests.items()}
 
     def step(self) -> None:
         _step(1)
-
-    def written(self) -> Written:
-        return Written()
 
     def each(self, values: Any) -> Any:
         _step(len(values) if isinstance(values, Collection) else 1)
@@ -114,7 +113,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return value
 
     def compared(self, value: Any) -> Any:
-        _step(1 + _length(value) // 64)
+        _compared(value)
         return value
 
     def searched(self, value: Any) -> Any:
@@ -150,9 +149,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         _step(1 + _weight(left) + _weight(right))
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > BITS:
-                raise SecurityError(f"a number of more than {BITS} bits")
+            _whole(left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length())
         elif operator == "*":
             for one, other in ((left, right), (right, left)):
                 if isinstance(one, Collection) and isinstance(other, int):
@@ -246,7 +243,14 @@ def _made(value: Any) -> Any:
     if isinstance(value, Collection):
         _measure(len(value))
         _step(_weight(value))
+    elif isinstance(value, int):
+        _whole(value.bit_length())
     return value
+
+
+def _whole(bits: int) -> None:
+    if bits > BITS:
+        raise SecurityError(f"a number of more than {BITS} bits")
 
 
 def _weight(value: Any) -> int:
@@ -254,8 +258,9 @@ def _weight(value: Any) -> int:
     return len(value) // (64 if isinstance(value, str) else 8) if isinstance(value, Collection) else 0
 
 
-def _length(value: Any, indent: int = 0, depth: int = 1) -> int:
-    """The characters of a value as a text or as JSON, but for escapes; it counts to little more than `SIZE`."""
+def _length(value: Any, indent: int = 0, depth: int = 1, limit: int | None = None) -> int:
+    """The characters of a value as a text or as JSON, but for escapes; it counts little further than `limit`, or `SIZE`."""
+    limit = SIZE if limit is None else limit
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, int):
@@ -266,8 +271,8 @@ def _length(value: Any, indent: int = 0, depth: int = 1) -> int:
         return 32
     total = 2 + indent * depth
     for part in itertools.chain.from_iterable(value.items()) if isinstance(value, Mapping) else value:
-        total += 4 + indent * depth + _length(part, indent, depth + 1)
-        if total > SIZE:
+        total += 4 + indent * depth + _length(part, indent, depth + 1, limit)
+        if total > limit:
             break
     return total
 
@@ -315,34 +320,24 @@ def _replaced(value: Any, old: Any = "", new: Any = "", count: Any = None, **nam
     return len(value) + value.count(old) * len(new)
 
 
-def _translated(value: Any, table: Any = (), *more: Any) -> int:
-    return _length(value) * (1 if isinstance(table, str | bytes) else _length(table))
-
-
 def _joined(parts: Any, d: Any = "", attribute: Any = None) -> int:
     return _length(parts) + (len(parts) if isinstance(parts, Collection) else 1) * _length(d)
 
 
-def _summed(value: Any, attribute: Any = None, start: Any = 0) -> int:
-    if isinstance(start, Collection):
-        raise SecurityError("a sum of what is no number")
-    return 0
-
-
-def _rounded(value: Any, precision: Any = 0, method: Any = None) -> int:
-    return 0 if abs(precision or 0) <= DIGITS else SIZE + 1
-
-
-def _json(
-    value: Any, ensure_ascii: Any = False, indent: Any = None, separators: Any = None, sort_keys: Any = False
-) -> int:
+def _json(value: Any, ensure: Any = False, indent: Any = None, separators: Any = None, *_: Any, **named: Any) -> int:
     width = max(indent, 0) if isinstance(indent, int) else _length(indent or "")
     return _length(value, width + _length(separators or ""))
 
 
 def _compared(*values: Any) -> int:
-    _step(_length(values) // 64)
+    _step(1 + _length(values, limit=64 * STEPS) // 64)
     return 0
+
+
+def _tried(value: Any, *more: Any, **named: Any) -> int:
+    """Of what Python may try at every place of a text: some microseconds for a step."""
+    _step(_length(value) * _length((*more, *named.values())) // 4096)
+    return _length(value)
 
 
 # How long the outcome may be, of the filters and methods (`.name`) that make much of little or a text of a list.
@@ -350,19 +345,20 @@ def _compared(*values: Any) -> int:
 _GROWTH: dict[str, Callable[..., int]] = {
     name: estimate
     for estimate, names in (
-        (_all, "capitalize e escape filesizeformat forceescape lower safe string title trim upper urlencode wordcount"),
-        (_all, "dictsort groupby max min sort unique .index is.lower is.upper"),
+        (_all, "capitalize e escape filesizeformat forceescape lower safe string title upper urlencode wordcount"),
+        (_all, "dictsort groupby max min sort unique .index .startswith .endswith is.lower is.upper"),
         (_padded, "center truncate .center .ljust .rjust .to_bytes .zfill"),
+        (_tried, "trim .strip .lstrip .rstrip .rfind .rindex .rpartition .rsplit"),
         (_lines, "indent .expandtabs"),
         (_parts, "batch slice"),
         (_replaced, "replace .replace"),
-        (_translated, ".translate"),
+        (lambda text, table="", *_: _length(text) * (1 if isinstance(table, str) else _length(table)), ".translate"),
         (_percent, "format"),
         (_joined, "join"),
         (lambda between, parts=(): _joined(parts, between), ".join"),
         (lambda value, name="": _length(name), "attr"),
-        (_rounded, "round"),
-        (_summed, "sum"),
+        (lambda value, precision=0, method="": 0 if abs(precision or 0) <= DIGITS else SIZE + 1, "round"),
+        (lambda value, attribute=None, start=0: SIZE + 1 if isinstance(start, Collection) else 0, "sum"),
         (_json, "tojson"),
         (_compared, ".count is.in is.== is.!= is.< is.<= is.> is.>= is.eq is.ne is.equalto"),
         (_compared, "is.lt is.le is.gt is.ge is.lessthan is.greaterthan"),
@@ -389,11 +385,10 @@ def _still(value: Any) -> Any:
 def _guarded(name: str, found: Callable[..., Any]) -> Callable[..., Any]:
     """A filter or test that takes steps and is measured."""
     given = 1 if hasattr(found, "jinja_pass_arg") else 0  # what Jinja passes stands before the value
-    takes = name not in _FREE and not name.startswith("is.")
 
     @functools.wraps(found)
     def run(*args: Any, **named: Any) -> Any:
-        value = _still(args[given]) if takes else args[given]
+        value = args[given] if name in _FREE or name.startswith("is.") else _still(args[given])
         _ahead(name, value, args[given + 1 :], named)
         return _made(found(*args[:given], value, *args[given + 1 :], **named))
 
