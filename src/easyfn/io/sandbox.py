@@ -66,15 +66,15 @@ class Blocks(jinja2.compiler.CodeGenerator):
         self.write("]")
 
     def visit_Compare(self, node: Any, frame: Any) -> None:
+        sides = (node.expr, node.ops[0].expr)  # beside a constant, no entry is read to its end
+        short = len(node.ops) == 1 and any(isinstance(side, jinja2.nodes.Const) for side in sides)
         self.write("(")
-        self._call("compared", node.expr, frame)
+        self._call("taken" if short else "compared", node.expr, frame)
         for one in node.ops:
-            self.visit(one, frame)
+            self.write(f" {jinja2.compiler.operators[one.op]} ")
+            method = "searched" if one.op in ("in", "notin") else "compared"
+            self._call("taken" if short else method, one.expr, frame)
         self.write(")")
-
-    def visit_Operand(self, node: Any, frame: Any) -> None:
-        self.write(f" {jinja2.compiler.operators[node.op]} ")
-        self._call("searched" if node.op in ("in", "notin") else "compared", node.expr, frame)
 
     def _call(self, method: str, node: Any, frame: Any) -> None:
         self.write(f"environment.{method}(")
