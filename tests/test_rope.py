@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from cases import SMALL
+from cases import CASES, SMALL
 from easyfn.config.config import read, rope_parameters
 from easyfn.registry.family import abstract_config, family_of
 
@@ -115,3 +115,14 @@ def test_heads_turn_in_pairs():
         ef.abstract({**sizes, "model_type": "phi", "partial_rotary_factor": 0.25})
     with pytest.raises(ValueError, match="1 of 1 are an odd number"):
         ef.abstract({**sizes, "model_type": "llama", "head_dim": 1})
+
+
+def test_a_cache_that_longrope_makes_useless_is_refused():
+    """Transformers runs the past again beyond Phi-3's trained length; what would be wrong in silence is an error."""
+    model = ef.abstract(CASES["phi3-longrope"].model().config)
+    bound = model.config.rope_bound
+    ids = np.full((1, 3), 5)
+    with pytest.raises(ValueError, match=f"beyond {bound} tokens"):
+        ef.generate(model, ids, max_length=bound + 2)
+    with pytest.raises(ValueError, match="in one piece"):
+        ef.generate(model, np.full((1, bound + 1), 5), max_new_tokens=2, prefill_chunk_size=4)

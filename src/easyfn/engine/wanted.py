@@ -97,7 +97,7 @@ def read(
         own = {"decoder_input_ids": None if given is None else _one(model, given, "decoder_input_ids")[None]}
         prompt = np.asarray(decoder_prompt(model, ids[None], None, start, own)[0])[0]
     vocab_size = (second and getattr(model.config, "decoder_vocab_size", None)) or model.config.vocab_size
-    max_length = checks.longest(model, c, len(prompt), None)
+    max_length = checks.longest(model, c, len(prompt), None, in_pieces=True)
     words = (c.stop_strings,) if isinstance(c.stop_strings, str) else c.stop_strings
     raised = np.full((EOS,), -1, np.int32)
     raised[: len(c.eos[:EOS])] = c.eos[:EOS]

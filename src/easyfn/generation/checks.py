@@ -81,8 +81,9 @@ def keys(key: Any, rows: int) -> jax.Array:
     return key
 
 
-def longest(model: Any, c: GenerationConfig, prompt: int, mask: Any) -> int:
-    """The columns of the result, as transformers counts them, within the model's positions."""
+def longest(model: Any, c: GenerationConfig, prompt: int, mask: Any, in_pieces: bool = False) -> int:
+    """The columns of the result, as transformers counts them, within the model's positions. `in_pieces`: the prompt is not
+    run in one pass."""
     limit = max_positions(model)
     if c.max_new_tokens is not None:
         length = prompt + c.max_new_tokens
@@ -105,6 +106,13 @@ def longest(model: Any, c: GenerationConfig, prompt: int, mask: Any) -> int:
             f"generate: prompt and new tokens are {used} long, and {type(model).__name__} has learned "
             f"{limit} positions; shorten the prompt, or "
             f"set max_new_tokens to at most {max(0, limit + 1 - used + length - prompt)}"
+        )
+    bound = getattr(getattr(model, "config", None), "rope_bound", None)
+    if bound is not None and length - 1 > bound and (in_pieces or prompt <= bound):
+        raise ValueError(
+            f"generate: beyond {bound} tokens (original_max_position_embeddings) longrope turns every token by other factors, "
+            "and what was cached before is of no use: transformers runs the past again there, easyfn does not. Stay within "
+            f"max_length={bound + 1}, or give a prompt of more than {bound} tokens, to ef.generate and in one piece"
         )
     return length
 

@@ -129,7 +129,7 @@ def prepare(
     if mask is None and infer_mask and not isinstance(ids, Tracer):
         mask = np.asarray(ids) != c.pad_token_id
         checks.no_empty_rows(mask, f"nothing but pad_token_id={c.pad_token_id}")
-    max_length = checks.longest(model, c, length, None if second else mask)
+    max_length = checks.longest(model, c, length, None if second else mask, in_pieces=bool(c.prefill_chunk_size))
     asked = c
     c = with_defaults(c)
     checks.vocabulary(model, c)

@@ -25,6 +25,11 @@ class Phi3Config(LlamaFields):
     sliding_window: Size | None = None
     pad_token_id: int | None = 32000
 
+    @property
+    def rope_bound(self) -> int | None:
+        """The number of tokens beyond which a cache of fewer is of no use: all of them turn by other factors."""
+        return self.original_max_position_embeddings if self.rope_parameters.get("rope_type") == "longrope" else None
+
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         kinds = {"yarn": "longrope", "su": "longrope"}  # its first names
