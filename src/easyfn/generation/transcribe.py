@@ -280,8 +280,9 @@ def _without_double_end(tokens: np.ndarray, first_time: int) -> np.ndarray:
 
 def _heard(
     call: _Call, window: np.ndarray, prompt: np.ndarray, mask: np.ndarray | None, alive: np.ndarray, number: int
-) -> tuple[list[np.ndarray], np.ndarray, list[float | None]]:
-    """The tokens of a window, whether it is to be skipped, and the temperature that each row ended with."""
+) -> tuple[list[Any], np.ndarray, list[float | None]]:
+    """The tokens of a window (`None` for a row that has ended), whether it is to be skipped, and the temperature that each
+    row ended with."""
     c, rows, length = call.config, len(window), prompt.shape[1]
     new = c.max_new_tokens
     if new is not None and new + length > call.positions:
