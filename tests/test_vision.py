@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from cases import IMAGES
+from cases import IMAGES, in_test_all
 
 ANSWERS = ("last_hidden_state", "pooler_output", "logits", "hidden_states", "attentions")
 ANSWERS += ("image_embeds", "text_embeds", "logits_per_image", "logits_per_text")
@@ -95,7 +95,11 @@ def test_files_both_ways(name, tmp_path):
         close(value, want[key], key, 1e-6)
 
 
-@pytest.mark.parametrize("name", SMALLER)
+# Patches, stages of convolutions, windows, two towers, and one way each of placing images in a text.
+KINDS = ["vit", "convnext", "swin", "clip", "llava", "gemma3-images", "qwen2-vl", "mllama"]
+
+
+@pytest.mark.parametrize("name", in_test_all(KINDS, SMALLER))
 def test_gradient_and_transforms(name):
     """Every weight that answers has transformers' gradient; stacked, quantized, adapted and sharded it is one function."""
     import torch
