@@ -42,6 +42,8 @@ def test_slices_and_stacks(model):
     stacked = ef.stack(model)
     assert len(stacked.model.layers) == 1
     np.testing.assert_allclose(ef.forward(stacked, ids, attention_mask=mask).logits, want, atol=1e-5)
+    got, expected = (ef.generate(m, ids, attention_mask=mask, max_new_tokens=6).sequences for m in (stacked, model))
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_in_pages(model):
