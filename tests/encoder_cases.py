@@ -32,7 +32,7 @@ def encoder_cases(name: str, config: str, *, heads: Any = tuple(HEADS), own: boo
 
         labels = {"token-classification": 5, "sequence-classification": 3}
         keys = {**small, **settings, **({"num_labels": labels[head]} if head in labels else {}), **more}
-        cls = getattr(transformers, name + HEADS[head])
+        cls = getattr(transformers, name + {**HEADS, "pretraining": "ForPreTraining"}[head])
         return reference(cls, getattr(transformers, config)(**keys))
 
     family = config.removesuffix("Config").lower()

@@ -29,6 +29,7 @@ def batch(name, left=False):
         "token-classification": {"labels": np.where(mask > 0, draw.randint(0, 5, ids.shape), -100)},
         "sequence-classification": {"labels": draw.randint(0, 3, 4)},
         "multiple-choice": {"labels": np.array([1, 0])},
+        "pretraining": {"labels": draw.randint(0, 2, ids.shape)},
     }.get(case.task, {})
     if case.task == "multiple-choice":
         inputs = {k: v.reshape(2, 2, -1) for k, v in inputs.items()}
@@ -77,3 +78,31 @@ def test_padding(name):
     np.testing.assert_allclose(padded, alone, atol=1e-4)
     stacked = ef.forward(ef.stack(case.model()), **left).logits
     np.testing.assert_allclose(stacked[:1, left["attention_mask"][0] > 0], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["roberta", "mpnet"])
+def test_positions_count_by_id_and_are_rows_of_the_table(name):
+    """Without a mask, padding is seen and has no position; given positions are taken as they are, as in transformers."""
+    hf, model = CASES[name].torch(), CASES[name].model()
+    ids, _ = tokens(3, 11, pad=False)
+    ids[0, 8:] = ids[1, :2] = ids[2, 4] = 1 if name == "mpnet" else hf.config.pad_token_id
+    places = np.random.RandomState(0).permutation(30)[:11] + np.zeros_like(ids)
+    for inputs in ({"input_ids": ids}, {"input_ids": ids, "position_ids": places}):
+        got = ef.forward(model, **inputs).logits
+        np.testing.assert_allclose(got, theirs(hf, inputs).logits.numpy(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["roberta", "modernbert", "debertav2-apart"])
+def test_documents_of_one_row_do_not_meet(name):
+    model, (ids, _) = CASES[name].model(), tokens(1, 11, pad=False)
+    got = ef.forward(model, ids, segment_ids=np.array([[1] * 5 + [2] * 6])).logits
+    alone = [ef.forward(model, part).logits for part in (ids[:, :5], ids[:, 5:])]
+    np.testing.assert_allclose(got, np.concatenate(alone, axis=1), atol=1e-4, rtol=1e-4)
+
+
+def test_weights_of_classes_are_labels_of_deberta():
+    hf, model = CASES["debertav2-c2p"].torch(), CASES["debertav2-c2p"].model()
+    ids, _ = tokens(3, 11, pad=False)
+    labels = np.random.RandomState(0).dirichlet(np.ones(3), 3).astype(np.float32)
+    loss, _ = ef.compute_loss(model, {"input_ids": ids, "labels": labels})
+    np.testing.assert_allclose(loss, theirs(hf, {"input_ids": ids, "labels": labels}).loss.numpy(), rtol=1e-5)

@@ -183,6 +183,7 @@ from .tasks import (
     masked_lm as _masked_lm,  # noqa: F401  (registers)
     multiple_choice as _multiple_choice,  # noqa: F401  (registers)
     question_answering as _question_answering,  # noqa: F401  (registers)
+    replaced_tokens as _replaced_tokens,  # noqa: F401  (registers)
     sentence_embedding as _sentence_embedding,  # noqa: F401  (registers)
     seq2seq_lm as _seq2seq_lm,  # noqa: F401  (registers)
     sequence_classification as _sequence_classification,  # noqa: F401  (registers)

@@ -1,7 +1,13 @@
 """ELECTRA, with each of its heads."""
 
-from encoder_cases import encoder_cases
+from encoder_cases import HEADS, encoder_cases
 
 encoder_cases(
-    "Electra", "ElectraConfig", embedding_size=20, type_vocab_size=2, hidden_act="relu", summary_activation="tanh"
+    "Electra",
+    "ElectraConfig",
+    heads=(*HEADS, "pretraining"),
+    embedding_size=20,
+    type_vocab_size=2,
+    hidden_act="relu",
+    summary_activation="tanh",
 )

@@ -14,6 +14,7 @@ from ..core.multihost import on_host
 from ..core.verb import verb
 from ..nn.cache.cache import Cache, order_of, write
 from ..nn.context import Context
+from ..nn.encoder import TextEncoder
 
 
 def make_context(
@@ -78,6 +79,22 @@ def positions(model: Any, context: Context, given: Mapping[str, Any], start: Any
     By default those of the context, tokens counted from `start` `(batch, 1)`; a head asks the model under it.
     """
     return positions(model.model, context, given, start) if hasattr(model, "model") else context.position_ids
+
+
+@positions.register(TextEncoder)
+def _(model: TextEncoder, context: Context, given: Mapping[str, Any], start: Any) -> jax.Array:
+    """Where the embeddings name a padding, rows of their table: the tokens of its document up to this one, after it."""
+    padding, ids = getattr(model.embeddings, "padding", None), given.get("input_ids")
+    if padding is None:
+        return context.position_ids
+    if ids is None:
+        return context.position_ids + (padding + 1)
+    segments = context.segment_ids
+    real = (jnp.asarray(ids) != padding) & (segments > 0)
+    place = jnp.arange(segments.shape[1])
+    before = (segments[:, :, None] == segments[:, None, :]) & (place[None, :, None] >= place[None, None, :])
+    counted = jnp.sum(before & real[:, None, :], axis=2, dtype=jnp.int32)
+    return jnp.where(real, counted, 0) + padding
 
 
 def advance(cache: Cache, context: Context, layers: Any) -> Cache:

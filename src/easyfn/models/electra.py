@@ -1,4 +1,4 @@
-"""ELECTRA (Clark et al. 2020, arXiv 2003.10555): BERT with narrow embeddings; its generator is a masked language model."""
+"""ELECTRA (Clark et al. 2020, arXiv 2003.10555): BERT with narrow embeddings, trained to find replaced tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..config.config import only
-from ..nn import ClassificationHead, MaskedLM, MultipleChoice, PooledClassifier, TextEncoder
+from ..nn import ClassificationHead, MaskedLM, MultipleChoice, PooledClassifier, ReplacedTokens, TextEncoder
 from .encoders import IGNORED, EncoderFields, encoder_family, encoder_only, first_token_head
 
 
@@ -39,6 +39,22 @@ def _choice(config: Any) -> ClassificationHead:
     return ClassificationHead(config.hidden_size, 1, act=act, dropout=rate)
 
 
+def _names(model: Any) -> list[tuple[str, str]]:
+    scorers: dict[type, tuple[str, str]] = {
+        MultipleChoice: ("sequence_summary.summary", "classifier"),
+        ReplacedTokens: ("discriminator_predictions.dense", "discriminator_predictions.dense_prediction"),
+    }
+    if type(model) in scorers:
+        first, last = scorers[type(model)]
+        return [("classifier.dense.{rest}", f"{first}.{{rest}}"), ("classifier.out_proj.{rest}", f"{last}.{{rest}}")]
+    return [
+        ("dense.{rest}", "generator_predictions.dense.{rest}"),
+        ("norm.{rest}", "generator_predictions.LayerNorm.{rest}"),
+        ("decoder.{rest}", "generator_lm_head.{rest}"),
+        ("bias", "generator_lm_head.bias"),
+    ]
+
+
 encoder_family(
     "Electra",
     ElectraConfig,
@@ -51,18 +67,8 @@ encoder_family(
         electra(c, pooler=False), dropout=c.head_dropout, classifier=first_token_head(c, act="gelu")
     ),
     choice=lambda c: MultipleChoice(electra(c, pooler=False), classifier=_choice(c)),
-    heads=lambda model: (
-        [
-            ("classifier.dense.{rest}", "sequence_summary.summary.{rest}"),
-            ("classifier.out_proj.{rest}", "classifier.{rest}"),
-        ]
-        if isinstance(model, MultipleChoice)
-        else [
-            ("dense.{rest}", "generator_predictions.dense.{rest}"),
-            ("norm.{rest}", "generator_predictions.LayerNorm.{rest}"),
-            ("decoder.{rest}", "generator_lm_head.{rest}"),
-            ("bias", "generator_lm_head.bias"),
-        ]
-    ),
+    tasks={"pretraining": lambda c: ReplacedTokens(electra(c, pooler=False))},
+    architectures={"ElectraForPreTraining": "pretraining"},
+    heads=_names,
     ignore=(*IGNORED, "summary_type", "summary_use_proj"),
 )

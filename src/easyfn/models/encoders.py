@@ -7,19 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..config.config import labels, only
-from ..config.fields import CommonFields, Size
+from ..config.fields import CommonFields, Size, head_dim, rope
+from ..core.frozen import Frozen
 from ..names.rules import Rule, rename
 from ..nn import (
+    AddNormBlock,
     ClassificationHead,
+    EncoderEmbeddings,
+    EncoderLayers,
+    LayerNorm,
     MaskedLM,
     MultipleChoice,
     PooledClassifier,
     QuestionAnswering,
     SentenceEmbedding,
+    TextEncoder,
     TokenClassifier,
     sentence_embedding,
 )
 from ..registry.family import Family, family
+from .decoders import full_attention
 
 Builder = Callable[[Any], Any]
 Pairs = Sequence[tuple[str, str]]
@@ -61,6 +68,51 @@ class EncoderFields(CommonFields):
     @property
     def head_dropout(self) -> float:
         return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RotaryEncoderFields(EncoderFields):
+    """`EncoderFields` of BERT with rotary positions."""
+
+    head_dim: Size | None = None
+    rope_parameters: Frozen = rope()
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        only(data, "position_embedding_type", "rope", "rotary")
+        only(data, "is_decoder", False)
+        only(data, "add_cross_attention", False)
+        return labels(data)
+
+
+def rotary_encoder(config: Any, *, pooler: bool, bias: bool, mlp: Any) -> TextEncoder:
+    """BERT with rotary positions and a gated MLP, `mlp()`; `bias` is that of the projections of attention (nomic_bert, gte)."""
+    c = config
+    norm = lambda: LayerNorm(c.hidden_size, c.layer_norm_eps)
+
+    def block() -> AddNormBlock:
+        rate = c.attention_probs_dropout_prob
+        attention = full_attention(c, fused="rows", rope="default", qkv_bias=bias, out_bias=bias, dropout=rate)
+        return AddNormBlock(attention, mlp(), norm(), norm(), dropout=c.hidden_dropout_prob)
+
+    return TextEncoder(
+        c,
+        pooler=pooler,
+        embeddings=EncoderEmbeddings(c, positions=False),
+        rope={"default": c.rope_parameters},
+        head_dim=head_dim(c),
+        layers=EncoderLayers(tuple(block() for _ in range(c.num_hidden_layers))),
+    )
+
+
+def rotary_tasks(encoder: Callable[..., Any]) -> dict[str, Any]:
+    """What transformers has for such an encoder: no pooler but under the classifier of rows, and three heads."""
+    bare = lambda c: encoder(c, pooler=False)
+    return {
+        "classifier": lambda c: PooledClassifier(encoder(c, pooler=True), dropout=c.head_dropout),
+        "tasks": {"base": bare, "sentence-embedding": lambda c: sentence_embedding(bare(c))},
+        "lacks": ("question-answering", "multiple-choice"),
+    }
 
 
 def encoder_only(data: dict[str, Any]) -> dict[str, Any]:

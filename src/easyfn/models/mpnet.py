@@ -26,9 +26,9 @@ class MPNetConfig(EncoderFields):
 
 
 def mpnet(config: Any, *, pooler: bool) -> TextEncoder:
-    """The encoder: 32 buckets whatever the size of their table, and positions from 2 on, as in transformers."""
+    """The encoder: 32 buckets whatever the size of their table, and id 1 for padding whatever the config says."""
     bias = RelativeBias(config.relative_attention_num_buckets, config.num_attention_heads, count=32)
-    return TextEncoder(config, pooler=pooler, offset=2, relative=bias)
+    return TextEncoder(config, pooler=pooler, padding=1, relative=bias)
 
 
 LAYER = "encoder.layer.{i}.attention."

@@ -20,7 +20,7 @@ class RobertaConfig(EncoderFields):
 
 def roberta(config: Any, *, pooler: bool) -> TextEncoder:
     """The encoder: the table of positions has rows for the padding, which come first."""
-    return TextEncoder(config, pooler=pooler, offset=config.pad_token_id + 1)
+    return TextEncoder(config, pooler=pooler, padding=config.pad_token_id)
 
 
 encoder_family("Roberta", RobertaConfig, roberta, prefix="roberta")

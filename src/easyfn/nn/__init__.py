@@ -80,6 +80,7 @@ from .encoder_heads import (
     NextSentence as NextSentence,
     PooledClassifier as PooledClassifier,
     QuestionAnswering as QuestionAnswering,
+    ReplacedTokens as ReplacedTokens,
     SentenceEmbedding as SentenceEmbedding,
     TokenClassifier as TokenClassifier,
     sentence_embedding as sentence_embedding,

@@ -215,9 +215,11 @@ class SharedLayers(eqx.Module):
 class EncoderEmbeddings(eqx.Module):
     """`norm(word + token type + position)`.
 
-    Embeddings that are narrower than the layers go through `project` before the norm, where it is given (DeBERTa).
-    `offset` is what position 0 is stored at (RoBERTa: `padding_idx + 1`); without `positions` there is no table of them,
-    and token types are left out where the config has none. `norm` is by default a `LayerNorm`, and `None` for none.
+    - With a `padding` (RoBERTa), the id of padding, positions that the caller does not give begin at row `padding + 1` of
+      their table and count the tokens of other ids only, masked or not; padding has row `padding`.
+    - Without `positions` there is no table of them; token types are left out where the config has none.
+    - Embeddings that are narrower than the layers go through `project` before the norm, where it is given (DeBERTa).
+    - `norm` is by default a `LayerNorm`, and `None` for none.
     """
 
     word_embeddings: Embedding
@@ -226,13 +228,13 @@ class EncoderEmbeddings(eqx.Module):
     embed_proj: Linear | None
     LayerNorm: Any
     dropout: float = eqx.field(static=True)
-    offset: int = eqx.field(static=True)
+    padding: int | None = eqx.field(static=True)
 
     def __init__(
         self,
         config: Any,
         *,
-        offset: int = 0,
+        padding: int | None = None,
         positions: bool = True,
         project: Linear | None = None,
         norm: Any = "default",
@@ -246,7 +248,7 @@ class EncoderEmbeddings(eqx.Module):
         width = size if project is None else config.hidden_size
         self.LayerNorm = LayerNorm(width, config.layer_norm_eps) if isinstance(norm, str) else norm
         self.dropout = config.hidden_dropout_prob
-        self.offset = offset
+        self.padding = padding
 
     def __call__(
         self,
@@ -260,7 +262,7 @@ class EncoderEmbeddings(eqx.Module):
             types = np.zeros(x.shape[:2], np.int32) if token_type_ids is None else token_type_ids
             x = x + chosen_rows(self.token_type_embeddings, types, "token_type_ids")
         if self.position_embeddings is not None:
-            x = x + learned_positions(self.position_embeddings, context.position_ids, offset=self.offset)
+            x = x + learned_positions(self.position_embeddings, context.position_ids)
         x = x if self.embed_proj is None else self.embed_proj(x)
         x = x if self.LayerNorm is None else self.LayerNorm(x)
         return dropout(x, self.dropout, context, 1_000_003)
@@ -269,8 +271,8 @@ class EncoderEmbeddings(eqx.Module):
 class TextEncoder(eqx.Module):
     """Token ids to hidden states in which every token sees every other.
 
-    - `embeddings` are by default `EncoderEmbeddings`, whose positions start at row `offset`; those that are narrower than
-      the layers go through `embeddings_project`.
+    - `embeddings` are by default `EncoderEmbeddings` with that `padding`; those that are narrower than the layers go
+      through `embeddings_project`.
     - `relative` positions are a bias on all scores; `rope` are the parameters of each rotary table that layers name, for
       heads of the width `head_dim`.
     - `layers` are by default `EncoderLayer`s, and `norm` comes after the last.
@@ -292,7 +294,7 @@ class TextEncoder(eqx.Module):
         config: Any,
         *,
         pooler: bool = True,
-        offset: int = 0,
+        padding: int | None = None,
         embeddings: Any = None,
         project: Linear | None = None,
         relative: RelativeBias | None = None,
@@ -302,7 +304,7 @@ class TextEncoder(eqx.Module):
         norm: Any = None,
     ) -> None:
         size = config.hidden_size
-        self.embeddings = embeddings or EncoderEmbeddings(config, offset=offset)
+        self.embeddings = embeddings or EncoderEmbeddings(config, padding=padding)
         narrow = getattr(config, "embedding_size", None) or size
         if project is None and embeddings is None and narrow != size:
             project = Linear(narrow, size, True, axes=("mlp", "embed"))

@@ -289,6 +289,24 @@ class TokenClassifier(eqx.Module):
         return out.replace(logits=_answers(self.classifier, out.last_hidden_state, self.dropout, context))
 
 
+class ReplacedTokens(eqx.Module):
+    """Which tokens were replaced: `logits` of shape `(batch, seq)`, positive where one was (ELECTRA's discriminator)."""
+
+    model: Any
+    classifier: ClassificationHead
+    config: Any = eqx.field(static=True)
+
+    def __init__(self, model: Any) -> None:
+        config = model.config
+        self.model = model
+        self.classifier = ClassificationHead(config.hidden_size, 1, act=config.hidden_act)
+        self.config = config
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        out = self.model(context, cache, **inputs)
+        return out.replace(logits=self.classifier(out.last_hidden_state, context)[..., 0])
+
+
 class QuestionAnswering(eqx.Module):
     """Where an answer starts and ends: `start_logits` and `end_logits`, `(batch, seq)` each.
 
