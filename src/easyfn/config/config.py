@@ -165,7 +165,7 @@ def _refuse_unknown(cls: type, rest: Mapping[str, Any], ignore: frozenset[str], 
 
 def write(config: Any) -> dict[str, Any]:
     """The JSON of a config: its fields and what it carries in `extra`, with its `model_type` if it knows it."""
-    data: dict[str, Any] = thaw(getattr(config, "extra", Frozen()))
+    data: dict[str, Any] = {k: _finite(v) for k, v in thaw(getattr(config, "extra", Frozen())).items()}
     unsaid = getattr(type(config), "unsaid", ())  # what the reference has no place for: said where it says anything
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -9,6 +9,7 @@ from ..config.fields import Size, alias
 from ..nn import Block, Decoder
 from .decoders import decoder, decoder_family, norm
 from .mixtures import (
+    INDEXED,
     GroupedFields,
     IndexedFields,
     grouped,
@@ -61,5 +62,6 @@ decoder_family(
     deepseek_v32,
     classifies=False,
     names=per_expert(),
+    ignore=INDEXED,
     ignore_tensors=without_next_tokens,
 )

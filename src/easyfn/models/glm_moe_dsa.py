@@ -9,6 +9,7 @@ from ..config.fields import Size, alias
 from ..nn import ChoosingBlock, Decoder
 from .decoders import decoder, decoder_family, norm
 from .mixtures import (
+    INDEXED,
     GroupedFields,
     IndexedFields,
     grouped,
@@ -90,5 +91,6 @@ decoder_family(
     glm_moe_dsa,
     classifies=False,
     names=per_expert(),
+    ignore=INDEXED,
     ignore_tensors=without_next_tokens,
 )

@@ -97,6 +97,11 @@ class KimiLinearConfig(LatentFields, CommonFields):
             data["mlp_layer_types"] = ["dense" if i < first else "sparse" for i in range(layers)]
         return data
 
+    @staticmethod
+    def denormalize(data: dict[str, Any]) -> dict[str, Any]:
+        own = {name: older for older, name in NAMES.items() if older != "n_routed_experts"}
+        return {own.get(name, name): value for name, value in data.items()}
+
 
 def kimi_linear(c: KimiLinearConfig) -> Decoder:
     """The decoder: pre-norm blocks of one or the other attention, the first of them dense."""

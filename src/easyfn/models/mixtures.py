@@ -133,11 +133,14 @@ class IndexedFields(LatentFields):
 
     @staticmethod
     def indexed(data: dict[str, Any]) -> dict[str, Any]:
-        """Without the keys that say what these models always are."""
+        """The JSON, if `layer_types` and `rope_interleave` say what these models always are."""
         for kind in data.get("layer_types") or ():
             only({"layer_types": kind}, "layer_types", "indexed_attention")
         only(data, "rope_interleave", True)
-        return {k: v for k, v in data.items() if k not in ("layer_types", "rope_interleave", "mlp_bias")}
+        return data
+
+
+INDEXED = ("layer_types", "rope_interleave", "mlp_bias")  # looked at by `indexed`; the last is read nowhere
 
 
 def indexer(config: Any, **own: Any) -> Indexer:
