@@ -9,7 +9,7 @@ from typing import Any
 from ..config.config import labels, only
 from ..config.fields import CommonFields, Size, head_dim, rope
 from ..core.frozen import Frozen
-from ..names.rules import Rule, rename
+from ..names.rules import Rule, concatenated, rename
 from ..nn import (
     AddNormBlock,
     ClassificationHead,
@@ -103,6 +103,32 @@ def rotary_encoder(config: Any, *, pooler: bool, bias: bool, mlp: Any) -> TextEn
         head_dim=head_dim(c),
         layers=EncoderLayers(tuple(block() for _ in range(c.num_hidden_layers))),
     )
+
+
+def rotary_modules(
+    prefix: str, layers: Pairs, heads: Pairs | Callable[[Any], Pairs], gate_up: Sequence[str] = ()
+) -> Callable[[Any], list[Rule]]:
+    """The modules of transformers' rotary encoders, after which adapters are named: queries, keys and values apart, and the
+    parts of the MLP, `gate_up` in the order of our rows."""
+    inside = [
+        (f"encoder.layer.{{i}}.{ours}.{{rest}}", f"layers.{{i}}.{theirs}.{{rest}}")
+        for ours, theirs in (
+            ("self_attn", "self_attn"),
+            ("mlp", "mlp"),
+            ("input_layernorm", "post_attention_layernorm"),
+            ("post_attention_layernorm", "post_mlp_layernorm"),
+        )
+    ]
+    renamed = encoder_names(prefix, [*layers, *inside], heads)
+    apart = [
+        concatenated(f"{{rest}}.self_attn.qkv_proj.{kind}", *(f"{{rest}}.self_attn.{p}_proj.{kind}" for p in "qkv"))
+        for kind in ("weight", "bias")
+    ]
+    if gate_up:
+        apart.append(
+            concatenated("{rest}.mlp.gate_up_proj.weight", *(f"{{rest}}.mlp.{p}_proj.weight" for p in gate_up))
+        )
+    return lambda model: [*apart, *renamed(model)]
 
 
 def rotary_tasks(encoder: Callable[..., Any]) -> dict[str, Any]:

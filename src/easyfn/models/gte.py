@@ -8,7 +8,15 @@ from typing import Any, ClassVar
 from ..config.fields import Size, rope
 from ..core.frozen import Frozen
 from ..nn import FusedGatedMLP, MaskedLM, TextEncoder
-from .encoders import BUFFERS, IGNORED, RotaryEncoderFields, encoder_family, rotary_encoder, rotary_tasks
+from .encoders import (
+    BUFFERS,
+    IGNORED,
+    RotaryEncoderFields,
+    encoder_family,
+    rotary_encoder,
+    rotary_modules,
+    rotary_tasks,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +40,13 @@ def gte(c: Any, *, pooler: bool) -> TextEncoder:
     return rotary_encoder(c, pooler=pooler, bias=True, mlp=mlp)
 
 
+HEADS = [
+    ("dense.{rest}", "lm_head.dense.{rest}"),
+    ("norm.{rest}", "lm_head.norm.{rest}"),
+    ("decoder.{rest}", "lm_head.decoder.{rest}"),
+    ("bias", "lm_head.decoder.bias"),
+]
+
 encoder_family(
     "Gte",
     GteConfig,
@@ -47,12 +62,8 @@ encoder_family(
             ("post_attention_layernorm", "mlp_ln"),
         )
     ],
-    heads=[
-        ("dense.{rest}", "lm_head.dense.{rest}"),
-        ("norm.{rest}", "lm_head.norm.{rest}"),
-        ("decoder.{rest}", "lm_head.decoder.{rest}"),
-        ("bias", "lm_head.decoder.bias"),
-    ],
+    heads=HEADS,
+    modules=rotary_modules("gte", [], [("norm.{rest}", "lm_head.layer_norm.{rest}"), *HEADS], ("up", "gate")),
     ignore=IGNORED,
     ignore_tensors=(BUFFERS[0], r"rotary_emb\."),
     **rotary_tasks(gte),

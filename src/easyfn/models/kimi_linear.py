@@ -121,11 +121,21 @@ def kimi_linear(c: KimiLinearConfig) -> Decoder:
     return hybrid_decoder(c, kinds, mixers, lambda i: grouped(c, i), head_dim=c.qk_rope_head_dim, rope={})
 
 
+# As transformers' modules have them.
+MODULES = [
+    *(
+        rename(f"{{rest}}.mixer.{part}{end}", f"{{rest}}.self_attn.forget_gate.{part}{end}")
+        for part, end in (("f_a_proj", ".{tail}"), ("f_b_proj", ".{tail}"), ("dt_bias", ""), ("A_log", ""))
+    ),
+    mixer_is("self_attn"),
+]
+
 decoder_family(
     "KimiLinear",
     KimiLinearConfig,
     kimi_linear,
     classifies=False,
+    modules=lambda model: MODULES,
     names=(
         concatenated("{rest}.mixer.conv1d.weight", *(f"{{rest}}.self_attn.{part}_conv1d.weight" for part in "qkv")),
         *per_expert("w1", "w3", "w2", theirs="block_sparse_moe"),

@@ -8,7 +8,15 @@ from typing import Any, ClassVar
 from ..config.fields import Size, rope
 from ..core.frozen import Frozen
 from ..nn import GatedMLP, MaskedLM, TextEncoder
-from .encoders import BUFFERS, IGNORED, RotaryEncoderFields, encoder_family, rotary_encoder, rotary_tasks
+from .encoders import (
+    BUFFERS,
+    IGNORED,
+    RotaryEncoderFields,
+    encoder_family,
+    rotary_encoder,
+    rotary_modules,
+    rotary_tasks,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +39,13 @@ def nomic_bert(c: Any, *, pooler: bool) -> TextEncoder:
     return rotary_encoder(c, pooler=pooler, bias=False, mlp=mlp)
 
 
+HEADS = [
+    ("dense.{rest}", "cls.predictions.transform.dense.{rest}"),
+    ("norm.{rest}", "cls.predictions.transform.layer_norm.{rest}"),
+    ("decoder.{rest}", "cls.predictions.decoder.{rest}"),
+    ("bias", "cls.predictions.bias"),
+]
+
 encoder_family(
     "NomicBert",
     NomicBertConfig,
@@ -52,12 +67,8 @@ encoder_family(
             )
         ),
     ],
-    heads=[
-        ("dense.{rest}", "cls.predictions.transform.dense.{rest}"),
-        ("norm.{rest}", "cls.predictions.transform.layer_norm.{rest}"),
-        ("decoder.{rest}", "cls.predictions.decoder.{rest}"),
-        ("bias", "cls.predictions.bias"),
-    ],
+    heads=HEADS,
+    modules=rotary_modules("nomic_bert", [], HEADS),
     ignore=IGNORED,
     ignore_tensors=(*BUFFERS, r"rotary_emb\."),
     **rotary_tasks(nomic_bert),

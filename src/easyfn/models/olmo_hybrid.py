@@ -86,23 +86,33 @@ def olmo_hybrid(c: OlmoHybridConfig) -> Decoder:
     return decoder(c, block, rope={"default": c.rope_parameters} if turns else {})
 
 
+_LAYER = "{rest}layers.{i}."
+_PARTS = (
+    ("in_proj_z", "g_proj"),
+    ("in_proj_b", "b_proj"),
+    ("in_proj_a", "a_proj"),
+    ("norm", "o_norm"),
+    ("out_proj", "o_proj"),
+)
+# As transformers' modules have them.
+MODULES = [
+    *(rename(f"{_LAYER}mixer.{ours}.{{tail}}", f"{_LAYER}linear_attn.{theirs}.{{tail}}") for ours, theirs in _PARTS),
+    mixer_is("linear_attn"),
+]
+
+
 def names(model: Any) -> list[Rule]:
     """The convolutions of queries, keys and values are apart in files, and the norms of a delta net's layer have names of
     their own."""
     base = model if isinstance(model, Decoder) else model.model
     key_heads, value_heads, key_dim, value_dim = widths(base.config)
-    keys, layer = key_heads * key_dim, "{rest}layers.{i}."
-    conv, inside = layer + "mixer.conv1d.weight", layer + "linear_attn."
-    parts = ("in_proj_z", "g_proj"), ("in_proj_b", "b_proj"), ("in_proj_a", "a_proj"), ("norm", "o_norm")
+    keys = key_heads * key_dim
+    parts = (f"{_LAYER}linear_attn.{part}_conv1d.weight" for part in "qkv")
     return [
-        concatenated(
-            conv, *(f"{inside}{part}_conv1d.weight" for part in "qkv"), widths=(keys, keys, value_heads * value_dim)
-        ),
-        *(rename(f"{layer}mixer.{ours}.{{tail}}", f"{inside}{theirs}.{{tail}}") for ours, theirs in parts),
-        rename(f"{layer}mixer.out_proj.{{tail}}", f"{inside}o_proj.{{tail}}"),
-        mixer_is("linear_attn"),
-        rename(f"{layer}input_layernorm.{{tail}}", f"{layer}attention_layer_norm.{{tail}}"),
-        rename(f"{layer}post_attention_layernorm.{{tail}}", f"{layer}feedforward_layer_norm.{{tail}}"),
+        concatenated(f"{_LAYER}mixer.conv1d.weight", *parts, widths=(keys, keys, value_heads * value_dim)),
+        *MODULES,
+        rename(f"{_LAYER}input_layernorm.{{tail}}", f"{_LAYER}attention_layer_norm.{{tail}}"),
+        rename(f"{_LAYER}post_attention_layernorm.{{tail}}", f"{_LAYER}feedforward_layer_norm.{{tail}}"),
     ]
 
 
@@ -112,6 +122,7 @@ decoder_family(
     olmo_hybrid,
     classifies=False,
     names=names,
+    modules=lambda model: MODULES,
     aliases={  # as transformers' modules have them
         "{rest}.attention_layer_norm.{tail}": ("{rest}.input_layernorm.{tail}",),
         "{rest}.feedforward_layer_norm.{tail}": ("{rest}.post_attention_layernorm.{tail}",),
