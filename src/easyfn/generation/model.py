@@ -100,7 +100,7 @@ def run_tokens(model: Any, tokens: Any, cache: Any, **inputs: Any) -> Output:
 def source_name(model: Any) -> str:
     """What a prompt is called: `input_ids`, or what else a model's encoder reads."""
     main = inputs_of(model).main
-    return "input_ids" if "input_ids" in main else main[0]
+    return "input_ids" if "input_ids" in main or not main else main[0]
 
 
 def encodes(model: Any) -> bool:

@@ -21,6 +21,7 @@ from ..core.trainable import is_adapter, trainable
 from ..core.tree import is_abstract, nodes
 from ..forward.forward import forward, init_cache
 from ..inputs.checks import check_ids
+from ..inputs.statement import Inputs, inputs as inputs_of
 from ..nn.cache.cache import KV, Cache, Ring, layer_cache, stored
 from ..nn.heads import input_embeddings
 from ..nn.output import Output
@@ -194,6 +195,11 @@ def _(model: Prefix, batch_size: int, max_length: int, *, dtype: Any = None) -> 
         positions=jnp.full_like(cache.positions, model.count),
         length=jnp.asarray(model.count, cache.length.dtype),
     )
+
+
+@inputs_of.register(Prompt, Prefix)
+def _(model: Any) -> Inputs:
+    return inputs_of(model.base)
 
 
 @forward.register(Prompt, Prefix)
