@@ -454,10 +454,8 @@ def test_generation_config_of_the_checkpoint_is_honoured():
     plain = ef.generate(model, ids, max_new_tokens=4, repetition_penalty=1.9, eos_token_id=-1)
     told = with_generation(model, max_new_tokens=4, repetition_penalty=1.9, eos_token_id=-1, transformers_version="5")
     np.testing.assert_array_equal(plain.sequences, ef.generate(told, ids).sequences)
-    assert ef.generate(told, ids, max_length=5).sequences.shape == (
-        1,
-        5,
-    )  # the caller's word on a length is the only one
+    with pytest.warns(UserWarning, match="max_length=5 does nothing"):  # as in transformers
+        assert ef.generate(told, ids, max_length=5).sequences.shape == (1, 7)
     config = ef.GenerationConfig(max_new_tokens=2)
     assert ef.generate(told, ids, config=config).sequences.shape == (1, 5)
     assert ef.generate(told, ids, config=config, max_new_tokens=3).sequences.shape == (1, 6)
