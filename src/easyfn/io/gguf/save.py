@@ -35,7 +35,7 @@ FILE_TYPES = {
 _IDLE = frozenset(
     """extra generation num_labels router_aux_loss_coef router_jitter_noise initializer_range initializer_factor
     chunk_size residual_in_fp32 time_step_min time_step_max time_step_floor max_window_layers layer_types
-    scale_decoder_outputs""".split()  # noqa: SIM905
+    scale_decoder_outputs pad_token_id bos_token_id eos_token_id decoder_start_token_id""".split()  # noqa: SIM905
 )
 
 
