@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 
-from ..config.fields import CommonFields, DecoderFields, Size, head_dim
+from ..config.fields import CommonFields, Gemma2Fields, Size, head_dim
 from ..names.rules import rename
 from ..nn import (
     Attention,
@@ -34,7 +34,7 @@ from .translation import Ids
 
 
 @dataclass(frozen=True, kw_only=True)
-class T5GemmaModuleConfig(DecoderFields):
+class T5GemmaModuleConfig(Gemma2Fields):
     """The keys of one side, Gemma 2's. Without `layer_types`, every second layer sees everything."""
 
     model_type: ClassVar[str] = "t5_gemma_module"
@@ -44,18 +44,6 @@ class T5GemmaModuleConfig(DecoderFields):
     intermediate_size: Size = 9216
     num_hidden_layers: int = 26
     num_attention_heads: Size = 8
-    num_key_value_heads: Size = 4
-    head_dim: Size = 256
-    max_position_embeddings: Size = 8192
-    hidden_activation: str = "gelu_pytorch_tanh"
-    attention_bias: bool = False
-    query_pre_attn_scalar: int = 256
-    sliding_window: Size | None = 4096
-    layer_types: tuple[str, ...] | None = None
-    final_logit_softcapping: float | int | None = 30.0
-    attn_logit_softcapping: float | int | None = 50.0
-    tie_word_embeddings: bool = True
-    pad_token_id: int | None = 0
     eos_token_id: Ids = 1
     bos_token_id: int | None = 2
 
