@@ -185,12 +185,13 @@ def test_init_gives_the_state_space_its_own_start(key):
     assert np.abs(np.asarray(mixer.conv1d.weight)).max() <= 3**-0.5
 
 
-def test_config_accounts_for_every_key_and_reads_both_spellings_of_infinity():
+def test_config_accounts_for_every_key_and_reads_both_spellings_of_infinity(tmp_path):
     theirs = HFConfig(**SETTINGS)
     config = read(ef.models.Mamba2Config, json.loads(theirs.to_json_string(use_diff=False)), family_of("mamba2").ignore)
     assert config.time_step_limit == (0.0, float("inf")) and hash(config)
     assert read(ef.models.Mamba2Config, json.loads(json.dumps(write(config))), family_of("mamba2").ignore) == config
-    again = HFConfig.from_dict(write(config))
+    (tmp_path / "config.json").write_text(json.dumps(write(config)))
+    again = HFConfig.from_pretrained(tmp_path)
     assert tuple(again.time_step_limit) == (0.0, float("inf")) and again.state_size == 10
     with pytest.raises(ValueError, match=r"hidden_size \* expand = 64 must equal num_heads \* head_dim = 72"):
         ef.models.Mamba2Config(vocab_size=8, hidden_size=32, num_hidden_layers=1, num_heads=9, head_dim=8, n_groups=1)

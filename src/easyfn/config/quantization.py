@@ -57,7 +57,9 @@ def quantization(data: Any, where: str) -> None:
     _checked(data, _KEYS, where)
     for name, group in (data.get("config_groups") or {}).items():
         inside = f"{where}: config_groups"
-        check(name, group, Mapping, inside)
+        check(name, group, Mapping | _Names, inside)
+        if not isinstance(group, Mapping):
+            continue  # the targets of a preset, which `schemes.py` refuses by name
         if "targets" not in group:
             raise ValueError(f"{inside}: {name} needs targets, which the file does not give")
         _checked(group, _GROUP, f"{inside}: {name}")
