@@ -107,7 +107,7 @@ def test_to_torch_and_back(name):
         assert a.dtype == b.dtype and a.equal(b), key
 
 
-@pytest.mark.parametrize("name", in_test_all(COMPOSED, names(variant=False)))
+@pytest.mark.parametrize("name", in_test_all(COMPOSED, names(variant=False, files=True)))
 def test_stacked_is_loaded_and_saved_alike(name, folders, tmp_path):
     theirs = folders(name)
     stacked = ef.load(theirs, stack=True)
