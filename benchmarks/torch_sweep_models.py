@@ -1,0 +1,201 @@
+"""Tiny models of transformers' types, and inputs for them: what `torch_sweep.py` converts."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+SMALL = {  # a key of a config -> the most that a shrunken config has there
+    "vocab_size": 99, "hidden_size": 32, "hidden_size_global": 32, "d_model": 32, "n_embd": 32, "embed_dim": 32,
+    "hidden_dim": 32, "dim": 32, "width": 32, "num_hidden_layers": 2, "num_layers": 2, "n_layer": 2, "n_layers": 2,
+    "encoder_layers": 2, "decoder_layers": 2, "depth": 2, "num_decoder_layers": 2, "num_encoder_layers": 2,
+    "encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 2, "num_attention_heads": 4, "num_heads": 4, "n_head": 4,
+    "n_heads": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_num_attention_heads": 4,
+    "decoder_num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "d_kv": 8, "d_head": 8, "rotary_dim": 4,
+    "intermediate_size": 64, "d_ff": 64, "d_inner": 64, "ffn_dim": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+    "n_inner": 64, "ffn_hidden_size": 64, "expert_ffn_hidden_size": 16, "moe_intermediate_size": 16,
+    "shared_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4,
+    "n_routed_experts": 4, "moe_topk": 2, "moe_k": 2, "moe_num_experts": 4, "zero_expert_num": 2, "num_experts_per_tok": 2,
+    "num_experts_per_token": 2, "n_group": 1, "num_expert_group": 1, "topk_group": 1, "image_size": 32, "patch_size": 8,
+    "max_position_embeddings": 64, "n_positions": 64, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16, "state_size": 8, "index_head_dim": 16, "index_n_heads": 4,
+    "index_topk": 4, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_num_heads": 4, "mamba_head_dim": 16,
+    "linear_head_dim": 8, "linear_num_heads": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8, "embedding_size": 32, "embedding_dim": 32, "emb_dim": 32,
+    "entity_vocab_size": 50, "entity_emb_size": 16, "projection_dim": 32, "word_embed_proj_dim": 32,
+    "vocab_size_per_layer_input": 99, "hidden_size_per_layer_input": 8, "laurel_rank": 8,
+    "encoder_hash_byte_group_vocab": 50, "sliding_window": 4, "attention_window": 4, "num_mel_bins": 16,
+    "max_source_positions": 32, "max_target_positions": 32, "num_latents": 8, "d_latents": 32,
+    "num_self_attends_per_block": 2, "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 32,
+    "num_kv_shared_layers": 0, "num_nextn_predict_layers": 0, "first_k_dense_replace": 1, "text_hidden_size": 32,
+    "audio_hidden_size": 32, "mamba_d_ssm": 64, "vision_hidden_size": 32, "adapter_in_dim": 32, "codebook_dim": 32,
+    "index_kpool": 2,
+}  # fmt: skip
+# Keys that follow from others, and that the class works out anew.
+DERIVED = {"out_features", "out_indices", "stage_names", "per_layer_config", "attention_layers", "layers_block_type"}
+# What no rule says: a type, or the end of a nested config's name -> its keys.
+OWN: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
+                                                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+             "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dory": {"num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
+    "hunyuan_v1_dense": {"head_dim": 8}, "hunyuan_v1_moe": {"head_dim": 8}, "ministral": {"head_dim": 8},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "mamba2": {"head_dim": 16, "n_groups": 2, "chunk_size": 4},
+    "nemotron": {"num_key_value_heads": 2},
+    "reformer": {"axial_pos_embds": False, "attention_head_size": 8, "feed_forward_size": 64,
+                 "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "attn_layers": ["local", "lsh"], "num_buckets": 4,
+                 "hash_seed": 0},
+    "ReformerModelWithLMHead": {"is_decoder": True},
+    "xmod": {"default_language": "en_XX"},
+    "xlstm": {"num_blocks": 2, "hidden_size": 32, "embedding_dim": 32, "chunk_size": 4},
+    "zamba": {"num_hidden_layers": 4, "attention_hidden_size": 64, "attention_head_dim": 16, "mamba_dt_rank": 4,
+              "layers_block_type": ["linear_attention", "hybrid"] * 2, "use_mamba_kernels": False},
+    "zamba2": {"num_hidden_layers": 3, "attention_hidden_size": 64, "attention_head_dim": 16, "n_mamba_heads": 4,
+               "layers_block_type": ["linear_attention", "linear_attention", "hybrid"], "use_mamba_kernels": False,
+               "chunk_size": 4, "hybrid_layer_ids": [2], "mamba_headdim": 16},
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "neomme": {"rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                                   "full_attention": {"rope_type": "default", "rope_theta": 1e6,
+                                                      "partial_rotary_factor": 0.5}}},
+    "perceiver": {"train_size": [16, 16], "num_frames": 2, "output_shape": [1, 2, 16, 16], "output_num_channels": 8,
+                  "_label_trainable_num_channels": 16, "num_self_attention_heads": 4, "num_cross_attention_heads": 4},
+    "donut-swin": {"embed_dim": 24, "depths": [1, 1, 1, 1], "window_size": 2, "patch_size": 2},
+    "swin": {"embed_dim": 24, "depths": [1, 1, 1, 1], "window_size": 2, "patch_size": 2},
+    "swinv2": {"embed_dim": 24, "depths": [1, 1, 1, 1], "window_size": 2, "patch_size": 2},
+    "efficientnet": {"image_size": 64, "hidden_dim": 640, "width_coefficient": 0.5, "depth_coefficient": 1.0},
+    "levit": {"image_size": 64, "patch_size": 16, "hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 2, 2],
+              "depths": [1, 1, 1], "key_dim": [8] * 3, "down_ops": [["Subsample", 8, 2, 4, 2, 2], ["Subsample", 8, 4, 4, 2, 2]]},
+    "mobilevitv2": {"patch_size": 2, "image_size": 64, "base_attn_unit_dims": [16, 24, 32], "n_attn_blocks": [1, 1, 1]},
+    "mobilevit": {"patch_size": 2, "image_size": 64},
+    "siglip2": {"vision_config": {"num_patches": 16}},
+}  # fmt: skip
+NAMES = ("id2label", "label2id", "rope", "quantization", "text_encoder_rope")
+
+
+def shrunk(data: dict, kinds: bool = True, own: dict | None = None) -> dict:
+    """The keys of a config with small sizes. Of lists with an entry per layer two layers remain that differ most, or,
+    without `kinds`, none: the class makes them anew."""
+    names = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    layers = next((data[k] for k in names if isinstance(data.get(k), int)), 0)
+    lists = {k: v for k, v in data.items() if isinstance(v, list) and layers > 2 and len(v) == layers}
+    other = max(range(1, layers), key=lambda i: sum(v[i] != v[0] for v in lists.values())) if lists else 0
+    out = {}
+    for key, value in data.items():
+        if key in DERIVED:
+            continue
+        if isinstance(value, dict) and "mrope_section" in value:
+            out[key] = {**value, "mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
+        elif isinstance(value, dict) and not key.startswith(NAMES):
+            out[key] = shrunk(value, kinds)
+        elif key in SMALL and isinstance(value, int) and not isinstance(value, bool):
+            out[key] = min(value, SMALL[key]) if value > 0 else value
+        elif key.endswith(("_token_id", "_token_index")) and isinstance(value, int) and value >= 90:
+            out[key] = SPECIAL.get(key.replace("_index", "_id"), 3)
+        elif key in lists:
+            if kinds:
+                out[key] = [value[0], value[other]]
+        else:
+            out[key] = value
+    heads = next((k for k in ("num_attention_heads", "n_heads", "num_heads") if isinstance(data.get(k), int)), None)
+    if heads and data.get("num_key_value_heads") == data[heads]:
+        out["num_key_value_heads"] = out[heads]
+    name = str(data.get("model_type", ""))
+    for key, value in {**OWN.get(name, {}), **(own or {})}.items():
+        out[key] = {**out[key], **value} if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+# Tokens that stand for other inputs must differ from each other and from text.
+SPECIAL = {"image_token_id": 90, "video_token_id": 91, "audio_token_id": 92, "vision_start_token_id": 93,
+           "vision_end_token_id": 94, "image_start_token_id": 95, "image_end_token_id": 96, "boi_token_id": 95,
+           "eoi_token_id": 96, "mask_token_id": 97}  # fmt: skip
+
+
+def made(torch: Any, cls: Any) -> tuple[Any, dict]:
+    """A tiny random model of a class in eval mode, with noise on every parameter, and inputs that it takes."""
+    data = cls.config_class().to_dict()
+    errors = []
+    for images, kinds in ((True, True), (True, False), (False, True), (False, False)):
+        try:
+            config = cls.config_class.from_dict(shrunk(data, kinds, OWN.get(cls.__name__)))
+            with torch.device("meta"):
+                parameters = sum(p.numel() for p in cls(config).parameters())
+            if parameters > 60_000_000:
+                raise ValueError(f"{parameters:,} parameters after shrinking")
+            module = cls(config).eval()
+            with torch.no_grad():
+                for p in module.parameters():
+                    if p.is_floating_point():
+                        p.add_(torch.randn_like(p) * 0.05)
+                given = inputs_for(torch, module, 2, 7, images)
+                module(**given, **without_cache(module))
+            return module, given
+        except Exception as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def without_cache(module: Any) -> dict:
+    return {"use_cache": False} if hasattr(module.config, "use_cache") else {}
+
+
+def inputs_for(torch: Any, module: Any, rows: int, length: int, images: bool = True) -> dict:
+    names = inspect.signature(module.forward).parameters
+    config = module.config
+    main = getattr(module, "main_input_name", "input_ids")
+    text = getattr(config, "text_config", None) or config
+    vocab = min(getattr(text, "vocab_size", None) or 90, 90)
+    ids = lambda: torch.randint(4, vocab, (rows, length))
+    out = {}
+    if main == "pixel_values" or ("pixel_values" in names and "input_ids" not in names):
+        out["pixel_values"] = pixels(torch, config, rows)
+    elif main in ("input_features", "input_values"):
+        wide = getattr(config, "num_mel_bins", None) or getattr(config, "feature_size", None) or 16
+        out[main] = torch.randn(rows, 400 + 40 * length) if main == "input_values" else torch.randn(rows, wide, 64)
+    else:
+        out["input_ids"] = ids()
+        if "attention_mask" in names:
+            out["attention_mask"] = torch.ones(rows, length, dtype=torch.long)
+            out["attention_mask"][-1, -2:] = 0
+        if "pixel_values" in names and "get_text_features" in dir(module):
+            out["pixel_values"] = pixels(torch, config, rows)
+        elif images and "pixel_values" in names:
+            out |= with_images(torch, module, out, rows)
+    if "decoder_input_ids" in names:
+        out["decoder_input_ids"] = ids()
+    if (books := getattr(getattr(config, "decoder", config), "num_codebooks", 0)) and "input_ids" in out and books > 1:
+        out["input_ids"] = torch.randint(4, vocab, (rows * books, length))  # MusicGen's rows: one a codebook
+    return out
+
+
+def with_images(torch: Any, module: Any, text: dict, rows: int) -> dict:
+    """A picture a row and the tokens that stand for it, where a class reads pixels and nothing beside them."""
+    token = next((t for k in ("image_token_id", "image_token_index") if (t := getattr(module.config, k, None))), None)
+    read = getattr(module, "get_image_features", None)
+    if token is None or read is None:
+        return {}
+    values = pixels(torch, module.config, rows)
+    with torch.no_grad():
+        found = read(pixel_values=values)
+    features = getattr(found, "pooler_output", found)
+    parts = features if isinstance(features, (list, tuple)) else [features]
+    each, rest = divmod(sum(f.shape[:-1].numel() for f in parts), rows)
+    if rest:
+        raise ValueError("as many features for each picture")
+    put = lambda x, value: torch.cat([x[:, :1], torch.full((rows, each), value), x[:, 1:]], 1)
+    out = {"input_ids": put(text["input_ids"], token), "pixel_values": values}
+    if "attention_mask" in text:
+        out["attention_mask"] = put(text["attention_mask"], 1)
+    return out
+
+
+def pixels(torch: Any, config: Any, rows: int) -> Any:
+    vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None) or config
+    size = getattr(vision, "image_size", None) or 32
+    size = size if isinstance(size, (list, tuple)) else (size, size)
+    return torch.randn(rows, getattr(vision, "num_channels", None) or 3, *size)
