@@ -12,10 +12,8 @@ import numpy as np
 from jax import lax
 
 from ..core.weight import axes_of, dense, format_of, requantize, shape_of
-from .product import after, by_blocks, inner, register_format, replace, smoothed
+from .product import FEW, after, by_blocks, inner, register_format, replace, smoothed
 from .rounding import round_groups, round_rows, row_codes
-
-FEW = 16  # rows, up to which a product is bound by unpacking the weight
 
 
 class Grouped(eqx.Module):

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from ..core.weight import axes_of, dense, format_of, requantize, shape_of
-from .product import by_blocks, inner, register_format
+from .product import FEW, by_blocks, inner, register_format
 
 
 class Block(NamedTuple):
@@ -33,12 +33,38 @@ BLOCKS = {
 }
 
 
+class Layout(NamedTuple):
+    """How the entries of a block lie in `codes` and `high`: chunk by chunk, of which every plane has as many.
+
+    Beside each other are the entries `k` of all planes of a chunk: `planes * bits / 8` bytes of `codes` and one of `high`.
+    """
+
+    chunks: int
+    planes: int
+    bits: int  # of an entry in `codes`; `8 / planes` are in `high`, if there is one
+    middle: int = 0  # the code that stands for 0
+    groups: int = 1  # with a scale each, of one plane of a chunk
+    turns: bool = False  # neighbouring planes lie in neighbouring bytes, not in one
+
+
+LAYOUTS = {
+    "Q4_1": Layout(1, 2, 4),
+    "Q5_1": Layout(1, 8, 4, turns=True),
+    "Q2_K": Layout(2, 4, 2, groups=2),
+    "Q3_K": Layout(1, 8, 2, middle=4, groups=2),
+    "Q4_K": Layout(4, 2, 4),
+    "Q5_K": Layout(1, 8, 4),
+    "Q6_K": Layout(2, 4, 4, middle=32, groups=2, turns=True),
+}
+
+
 class KQuant(eqx.Module):
     """`w = scale * scales * codes - minimum * mins`, the parts of llama.cpp's blocks side by side, row by row.
 
     A row has `in / 256` blocks (`in / 32` of Q4_1 and Q5_1), and each array its part of one block after the other:
 
-    - `codes`, `high`: the low and the high bits of the entries as the file has them, uint8 `(..., out, bytes)`.
+    - `codes`, `high`: the low and the high bits of the entries, uint8 `(..., out, bytes)`: the file's bytes, in an order that
+      a processor reads in one go (see `Layout`).
     - `scale`, `minimum`: of whole blocks, float16 `(..., out, blocks)`.
     - `scales`, `mins`: of the 8 or 16 groups of a block, a byte each, `(..., out, groups)`: the 6 bits of Q3_K, Q4_K and
       Q5_K, int8 where they are signed. Of Q2_K `scales` has both, 4 bits each.
@@ -71,6 +97,11 @@ def from_blocks(raw: np.ndarray, kind: str, dtype: Any = "float32") -> KQuant:
         parts["scales"] = _unpack_signed(parts["scales"])
     elif kind == "Q6_K":
         parts["scales"] = parts["scales"].view(np.int8)
+    layout = LAYOUTS[kind]
+    if (beside := layout.planes * layout.bits // 8) > 1:
+        parts["codes"] = _swapped(parts["codes"], layout.chunks, beside, -1)
+    if kind == "Q5_1":
+        parts["high"] = _turned(parts["high"], (8, 4))
     for name in {"scale", "minimum"} & set(parts):
         parts[name] = parts[name].view(np.float16)
     flat = {name: part.reshape(*lead, -1) for name, part in parts.items()}
@@ -85,8 +116,24 @@ def to_blocks(w: KQuant) -> np.ndarray:
         parts["scales"] = _pack_scales(parts["scales"], np.asarray(w.mins).reshape(*blocks, -1))
     elif w.kind == "Q3_K":
         parts["scales"] = _pack_signed(parts["scales"])
+    layout = LAYOUTS[w.kind]
+    if (beside := layout.planes * layout.bits // 8) > 1:
+        parts["codes"] = _swapped(parts["codes"], layout.chunks, -1, beside)
+    if w.kind == "Q5_1":
+        parts["high"] = _turned(parts["high"], (4, 8))
     each = [np.ascontiguousarray(part).view(np.uint8) for part in parts.values()]
     return np.concatenate(each, axis=-1).reshape(*blocks[:-1], -1)
+
+
+def _swapped(codes: np.ndarray, *sizes: int) -> np.ndarray:
+    """The bytes of each chunk `(chunks, a, b)` as `(chunks, b, a)`."""
+    return np.swapaxes(codes.reshape(*codes.shape[:-1], *sizes), -1, -2).reshape(codes.shape)
+
+
+def _turned(high: np.ndarray, bits: tuple[int, int]) -> np.ndarray:
+    """The 32 bits of each block of Q5_1, rows and columns exchanged."""
+    each = np.unpackbits(high, axis=-1, bitorder="little")
+    return np.packbits(_swapped(each, *bits), axis=-1, bitorder="little")
 
 
 def _unpack_scales(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -115,56 +162,58 @@ def _pack_signed(scales: np.ndarray) -> np.ndarray:
     return np.concatenate([low, np.asarray(high, np.uint8)], axis=-1)
 
 
-def _cut(part: jax.Array, chunk: int, shifts: tuple[int, ...], mask: int) -> jax.Array:
-    """Chunks of `chunk` bytes, each as often as there are shifts: `(..., chunks, shifts, chunk)`."""
-    shift = jnp.asarray(shifts, jnp.uint8)[:, None]
-    shift = shift.reshape((1,) * part.ndim + shift.shape)
-    return (part.reshape(*part.shape[:-1], -1, 1, chunk) >> shift) & jnp.uint8(mask)
+def _codes(w: KQuant, plane: int) -> jax.Array:
+    """The codes of a plane, `(..., out, blocks, chunks, entries)`."""
+    layout, lead = LAYOUTS[w.kind], (*w.scale.shape, LAYOUTS[w.kind].chunks)
+    beside = layout.planes * layout.bits // 8
+    if layout.turns:
+        slot, byte = divmod(plane, beside)
+    else:
+        byte, slot = divmod(plane, 8 // layout.bits)
+    codes = w.codes.reshape(*lead, -1, beside)[..., byte] >> layout.bits * slot & (2**layout.bits - 1)
+    if w.high is None:
+        return codes
+    bits = 8 // layout.planes
+    return codes | (w.high.reshape(*lead, -1) >> bits * plane & (2**bits - 1)) << layout.bits
 
 
-def _parts(w: KQuant) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Codes `(..., groups, entries)`, and of every group its scale and its minimum (or none), float32."""
-    scale = lax.stop_gradient(w.scale).astype(jnp.float32)[..., None]
-    minimum = None if w.minimum is None else lax.stop_gradient(w.minimum).astype(jnp.float32)[..., None]
-    lead = w.codes.shape[:-1]
+def _planes(w: KQuant) -> list[jax.Array]:
+    """The dense weight in pieces `(..., out, in / planes)` that need no interleaving, float32.
 
-    def groups(part: jax.Array) -> jax.Array:
-        return part.astype(jnp.float32).reshape(*w.scale.shape, -1)
+    As `gguf.quants.dequantize` has it: the products have at most 24 bits, so that neither their order nor a fused multiply
+    and add changes them."""
+    layout, lead = LAYOUTS[w.kind], w.scale.shape
+    scale = lax.stop_gradient(w.scale).astype(jnp.float32).reshape(*lead, 1, 1, 1)
+    minimum = None if w.minimum is None else lax.stop_gradient(w.minimum).astype(jnp.float32).reshape(scale.shape)
 
-    def flat(part: jax.Array) -> jax.Array:
-        return part.reshape(*lead, -1)
+    def of(plane: int, whole: jax.Array, part: jax.Array) -> jax.Array:
+        each = part.reshape(*lead, layout.chunks, layout.planes, layout.groups, 1)[..., plane, :, :]
+        return whole * each.astype(jnp.float32)
 
-    if w.kind in ("Q4_1", "Q5_1"):
-        codes = _cut(w.codes, 16, (0, 4), 15).reshape(*lead, -1, 32)
-        if w.high is not None:
-            bits = (w.high[..., None] >> jnp.arange(8, dtype=jnp.uint8).reshape((1,) * w.high.ndim + (8,))) & 1
-            codes = codes | (bits.reshape(codes.shape) << 4)
-        return codes, flat(scale), None if minimum is None else flat(-minimum)
-    if w.kind in ("Q4_K", "Q5_K"):
-        codes = _cut(w.codes, 32, (0, 4), 15).reshape(*lead, -1, 32)
-        if w.high is not None:
-            codes = codes | (_cut(w.high, 32, tuple(range(8)), 1).reshape(codes.shape) << 4)
-        return codes, flat(scale * groups(w.scales)), flat(minimum * groups(w.mins))  # type: ignore[operator]
-    if w.kind == "Q2_K":
-        codes = _cut(w.codes, 32, (0, 2, 4, 6), 3).reshape(*lead, -1, 16)
-        return codes, flat(scale * groups(w.scales & 15)), flat(minimum * groups(w.scales >> 4))  # type: ignore[operator]
-    if w.kind == "Q3_K":
-        codes = _cut(w.codes, 32, (0, 2, 4, 6), 3).reshape(*lead, -1, 16).astype(jnp.int8)
-        absent = _cut(w.high, 32, tuple(range(8)), 1).reshape(codes.shape).astype(jnp.int8) ^ 1
-        return codes - (absent << 2), flat(scale * groups(w.scales)), None
-    codes = _cut(w.codes, 64, (0, 4), 15).reshape(*lead, -1, 16)
-    codes = codes | (_cut(w.high, 32, (0, 2, 4, 6), 3).reshape(codes.shape) << 4)
-    return codes.astype(jnp.int8) - 32, flat(scale * groups(w.scales)), None
+    def one(plane: int) -> jax.Array:
+        codes = _codes(w, plane)
+        codes = codes.reshape(*codes.shape[:-1], layout.groups, -1).astype(jnp.float32) - layout.middle
+        scales, mins = (w.scales & 15, w.scales >> 4) if w.kind == "Q2_K" else (w.scales, w.mins)
+        full = codes * (scale if scales is None else of(plane, scale, scales))
+        if minimum is not None:
+            full = full + minimum if mins is None else full - of(plane, minimum, mins)
+        return full.reshape(*lead[:-1], -1)
+
+    return [one(plane) for plane in range(layout.planes)]
+
+
+def _columns(w: KQuant, rows: jax.Array) -> list[jax.Array]:
+    """The columns of `rows`, `(m, in)`, that belong to each of `_planes(w)`."""
+    layout = LAYOUTS[w.kind]
+    cut = rows.reshape(len(rows), w.scale.shape[-1] * layout.chunks, layout.planes, -1)
+    return [cut[:, :, plane].reshape(len(rows), -1) for plane in range(layout.planes)]
 
 
 def values(w: KQuant) -> jax.Array:
-    """The dense weight in float32, as `gguf.quants.dequantize` has it: its products have at most 24 bits, so that
-    neither their order nor a fused multiply and add changes them."""
-    codes, scale, minimum = _parts(w)
-    full = codes.astype(jnp.float32) * scale[..., None]
-    if minimum is not None:
-        full = full - minimum[..., None]
-    return full.reshape(shape_of(w))
+    """The dense weight in float32."""
+    layout, planes = LAYOUTS[w.kind], _planes(w)
+    cut = [plane.reshape(*w.scale.shape, layout.chunks, -1) for plane in planes]
+    return jnp.stack(cut, axis=-2).reshape(shape_of(w))
 
 
 @shape_of.register(KQuant)
@@ -197,8 +246,20 @@ def _(w: KQuant) -> jax.Array:
 
 
 @by_blocks
-def _product(w: KQuant, rows: jax.Array) -> jax.Array:
+def _pieces(w: KQuant, rows: jax.Array) -> jax.Array:
+    # A few rows cost nothing beside the unpacking, and to round what is unpacked to 16 bits costs more than it saves.
+    rows = rows.astype(jnp.float32) if len(rows) <= FEW else rows
+    each = zip(_columns(w, rows), _planes(w), strict=True)
+    return functools.reduce(jnp.add, [inner(part, plane.astype(rows.dtype)) for part, plane in each])
+
+
+@by_blocks
+def _whole(w: KQuant, rows: jax.Array) -> jax.Array:
     return inner(rows, values(w).astype(rows.dtype))
+
+
+def _product(w: KQuant, rows: jax.Array) -> jax.Array:
+    return lax.platform_dependent(w, rows, cpu=_pieces, default=_whole)
 
 
 register_format(KQuant, _product)

@@ -19,6 +19,8 @@ Product = Callable[[Any, jax.Array], jax.Array]
 # A temporary of this many float32 entries stays in the cache of a core; a larger one is paid in page faults.
 BLOCK = 1 << 20
 
+FEW = 16  # rows, up to which a product is bound by unpacking the weight
+
 
 class _Rules(NamedTuple):
     product: Product
