@@ -175,9 +175,13 @@ def serve(side: str) -> None:
 
 
 class Side:
-    def __init__(self, name: str, script: str = __file__) -> None:
+    """A process that gives samples; of the sources in `source`, or of what is installed."""
+
+    def __init__(self, name: str, script: str = __file__, source: Path | None = None) -> None:
         self.name = name
         environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "JAX_PLATFORMS": "cpu"}
+        if source is not None:
+            environment["PYTHONPATH"] = str(source)
         self.process = subprocess.Popen(
             [sys.executable, script, "--serve", name],
             stdin=subprocess.PIPE,
