@@ -1,0 +1,77 @@
+"""What the four main programs of a Llama compile to: operations, temporary bytes, copies. Exact where times are noisy.
+
+The bounds are what XLA makes of them in jaxlib 0.10.2, and a tenth more. A change that goes over one has made the program
+slower on every machine, or has a reason that is said here with the new number.
+"""
+
+import re
+from typing import NamedTuple
+
+import jax
+import optax
+import pytest
+
+import easyfn as ef
+
+CONFIG = ef.models.LlamaConfig(
+    vocab_size=512, hidden_size=128, intermediate_size=352, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+)  # fmt: skip
+BATCH, LENGTH, CACHED = 2, 64, 128
+PRODUCTS = 2 * (7 + 2) + 1  # seven projections and two products of attention a layer, and the head
+
+
+class Bound(NamedTuple):
+    products: int
+    flops: float  # of one forward of as many tokens
+    temporary: int  # bytes
+    moves: int  # copies and transposes of arrays
+
+
+BOUNDS = {
+    "forward": Bound(PRODUCTS, 1.03, 470_000, 19),
+    "train": Bound(3 * PRODUCTS, 3.2, 5_030_000, 74),
+    "prefill": Bound(PRODUCTS, 1.12, 470_000, 21),  # against all slots of the cache
+    "decode": Bound(PRODUCTS, 1.2, 7_500, 12),
+}
+
+
+@pytest.fixture(scope="module")
+def programs():
+    model = ef.abstract(CONFIG)
+    ids, one = (jax.ShapeDtypeStruct((BATCH, n), "int32") for n in (LENGTH, 1))
+    cache = jax.eval_shape(lambda m: ef.init_cache(m, BATCH, CACHED), model)
+    state = jax.eval_shape(lambda m: ef.to_state(m, optax.adamw(1e-3)), model)
+
+    def cached(model, ids, cache):
+        out = ef.forward(model, ids, cache=cache)
+        return out.logits, out.cache
+
+    step = jax.jit(cached, donate_argnums=2)
+    lowered = {
+        "forward": jax.jit(lambda m, ids: ef.forward(m, ids).logits).lower(model, ids),
+        "train": jax.jit(ef.train_step, donate_argnums=0).lower(state, {"input_ids": ids}),
+        "prefill": step.lower(model, ids, cache),
+        "decode": step.lower(model, one, cache),
+    }
+    held = {
+        "forward": (),
+        "train": state,
+        "prefill": cache,
+        "decode": cache,
+    }  # what is given up, and comes back changed
+    return {name: (program.compile(), held[name]) for name, program in lowered.items()}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_is_no_more_than_it_was(programs, name):
+    program, held = programs[name]
+    bound, memory, text = BOUNDS[name], program.memory_analysis(), program.as_text()
+    count = lambda *kinds: sum(len(re.findall(rf" {kind}\(", text)) for kind in kinds)
+    assert count("dot") == bound.products
+    work = ef.flops(ef.abstract(CONFIG), BATCH, 1 if name == "decode" else LENGTH)
+    assert 0.9 * work < program.cost_analysis()["flops"] < bound.flops * work
+    assert memory.temp_size_in_bytes <= bound.temporary
+    assert count("copy", "transpose") <= bound.moves
+    # Every array that is given up is written in place, but for scalars.
+    given = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
+    assert memory.alias_size_in_bytes >= 0.99 * given
