@@ -155,7 +155,7 @@ def grpo() -> None:
         "num_items_in_batch": torch.tensor(int(seen.sum())),
     }
     for kind in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo"):
-        for level, unbiased in (("token", True), ("sequence", False)):
+        for level, unbiased, temperature in (("token", True, 1.0), ("sequence", False, 1.0), ("token", True, 0.7)):
             high = 0.28 if kind != "cispo" else 2.0
             args = trl.GRPOConfig(
                 **quiet(
@@ -165,6 +165,7 @@ def grpo() -> None:
                     epsilon_high=high,
                     use_bias_correction_kl=unbiased,
                     max_completion_length=9,
+                    temperature=temperature,
                     num_generations=2,
                 )
             )
@@ -188,8 +189,9 @@ def grpo() -> None:
                 level=level,
                 unbiased_kl=unbiased,
                 max_new_tokens=9,
+                temperature=temperature,
             )
-            compare(f"grpo {kind} {level}", ours, theirs)
+            compare(f"grpo {kind} {level} {temperature}", ours, theirs)
 
 
 def main() -> None:

@@ -83,6 +83,14 @@ def test_token_logprobs(models):
         want, seen = logp(0, "chosen")
         np.testing.assert_allclose(got, want, atol=2e-5)
         assert (np.asarray(counted) == seen).all()
+    cool = jax.nn.log_softmax(jnp.asarray(_logits(0, "chosen") / 0.7, jnp.float32)[:, :-1])
+    want = np.take_along_axis(np.asarray(cool), CHOSEN["input_ids"][:, 1:, None], -1)[..., 0] * seen[:, :-1]
+    got, _ = ef.token_logprobs(models[0], CHOSEN, chunk_size=8, temperature=0.7)
+    np.testing.assert_allclose(got[:, :-1], want, atol=3e-5)
+    batch = {**CHOSEN, "advantages": ADVANTAGES, "old_logprobs": jnp.pad(want, [(0, 0), (0, 1)])}
+    for temperature, kl in ((0.7, False), (1.0, True)):  # the same model as before, at the same temperature
+        _, told = ef.grpo_loss(models[0], batch, reference=models[0], beta=0.1, temperature=temperature)
+        assert (float(told["clipped"]) > 0) is kl
 
 
 def margins(normed=False):

@@ -36,4 +36,4 @@ def write(name, found):
 if __name__ == "__main__":
     write("completions.jsonl", [{"prompt": head, "completion": body} for head, body, _, _ in rows()])
     write("pairs.jsonl", [{"prompt": head, "chosen": body, "rejected": lazy} for head, body, lazy, _ in rows()])
-    write("prompts.jsonl", [{"prompt": head, "names": names} for head, _, _, names in rows()])
+    write("prompts.jsonl", [{"prompt": head.rstrip(), "names": names} for head, _, _, names in rows()])

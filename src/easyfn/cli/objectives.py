@@ -54,12 +54,11 @@ def objective(command: str, recipe: Recipe) -> Callable[[Any, Any, Any], Any]:
         options: dict[str, Any] = {"beta": recipe.beta, "kind": recipe.kind or "sigmoid"}
         return lambda model, batch, other: ef.dpo_loss(model, batch, reference=_base(model, other), **options)
     if command == "grpo":
-        kind = recipe.kind or "dapo"
-        length = recipe.max_new_tokens
+        of_it: dict[str, Any] = {"kind": recipe.kind or "dapo", "temperature": recipe.temperature, "beta": recipe.beta}
 
         def judged(model: Any, batch: Any, other: Any) -> Any:
             base = _base(model, other) if recipe.beta else None
-            return ef.grpo_loss(model, batch, reference=base, beta=recipe.beta, kind=kind, max_new_tokens=length)
+            return ef.grpo_loss(model, batch, reference=base, max_new_tokens=recipe.max_new_tokens, **of_it)
 
         return judged
     if command == "distill":
@@ -170,7 +169,13 @@ class Rollouts:
         if rewards.shape != (len(texts),) or not np.isfinite(rewards).all():
             raise Wrong(f"{recipe.reward} must give {len(texts)} finite numbers for {len(texts)} texts")
         judged = ef.rollout_batch(out, mask) | {"advantages": ef.group_advantages(rewards, size)}
-        told = {"reward": float(rewards.mean()), "answer_length": float(np.mean([len(a) for a in answers]))}
+        spread = rewards.reshape(-1, size).std(axis=1)
+        told = {
+            "reward": float(rewards.mean()),
+            "reward_std": float(spread.mean()),
+            "equal_groups": float(np.mean(spread == 0)),  # from these a step learns nothing
+            "answer_length": float(np.mean([len(a) for a in answers])),
+        }
         return judged, told
 
 

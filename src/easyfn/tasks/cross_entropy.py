@@ -34,6 +34,7 @@ class LossConfig:
       every number is a target).
     - `reduction`: `mean` over counted tokens, `sum`, or `none` (the shape of the labels, 0 where not counted; for a
       shifted loss entry `t` is what predicting `t + 1` cost). The sum of `none` is `sum`; over the count it is `mean`.
+    - `temperature`: logits of classes are divided by it.
     - `chunk_size`: with it, logits over the vocabulary exist for this many tokens at a time only (at least one of each
       row), and the backward pass makes them again: the same numbers in far less memory.
     """
@@ -45,6 +46,7 @@ class LossConfig:
     ignore_index: int = -100
     reduction: str = "mean"
     chunk_size: int | None = None
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in KINDS:
@@ -55,6 +57,8 @@ class LossConfig:
             raise ValueError(f"LossConfig.label_smoothing lies in [0, 1), not {self.label_smoothing}")
         if self.z_loss < 0.0:
             raise ValueError(f"LossConfig.z_loss must not be negative, not {self.z_loss}")
+        if not self.temperature > 0.0:
+            raise ValueError(f"LossConfig.temperature is positive, not {self.temperature}")
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"LossConfig.chunk_size is a number of tokens, not {self.chunk_size}")
 
@@ -215,6 +219,7 @@ def _rows(logits: jax.Array, labels: jax.Array, weight: jax.Array, cfg: LossConf
     A label outside the classes (and not ignored) gives NaN, never a wrong number.
     """
     classes = logits.shape[-1]
+    logits = logits if cfg.temperature == 1.0 else logits / cfg.temperature
     total = _logsumexp(logits)
     picked = _pick(logits, jnp.clip(labels, 0, classes - 1))
     best = lax.stop_gradient(picked >= jnp.max(logits, axis=-1))
@@ -288,8 +293,8 @@ def _reduce(
 
 def _soft(logits: jax.Array, labels: jax.Array, cfg: LossConfig) -> tuple[jax.Array, Metrics]:
     """Cross entropy of scores and a weight for each class."""
-    if cfg.label_smoothing or cfg.z_loss:
-        raise ValueError("label_smoothing and z_loss need one label for each row, not a weight for each class")
+    if cfg.label_smoothing or cfg.z_loss or cfg.temperature != 1.0:
+        raise ValueError("label_smoothing, z_loss, temperature need a label for each row, not a weight for each class")
     check_shape(labels, logits.shape)
     x, y = (a.reshape(-1, logits.shape[-1]).astype(jnp.float32) for a in (logits, labels))
     rows = {
@@ -301,8 +306,8 @@ def _soft(logits: jax.Array, labels: jax.Array, cfg: LossConfig) -> tuple[jax.Ar
 
 def _elementwise(logits: jax.Array, labels: jax.Array, kind: str, cfg: LossConfig) -> tuple[jax.Array, Metrics]:
     """Mean squared error, or binary cross entropy, of scores and labels of one shape."""
-    if cfg.label_smoothing or cfg.z_loss:
-        raise ValueError(f"label_smoothing and z_loss need classes; a {kind} loss has none")
+    if cfg.label_smoothing or cfg.z_loss or cfg.temperature != 1.0:
+        raise ValueError(f"label_smoothing, z_loss and temperature need classes; a {kind} loss has none")
     if labels.ndim == logits.ndim - 1 and logits.shape[-1] == 1:
         labels = labels[..., None]
     check_shape(labels, logits.shape)

@@ -130,9 +130,11 @@ def loss_of_frames(
     The config's `ctc_loss_reduction` (`sum`, or `mean`: each row by its number of labels, then the mean of rows) holds
     where `cfg.reduction` is `mean`; `sum` and `none` there win over it. `ctc_zero_infinity` is the config's.
     """
-    if cfg.kind is not None or cfg.label_smoothing or cfg.z_loss or cfg.chunk_size is not None:
+    given = (cfg.kind, cfg.label_smoothing, cfg.z_loss, cfg.chunk_size, cfg.temperature)
+    if given != (None, 0.0, 0.0, None, 1.0):
         raise ValueError(
-            "compute_loss: CTC sums over alignments: LossConfig's kind, smoothing, z_loss and chunks are not its"
+            "compute_loss: CTC sums over alignments: "
+            "LossConfig's kind, smoothing, z_loss, chunks and temperature are not its"
         )
     inputs, labels = split_labels(batch)
     if labels is None:

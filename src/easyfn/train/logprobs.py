@@ -18,6 +18,7 @@ def token_logprobs(
     batch: Mapping[str, Any],
     *,
     chunk_size: int | None = None,
+    temperature: float = 1.0,
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
 ) -> tuple[jax.Array, jax.Array]:
@@ -26,7 +27,8 @@ def token_logprobs(
     Entry `t` is the log probability, float32, of label `t + 1` given the tokens up to `t`; `counted` is 1.0 where
     that label counts (not -100, no padding, same document) and 0.0 elsewhere, where the log probability is 0 too. The
     last column never counts. `batch` is that of [`easyfn.compute_loss`][], `labels` included (`input_ids` without
-    them): mark the prompt with -100. `chunk_size` makes the logits for so many tokens at a time.
+    them): mark the prompt with -100. `chunk_size` makes the logits for so many tokens at a time; `temperature`
+    divides them, as where the tokens were sampled.
 
     ```python
     import jax, jax.numpy as jnp, easyfn as ef
@@ -38,7 +40,7 @@ def token_logprobs(
     assert counted.tolist() == [[0, 1, 1, 0]]
     ```
     """
-    cfg = LossConfig(kind="causal-lm", reduction="none", chunk_size=chunk_size, aux_loss_weight=0.0)
+    cfg = LossConfig("causal-lm", reduction="none", chunk_size=chunk_size, aux_loss_weight=0.0, temperature=temperature)
     inputs, labels = split_labels(batch)
     if labels is None:
         if inputs.get("input_ids") is None:

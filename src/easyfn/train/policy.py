@@ -87,6 +87,7 @@ def grpo_loss(
     level: str = "token",
     unbiased_kl: bool = True,
     max_new_tokens: int | None = None,
+    temperature: float = 1.0,
     chunk_size: int | None = None,
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
@@ -104,6 +105,8 @@ def grpo_loss(
       that is clipped from above at `epsilon_high` and has no gradient.
     - `unbiased_kl`: the divergence's terms are multiplied by the ratio of probabilities, as TRL does by default, so that its
       gradient is that of the reverse KL divergence (DeepSeek-V3.2, arXiv 2512.02556), on the first step, too.
+    - `temperature`: that at which the answers were drawn; the probabilities are those of the model's logits over it (and
+      `old_logprobs` of `token_logprobs(temperature=)`).
     - `level`: ratios per `token`, or per `sequence` (GSPO, arXiv 2507.18071).
 
     Metrics: `kl`, `clipped` (the share of tokens whose ratio is cut).
@@ -117,7 +120,8 @@ def grpo_loss(
     if batch.get("advantages") is None:
         raise ValueError("grpo_loss needs batch['advantages'] of shape (rows,): see ef.group_advantages")
     given = {name: value for name, value in batch.items() if name not in _OWN}
-    logprobs, counted = token_logprobs(model, given, chunk_size=chunk_size, key=key, runtime=runtime)
+    how: dict[str, Any] = {"chunk_size": chunk_size, "temperature": temperature, "runtime": runtime}
+    logprobs, counted = token_logprobs(model, given, key=key, **how)
     advantages = jnp.asarray(batch["advantages"], jnp.float32)
     advantages = advantages[:, None] if advantages.ndim == 1 else advantages
     old = batch.get("old_logprobs")
@@ -136,7 +140,7 @@ def grpo_loss(
         losses, cut = clipped(ratio, advantages, epsilon, high)
     metrics = {}
     if beta:
-        far = _towards(reference, batch, given, chunk_size, runtime) - logprobs
+        far = _towards(reference, batch, given, how) - logprobs
         kl = (jnp.exp(far) - far - 1.0) * (ratio if unbiased_kl else 1.0)
         losses = losses + beta * kl
         metrics["kl"] = jnp.sum(kl * counted) / jnp.maximum(jnp.sum(counted), 1.0)
@@ -161,10 +165,10 @@ def clipped(ratio: jax.Array, advantages: jax.Array, low: float, high: float) ->
     return -jnp.minimum(ratio * advantages, bounded * advantages), cut
 
 
-def _towards(reference: Any, batch: Mapping[str, Any], given: Any, chunk: Any, runtime: Runtime) -> jax.Array:
+def _towards(reference: Any, batch: Mapping[str, Any], given: Any, how: dict[str, Any]) -> jax.Array:
     if reference is not None:
         frozen = jax.lax.stop_gradient(reference)
-        return jax.lax.stop_gradient(token_logprobs(frozen, given, chunk_size=chunk, runtime=runtime)[0])
+        return jax.lax.stop_gradient(token_logprobs(frozen, given, **how)[0])
     if batch.get("reference_logprobs") is None:
         raise ValueError("grpo_loss: beta needs reference=model, or batch['reference_logprobs'] (rows, columns)")
     return jnp.asarray(batch["reference_logprobs"], jnp.float32)
