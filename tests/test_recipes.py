@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import jax
 import numpy as np
@@ -102,20 +103,59 @@ def test_resumes_exactly(here, monkeypatch, capsys):
     same("parts", "whole")
 
 
-def test_every_recipe_runs(here, capsys):
-    main(["pretrain", "llama", "text.txt", "new", *STEPS[:-2], "--learning-rate", "0.01", "--dtype", "bfloat16"])
+class Tracker(ModuleType):
+    """wandb, trackio and tensorboard at once, as far as a run calls them: their signatures are those of 0.31, 0.43 and 2.20."""
+
+    def __init__(self):
+        super().__init__("tracker")
+        self.heard, self.begun, self.ended = [], [], 0
+
+    def init(self, project, name, config, **more):
+        self.begun.append((project, name, config["steps"], sorted(more)))
+        return SimpleNamespace(log=lambda metrics, step: self.heard.append((step, metrics)), finish=self.finish)
+
+    def finish(self):
+        self.ended += 1
+
+    def Writer(self, folder):
+        scalar = lambda tag, data, step: self.heard.append((step, {tag: data}))
+        return SimpleNamespace(add_scalar=scalar, flush=lambda: None, close=self.finish)
+
+
+def test_every_recipe_runs(here, monkeypatch, capsys):
+    seen = {name: Tracker() for name in ("wandb", "trackio", "tensorboard.summary")}
+    for name, module in seen.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    track = lambda name: ["--track", name]
+    Path("told.py").write_text("heard = []\ndef log(step, metrics):\n    print('heard', step, metrics['loss'])\n")
+    main(["pretrain", "llama", "text.txt", "new", *STEPS[:-2], "--learning-rate", "0.01", "--dtype", "bfloat16",
+          *track("told.py:log")])  # fmt: skip
+    assert capsys.readouterr().out.count("heard") == 6
+    assert all(0 <= line["mfu"] < 1.5 for line in told("new")) and told("new")[-1]["mfu"] > 0
     assert losses("new")[6] < losses("new")[1] and ef.can_generate(ef.load("new"))
     assert Path("new/tokenizer.json").exists()
-    main(["dpo", "llama", "pairs.jsonl", "dpo", *STEPS, "--eval-data", "pairs.jsonl", "--learning-rate", "0.01"])
+    main(["dpo", "llama", "pairs.jsonl", "dpo", *STEPS, "--eval-data", "pairs.jsonl", "--learning-rate", "0.01",
+          "--peak", "1e7", *track("wandb")])  # fmt: skip
     numbers = told("dpo")
+    assert seen["wandb"].heard == [(line.pop("step"), line) for line in map(dict, numbers)] and seen["wandb"].ended == 1
+    assert seen["wandb"].begun == [("easyfn", "dpo", 6, ["dir"])]
     assert numbers[-1]["eval_loss"] < numbers[0]["eval_loss"] and "accuracy" in numbers[1]
     Path("grpo.yaml").write_text(
         "model: llama\ndata: prompts.jsonl\nout: grpo\nreward: reward.py:share\ngroup-size: 4\nmax_new_tokens: 4\n"
         "steps: 3\nbatch_size: 2\nlength: 8\nrank: 2\nlearning_rate: 1e-2\n"
     )
-    main(["grpo", "grpo.yaml", "--steps", "2"])
-    assert [set(line) >= {"reward", "kl"} for line in told("grpo")] == [True, True]
-    main(["distill", "new", "text.txt", "student", *STEPS, "--teacher", "llama", "--rank", "0", "--beta", "0.5"])
+    main(["grpo", "grpo.yaml", "--steps", "2", *track("trackio")])
+    assert [set(line) >= {"reward", "reward_std", "equal_groups", "kl"} for line in told("grpo")] == [True, True]
+    assert len(seen["trackio"].heard) == 2 and seen["trackio"].begun[0][1] == "grpo" and seen["trackio"].ended == 1
+    main(["distill", "new", "text.txt", "student", *STEPS, "--teacher", "llama", "--rank", "0", "--beta", "0.5",
+          *track("tensorboard")])  # fmt: skip
+    assert (6, {"loss": losses("student")[6]}) in seen["tensorboard.summary"].heard
+    assert seen["tensorboard.summary"].ended == 1
+    for name in ("wandb", "tensorboard.summary", "trackio"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(SystemExit, match=rf"easyfn\[{name.partition('.')[0]}\]"):
+            main(["finetune", "llama", "text.txt", "untold", *STEPS, *track(name.partition(".")[0])])
+    assert not Path("untold.run").exists()
     assert losses("student")[6] < losses("student")[1]
     capsys.readouterr()
     main(["finetune", "llama", "text.txt", "planned", *STEPS, "--dry-run"])
@@ -166,6 +206,7 @@ WRONG = {
     "pairs": (["dpo", "llama", "prompts.jsonl", "out"], "example 1"),
     "reward": (["grpo", "llama", "prompts.jsonl", "out"], "needs reward"),
     "function": (["grpo", "llama", "prompts.jsonl", "out", "--reward", "reward.py:nothing"], "not found"),
+    "track": (["finetune", "llama", "text.txt", "out", "--track", "wandbb"], "track is wandb, tensorboard, trackio"),
     "teacher": (["distill", "llama", "text.txt", "out"], "needs teacher"),
     "quantize": (["finetune", "llama", "text.txt", "out", "--quantize", "nf4", "--rank", "0"], "rank"),
 }

@@ -82,7 +82,12 @@ from .inputs.sample import sample_inputs as sample_inputs
 from .inputs.statement import Input as Input, Inputs as Inputs, inputs as inputs
 from .inspect.card import model_card as model_card
 from .inspect.facts import model_type as model_type, supports as supports
-from .inspect.flops import flops as flops, flops_per_token as flops_per_token
+from .inspect.flops import (
+    count_flops as count_flops,
+    flops as flops,
+    flops_per_token as flops_per_token,
+    matmul_peak as matmul_peak,
+)
 from .inspect.observe import observe as observe, second_moment as second_moment
 from .inspect.show import describe as describe, num_bytes as num_bytes, num_params as num_params, show as show
 from .io.adapters import load_adapters as load_adapters, save_adapters as save_adapters

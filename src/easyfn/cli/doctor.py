@@ -21,6 +21,9 @@ EXTRAS = {
     "structured": ("outlines_core",),
     "remote": ("fsspec", "gcsfs", "s3fs"),
     "eval": ("lm_eval",),
+    "wandb": ("wandb",),
+    "tensorboard": ("tensorboard",),
+    "trackio": ("trackio",),
 }
 
 

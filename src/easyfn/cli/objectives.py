@@ -186,8 +186,8 @@ def rollouts(recipe: Recipe, tokenizer: Any) -> Rollouts:
     return Rollouts(recipe, rows, tokenizer, function_of(recipe.reward))
 
 
-def function_of(name: str) -> Callable[..., Any]:
-    """`FILE.py:FUNCTION` or `MODULE:FUNCTION`."""
+def function_of(name: str, words: str = "reward is FILE.py:FUNCTION or MODULE:FUNCTION") -> Callable[..., Any]:
+    """`FILE.py:FUNCTION` or `MODULE:FUNCTION`; `words` say what was wanted."""
     where, _, what = name.rpartition(":")
     try:
         if where.endswith(".py"):
@@ -200,4 +200,4 @@ def function_of(name: str) -> Callable[..., Any]:
             module = importlib.import_module(where)
         return getattr(module, what)
     except (ImportError, OSError, AttributeError, ValueError) as error:
-        raise Wrong(f"reward is FILE.py:FUNCTION or MODULE:FUNCTION, and {name!r} is not found: {error}") from None
+        raise Wrong(f"{words}, and {name!r} is not found: {error}") from None

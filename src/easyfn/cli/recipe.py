@@ -71,11 +71,24 @@ class Recipe:
     patience: int = option(0, "stop after so many evaluations without a better one; 0 never", only=JUDGED, least=0)
     save_every: int = option(0, "steps between checkpoints (default: five of a run)", least=0)
     keep: int = option(2, "checkpoints", least=1)
+    track: str = option(
+        "", "tell metrics to wandb, tensorboard, trackio, or a function log(step, metrics): FILE.py:FUNCTION"
+    )
+    peak: float = option(0.0, "operations per second of a device, as 989e12, for MFU (default: measured)", least=0.0)
     log_every: int = option(1, "steps between lines of metrics.jsonl", least=1)
 
 
 BY_PLACE = ("model", "data", "out")
-SAME = ("steps", "eval_every", "save_every", "keep", "log_every", "patience")  # may change when a run goes on
+SAME = (
+    "steps",
+    "eval_every",
+    "save_every",
+    "keep",
+    "log_every",
+    "patience",
+    "track",
+    "peak",
+)  # may change when a run goes on
 
 
 def fields(command: str) -> list[dataclasses.Field[Any]]:

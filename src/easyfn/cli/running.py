@@ -28,6 +28,7 @@ from .objectives import examples_of, learning_rate, model_of, objective, other_o
 from .parts import copy_texts, extra, tokenizer_of
 from .recipe import SAME, Recipe, options, read
 from .together import is_first, places, sizes_of
+from .track import Log, find, tracked
 
 
 class Stopped(Exception):
@@ -46,12 +47,15 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(f"{recipe.out}.run")
     begun = _begun(args, recipe, folder)
     args.checkpoint = recipe.model
+    tracker = find(recipe.track) if recipe.track else None
     placed = places(args)
     loop = Loop(args.command, recipe, folder, placed, begun)
     _write(args, recipe, folder)
-    with extra("tqdm").tqdm(total=recipe.steps, initial=begun, unit="step", disable=None) as bar, _signals() as heard:
+    bar = extra("tqdm").tqdm(total=recipe.steps, initial=begun, unit="step", disable=None)
+    told = tracked(recipe.track, tracker, folder, options(args.command, recipe))
+    with bar, told as log, _signals() as heard:
         try:
-            loop.go(bar, heard)
+            loop.go(bar, heard, log)
         except Stopped as stopped:
             bar.close()
             _say(f"easyfn {args.command}: {stopped}")
@@ -146,7 +150,7 @@ class Loop:
 
         self.step = jax.jit(step, donate_argnums=0)
         self.measure = jax.jit(measure)
-        self.best, self.bad = float("inf"), 0
+        self.best, self.bad, self.cost = float("inf"), 0, 0.0
 
     def _batches(self, rows: Any, epochs: int | None, seed: int | None) -> Any:
         recipe = self.recipe
@@ -154,10 +158,10 @@ class Loop:
             rows, batch_size=recipe.batch_size, length=recipe.length, pack=recipe.pack, seed=seed, epochs=epochs
         )
 
-    def go(self, bar: Any, heard: list[int]) -> None:
+    def go(self, bar: Any, heard: list[int], log: Log) -> None:
         """All steps that are left."""
         recipe = self.recipe
-        lines = Lines(self.folder / "metrics.jsonl", self.begun)
+        lines = Lines(self.folder / "metrics.jsonl", self.begun, log)
         with ef.Checkpoints(self.folder / "checkpoints", keep=recipe.keep) as checkpoints, lines:
             if self.begun:
                 self._restore()
@@ -170,15 +174,24 @@ class Loop:
                     began = time.perf_counter()
                 else:
                     seen += told.get("num_tokens", recipe.batch_size * recipe.length)
-                speed = seen / max(time.perf_counter() - began, 1e-9)
+                passed = max(time.perf_counter() - began, 1e-9)
+                speed, used = seen / passed, self.cost * (at - self.begun - 1) / passed
                 if at % recipe.log_every == 0 or at == recipe.steps:
-                    lines.add(at, **told, learning_rate=float(self.rate(at - 1)), tokens_per_second=round(speed, 1))
-                bar.set_postfix(loss=f"{told['loss']:.3f}", tokens_per_second=f"{speed:.0f}", refresh=False)
+                    rates = {"tokens_per_second": round(speed, 1), **({"mfu": round(used, 4)} if self.cost else {})}
+                    lines.add(at, **told, learning_rate=float(self.rate(at - 1)), **rates)
+                name = "reward" if "reward" in told else "loss"
+                words = {
+                    name: f"{told[name]:.3f}",
+                    "tokens/s": f"{speed:.0f}",
+                    **({"MFU": f"{used:.1%}"} if used else {}),
+                }
+                bar.set_postfix(words, refresh=False)
                 bar.update()
                 tenth = max(1, recipe.steps // 10)
                 if bar.disable and (at % tenth == 0 or at == recipe.steps):
                     left = (time.perf_counter() - began) / max(1, at - self.begun - 1) * (recipe.steps - at)
-                    _say(f"step {at}/{recipe.steps}  loss {told['loss']:.3f}  {speed:.0f} tokens/s  {left:.0f} s left")
+                    said = "  ".join(f"{key} {value}" for key, value in words.items())
+                    _say(f"step {at}/{recipe.steps}  {said}  {left:.0f} s left")
                 if self.held is not None and (at % self.eval_every == 0 or at == recipe.steps):
                     self._judge(at, lines, bar)
                 enough = bool(recipe.patience) and self.bad >= recipe.patience
@@ -202,8 +215,19 @@ class Loop:
         batch = {name: value for name, value in batch.items() if name != "index"}
         if self.mesh is not None:
             batch = ef.shard_batch(batch, self.mesh)
+        if at == self.begun + 1:
+            self.cost = self._cost(batch)
         self.state, metrics = self.step(self.state, batch, self.other)
         return {name: float(value) for name, value in metrics.items()} | more
+
+    def _cost(self, batch: Any) -> float:
+        """The seconds that the products of a step take at the peak of the devices; 0 where they cannot be counted."""
+        try:
+            products = ef.count_flops(self.step, self.state, batch, self.other)
+        except ValueError:  # a loop that runs until the numbers say so
+            return 0.0
+        peak = self.recipe.peak or ef.matmul_peak(self.recipe.dtype)
+        return products / (peak * (1 if self.mesh is None else self.mesh.size))
 
     def _judge(self, at: int, lines: Lines, bar: Any) -> None:
         total, number = 0.0, 0.0
@@ -244,10 +268,10 @@ class Loop:
 
 
 class Lines:
-    """`metrics.jsonl`: one JSON object a line; lines of steps after `begun`, of a run that was killed, go."""
+    """`metrics.jsonl`: one JSON object a line, told to a tracker, too. Lines after `begun`, of a run that was killed, go."""
 
-    def __init__(self, path: Path, begun: int) -> None:
-        self.path, self.begun = path, begun
+    def __init__(self, path: Path, begun: int, log: Log) -> None:
+        self.path, self.begun, self.log = path, begun, log
 
     def __enter__(self) -> Lines:
         old = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
@@ -264,6 +288,7 @@ class Lines:
     def add(self, step: int, **numbers: float) -> None:
         if self.file is not None:
             print(json.dumps({"step": step, **numbers}), file=self.file, flush=True)
+            self.log(step, numbers)
 
 
 def _step_of(line: str) -> float:
@@ -349,5 +374,9 @@ def _show(folder: Path, recipe: Recipe) -> None:
             picture(values, folder / "curve.png", title=title, label=name)
     done = max(int(line["step"]) for line in lines)
     print(f"{recipe.out}: {name} {first:.3f} to {last:.3f} in {done} steps; {folder / 'metrics.jsonl'}")
+    equal = [line["equal_groups"] for line in lines if "equal_groups" in line]
+    if equal and np.mean(equal) > 0.5:
+        said = f"{np.mean(equal):.0%} of the prompts' answers all earned the same, and nothing was learned from them"
+        print(f"{said}: a reward in smaller steps?", file=sys.stderr)
     if name == "loss" and last > first:
         print("the loss went up: a lower --learning-rate, or longer --warmup?", file=sys.stderr)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -61,6 +62,47 @@ def flops_per_token(model: Any, sequence_length: int = 1024, *, training: bool =
     ```
     """
     return flops(model, 1, sequence_length, training=training) / sequence_length
+
+
+def count_flops(function: Callable[..., Any], *args: Any) -> int:
+    """The floating point operations of `function(*args)`, counted as [`easyfn.flops`][] does: of a training step of yours, say.
+
+    A jitted function is traced once for this and for its call. Shapes do for arguments.
+
+    ```python
+    import jax.numpy as jnp, easyfn as ef
+    assert ef.count_flops(jnp.dot, jnp.ones((2, 3)), jnp.ones((3, 4))) == 2 * 2 * 3 * 4
+    ```
+    """
+    traced = function.trace(*args) if hasattr(function, "trace") else jax.jit(function).trace(*args)
+    return count(traced.jaxpr.jaxpr)
+
+
+def matmul_peak(dtype: Any = jnp.float32) -> float:
+    """Floating point operations per second of one device in a square matrix product, measured in a fraction of a second.
+
+    The best of a few products that are long enough to be timed: what a training step can hope for, and the denominator
+    of its utilisation (MFU), where no data sheet is at hand.
+
+    ```python
+    import easyfn as ef
+    assert ef.matmul_peak() > 1e8
+    ```
+    """
+    product = jax.jit(lambda a, b: a @ b)
+    size, took = 256, 0.0
+    while took < 5e-3 and size < 16384:
+        size *= 2
+        matrix = jnp.full((size, size), 0.5, dtype)
+        product(matrix, matrix).block_until_ready()
+        took = min(_seconds(product, matrix) for _ in range(3))
+    return 2.0 * size**3 / took
+
+
+def _seconds(product: Callable[..., Any], matrix: jax.Array) -> float:
+    began = time.perf_counter()
+    product(matrix, matrix).block_until_ready()
+    return time.perf_counter() - began
 
 
 def count(jaxpr: Any) -> int:
