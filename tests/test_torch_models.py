@@ -1,5 +1,7 @@
 """Modules of transformers converted by `ef.from_torch(module, example_inputs)`, beside torch and beside the native family."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -131,3 +133,23 @@ def test_what_via_torch_refuses(options, message, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "ctrl"}')
     with pytest.raises(ValueError, match=message):
         ef.load(tmp_path, **options)
+
+
+def test_load_via_torch_runs_no_code_of_a_checkpoint(tmp_path):
+    """Code beside the weights is refused at once: transformers would ask the terminal whether to run it."""
+    names = {"AutoConfig": "mine.Config", "AutoModel": "mine.Model", "AutoModelForCausalLM": "mine.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": names}))
+    (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')")
+    for task in (None, "causal-lm"):
+        with pytest.raises(ef.LoadError, match="custom code"):
+            ef.load(tmp_path, via="torch", task=task, progress=False)
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_load_via_torch_takes_models_alone(tmp_path):
+    """`architectures` is a stranger's word: only a class of a model is looked up in transformers."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "ctrl", "architectures": ["Trainer", "CTRLConfig"]})
+    )
+    with pytest.raises(ef.LoadError, match="AutoModel"):
+        ef.load(tmp_path, via="torch", progress=False)

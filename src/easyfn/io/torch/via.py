@@ -33,10 +33,16 @@ def load_via_torch(
     hub = {name: options.pop(name) for name in ("revision", "token", "cache_dir", "local_files_only")}
     folder = Path(locate(name_or_path, progress=progress, **hub))
     cls = _class_of(transformers, folder, task)
-    # float32: what the program rounds to is part of it, so a dtype is what the weights are cast to afterwards
+    # float32: what the program rounds to is part of it, so a dtype is what the weights are cast to afterwards.
+    # trust_remote_code is said, or transformers asks the terminal whether to run the checkpoint's code.
     try:
         module = cls.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, attn_implementation="eager"
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation="eager",
+            trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise LoadError(str(folder), [f"transformers cannot read it as {cls.__name__}: {error}"]) from error
@@ -52,7 +58,8 @@ def _class_of(transformers: Any, folder: Path, task: str | None) -> Any:
         return getattr(transformers, auto)
     data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for name in data.get("architectures") or ():
-        if isinstance(name, str) and isinstance(found := getattr(transformers, name, None), type):
+        found = getattr(transformers, name, None) if isinstance(name, str) else None
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
     return transformers.AutoModel
 
