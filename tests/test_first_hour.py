@@ -200,7 +200,8 @@ def test_equinox_layers_take_part(name, tmp_path):
     packed = ef.quantize(ours, "8bit")
     assert ef.is_quantized(packed) and np.allclose(run(packed, x), want, atol=0.1)
     tuned = ef.apply_lora(packed, "all-linear", rank=2, key=KEY)
-    assert np.array_equal(run(tuned, x), run(packed, x)) and ef.has_lora(tuned)
+    # XLA may fuse the two programs in other ways, and the integer products round their inputs: not equal bit by bit.
+    assert np.allclose(run(tuned, x), run(packed, x), atol=1e-4) and ef.has_lora(tuned)
     merged = ef.merge_lora(ef.apply_lora(ours, "all-linear", rank=2, key=KEY))
     assert np.allclose(run(merged, x), want, atol=1e-5)
     half = ef.cast(ours, "bfloat16")
