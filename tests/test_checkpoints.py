@@ -136,3 +136,38 @@ def test_killed_at_any_moment(tmp_path):
     with ef.Checkpoints(tmp_path):
         assert all(p.name.isdigit() or p.name == "notes.txt" for p in tmp_path.iterdir())
     assert (tmp_path / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("how", ["overwritten", "pruned"])
+def test_a_step_that_goes_while_it_is_read_is_read_again(how, tmp_path):
+    """Another process replaces the step, or removes it for a newer one, after its shapes were read and before its arrays."""
+    from easyfn.train import state
+
+    like = {"a": jnp.zeros(3), "b": jnp.zeros(4)}
+    value = lambda n: jax.tree.map(lambda x: jnp.full_like(x, n), like)
+    ef.save_state(value(1), tmp_path, step=1, data_state=1)
+    real, turns = state._compare, iter([2, 3])
+
+    def between(*args):
+        real(*args)
+        if (n := next(turns, None)) is not None:
+            more = {"step": 1, "overwrite": True} if how == "overwritten" else {"step": n, "keep": 1}
+            ef.save_state(value(n), tmp_path, data_state=n, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "_compare", between)
+        found = ef.load_state(like, tmp_path)
+    assert {float(x) for leaf in found.values() for x in leaf} == {3.0}
+    assert ef.load_data_state(tmp_path) == 3
+
+
+def test_what_orbax_changes_comes_back_as_it_was(tmp_path):
+    """Orbax gives lists for tuples and refuses arrays without entries; a state is saved by paths, and read like `like`."""
+    state = {"a": (jnp.arange(3), [jnp.ones(2), None]), "b": {}, "c": jnp.zeros(())}
+    ef.save_state(state, tmp_path, step=1)
+    found = ef.load_state(jax.tree.map(jnp.zeros_like, state), tmp_path)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found, state))
+    with pytest.raises(ValueError, match="x"):
+        ef.save_state({"x": jnp.zeros((0, 3))}, tmp_path, step=2)
+    assert ef.saved_steps(tmp_path) == (1,)

@@ -1,7 +1,9 @@
 """Nothing lost: what is on the disk is the old or the new, whole, whoever is killed, and what the dead left goes."""
 
+import contextlib
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ import pytest
 import easyfn as ef
 from easyfn.core import atomic
 from easyfn.io.checkpoint import one_version
+from easyfn.io.place import write_json
 
 CONFIG = ef.models.LlamaConfig(
     vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
@@ -33,6 +36,10 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
 def killed(code, *arguments):
     """Runs a program that kills itself."""
     lines = f"import os, signal, sys\nimport jax, jax.numpy as jnp, easyfn as ef\n{code}"
@@ -44,6 +51,10 @@ SAVES = {
     "model": lambda folder: ef.save(model(), folder / "m"),
     "gguf": lambda folder: ef.save(model(), folder / "m.gguf"),
     "adapter": lambda folder: ef.save_adapter(adapted(), folder / "m"),
+}
+OTHERS = {
+    "params": lambda folder: ef.save({"x": jnp.zeros(1000)}, folder / "m.safetensors"),
+    "state": lambda folder: ef.save_state({"x": jnp.zeros(1000)}, folder / "m", step=7, overwrite=True),
 }
 
 
@@ -149,17 +160,40 @@ def test_a_folder_that_never_rests_is_an_error(tmp_path):
         one_version(tmp_path, read)
 
 
-def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
-    from easyfn.io import safetensors
+@contextlib.contextmanager
+def full(most):
+    """A disk on which no file gets longer than that: as with one that is full, what is written last fails."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
 
-    ef.save(model(1.0), tmp_path / "m")
-    monkeypatch.setattr(safetensors, "write_to", full)
-    with pytest.raises(OSError, match=r"model\.safetensors"):
-        ef.save(model(2.0), tmp_path / "m")
-    assert value_of(ef.load(tmp_path / "m")) == 1.0 and names(tmp_path) == ["m"]
+@pytest.mark.parametrize(
+    ("kind", "most", "file"),
+    [
+        ("model", 1000, "model.safetensors"),
+        ("model", 0, "model.safetensors"),
+        ("gguf", 1000, "m.gguf"),
+        ("params", 1000, "m.safetensors"),
+        ("adapter", 1000, "adapter_model.safetensors"),
+        ("state", 10, "m/7"),
+    ],
+)
+def test_a_full_disk_names_the_file(kind, most, file, tmp_path):
+    save = {**SAVES, **OTHERS}[kind]
+    save(tmp_path)
+    before = contents(tmp_path)
+    with full(most), pytest.raises(OSError, match=re.escape(file)):
+        save(tmp_path)
+    assert before.items() <= contents(tmp_path).items()
+    save(tmp_path)
+    assert len(contents(tmp_path)) == len(before)  # what the failed one left is gone
+    with full(0), pytest.raises(OSError, match=r"config\.json"):
+        write_json(tmp_path / "config.json", {})
 
 
 # --- training states

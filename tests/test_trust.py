@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 import easyfn as ef
+from easyfn.io.torch.export import ExportError
+from easyfn.serve.errors import ApiError
 
 TINY = {
     "vocab_size": 61,
@@ -135,8 +137,21 @@ def test_a_block_count_of_a_gguf_is_not_believed(model, tmp_path):
 ERRORS = [
     ef.LoadError("where", ["one", "two"]),
     ef.UnknownConfigKey("a key"),
+    ef.NotSupported("a verb"),
+    ef.ShardingError("an axis"),
+    ef.EngineFull("come again"),
+    ef.BadProgram("a node"),
     ef.io.safetensors.BadFile("a file"),
+    ExportError("a module"),
+    ApiError(429, "full", param="model", code="overloaded", headers={"Retry-After": "1"}),
 ]
+
+
+def test_every_public_error_is_tried():
+    public = {
+        found for name in dir(ef) if isinstance(found := getattr(ef, name), type) and issubclass(found, Exception)
+    }
+    assert public <= {type(error) for error in ERRORS}
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)

@@ -19,6 +19,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -129,6 +130,26 @@ def exchange(a: Path, b: Path) -> bool:
         return False
     here, both = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return renameat2(here, os.fsencode(a), here, os.fsencode(b), ctypes.c_uint(both)) == 0
+
+
+@contextlib.contextmanager
+def written(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[Any]:
+    """A new file, open for bytes and brought to the disk at the end."""
+    with naming(path), open(path, "wb", buffering=buffering) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around what writes a file or a folder: an error names it, which that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def sync(folder: Path) -> None:

@@ -19,11 +19,9 @@ MODEL = re.compile(
 
 
 def write_json(path: Path, data: Any) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=2, sort_keys=True, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
+    with atomic.written(path) as file:
+        file.write(f"{text}\n".encode())
 
 
 def put_in_place(new: Path, old: Path, ours: re.Pattern[str] = MODEL) -> None:

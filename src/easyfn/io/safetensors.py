@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from ..core.atomic import written
 from ..names.part import Index, runs
 
 MAX_HEADER = 100_000_000
@@ -280,14 +281,8 @@ def write(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a file and flushes it to the disk. `arrays` come in the order of `shapes`, one at a time."""
-    try:
-        with open(path, "wb", buffering=0) as file:
-            write_to(file, shapes, arrays, metadata)
-            os.fsync(file.fileno())
-    except OSError as error:  # a full disk does not say which
-        if error.filename is not None or error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    with written(path, buffering=0) as file:
+        write_to(file, shapes, arrays, metadata)
 
 
 def write_to(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,10 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        again = functools.partial(ApiError, param=self.param, code=self.code, headers=self.headers)
+        return again, (self.status, self.message)
 
     def as_json(self) -> dict[str, Any]:
         kind = _KINDS.get(self.status, "invalid_request_error")

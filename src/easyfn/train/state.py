@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def save_state(
     path = _free(root, number, "save_state", overwrite)
     beside = path.with_name(f"{number}.new") if overwrite else path
     with _writing(root, "save_state"):
-        with orbax.Checkpointer(_handler(orbax)) as checkpointer:
+        with atomic.naming(path), orbax.Checkpointer(_handler(orbax)) as checkpointer:
             checkpointer.save(beside, args=_args(orbax, state, data_state), force=overwrite)
         if overwrite:
             first(lambda: _take(beside, path), "save_state")
@@ -116,13 +116,15 @@ class Checkpoints:
         self.wait()
         path = _free(self.directory, number, "Checkpoints.save", False)
         self._held.enter_context(_writing(self.directory, "Checkpoints.save"))
-        self._saver.save(path, args=_args(self._orbax, state, data_state))
+        with atomic.naming(path):
+            self._saver.save(path, args=_args(self._orbax, state, data_state))
         self._writing = number
         return True
 
     def wait(self) -> None:
         with self._held:
-            self._saver.wait_until_finished()
+            with atomic.naming(self.directory / str(self._writing)):
+                self._saver.wait_until_finished()
             if self._writing is not None:
                 _prune(self.directory, self._writing, self.keep)
             self._writing = None
@@ -145,23 +147,26 @@ def load_state(like: Any, directory: str | Path, *, step: int | None = None) -> 
     """A saved state, in the structure and shardings of `like`: a fresh `ef.to_state(...)`, concrete or abstract.
 
     `step` is by default the latest. Training goes on exactly where it was, on another mesh and another number of
-    processes too. Raises `FileNotFoundError` if there is no such step, and `ValueError` naming arrays that are missing,
-    unexpected, or of another shape or dtype.
+    processes too. A step that another process replaces or removes meanwhile is read again. Raises `FileNotFoundError` if
+    there is no such step, and `ValueError` naming arrays that are missing, unexpected, or of another shape or dtype.
     """
     orbax = _orbax("load_state")
-    path = _step(directory, step, "load_state")
     wanted = {name: _target(leaf) for name, leaf in _flat(like).items()}
-    with orbax.Checkpointer(_handler(orbax)) as checkpointer:
-        with _reading(path, "load_state"):
-            saved = checkpointer.metadata(path).item_metadata["state"]
-            saved = dict(getattr(saved, "tree", saved))
-            for there in saved.values():
-                tuple(there.shape), there.dtype
-        _compare(wanted, saved, path)
-        with _reading(path, "load_state"):
-            how = orbax.checkpoint_utils.construct_restore_args(wanted)
-            args = orbax.args.Composite(state=orbax.args.PyTreeRestore(item=wanted, restore_args=how))
-            found = checkpointer.restore(path, args=args)["state"]
+
+    def read(path: Path) -> Any:
+        with orbax.Checkpointer(_handler(orbax)) as checkpointer:
+            with _reading(path, "load_state"):
+                saved = checkpointer.metadata(path).item_metadata["state"]
+                saved = dict(getattr(saved, "tree", saved))
+                for there in saved.values():
+                    tuple(there.shape), there.dtype
+            _compare(wanted, saved, path)
+            with _reading(path, "load_state"):
+                how = orbax.checkpoint_utils.construct_restore_args(wanted)
+                args = orbax.args.Composite(state=orbax.args.PyTreeRestore(item=wanted, restore_args=how))
+                return checkpointer.restore(path, args=args)["state"]
+
+    found = _one_step(directory, step, "load_state", read)
     leaves = [
         jax.random.wrap_key_data(found[name], impl=_impl(leaf)) if _is_key(leaf) else found[name]
         for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)
@@ -175,11 +180,15 @@ def load_data_state(directory: str | Path, *, step: int | None = None) -> Any:
     Raises `FileNotFoundError` if there is no such step. The example is at [`easyfn.save_state`][].
     """
     orbax = _orbax("load_data_state")
-    path = _step(directory, step, "load_data_state")
-    if not (path / "data_state").exists():
-        return None
-    with orbax.Checkpointer(_handler(orbax)) as checkpointer, _reading(path / "data_state", "load_data_state"):
-        return checkpointer.restore(path, args=orbax.args.Composite(data_state=orbax.args.JsonRestore()))["data_state"]
+
+    def read(path: Path) -> Any:
+        if not (path / "data_state").exists():
+            return None
+        with orbax.Checkpointer(_handler(orbax)) as checkpointer, _reading(path / "data_state", "load_data_state"):
+            args = orbax.args.Composite(data_state=orbax.args.JsonRestore())
+            return checkpointer.restore(path, args=args)["data_state"]
+
+    return _one_step(directory, step, "load_data_state", read)
 
 
 def saved_steps(directory: str | Path) -> tuple[int, ...]:
@@ -231,6 +240,36 @@ def _step(directory: str | Path, step: int | None, who: str) -> Path:
         raise FileNotFoundError(f"{who}: {asked} in {root}; there are {', '.join(map(str, steps)) or 'none'}")
     path = root / str(steps[-1] if step is None else step)
     return path if path.exists() else path.with_name(f"{path.name}.old")
+
+
+def _one_step(directory: str | Path, step: int | None, who: str, read: Callable[[Path], Any]) -> Any:
+    """What `read` brings of a step's folder, read again if that was replaced or removed meanwhile: never parts of two.
+
+    Among many processes once: they would have to agree on a second time.
+    """
+    for _ in range(1 if jax.process_count() > 1 else 20):
+        path = _step(directory, step, who)
+        before, error = _stamp(path), None
+        try:
+            found = read(path)
+        except ValueError as raised:
+            error = raised
+        if before is not None and _stamp(path) == before:
+            if error is not None:
+                raise error
+            return found
+    raise ValueError(
+        f"{who}: {path} changes while it is read: another process saves into it. Read it when that is done"
+    )
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What tells whether a folder is the one of before; nothing if there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _args(orbax: Any, state: Any, data_state: Any) -> Any:

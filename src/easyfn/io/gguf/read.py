@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from ...core.atomic import written
 from ..safetensors import BadFile, Held, Info
 
 MAGIC = b"GGUF"
@@ -235,7 +236,7 @@ def write_gguf(
         head += [_text(name), struct.pack("<I", len(shape)), struct.pack(f"<{len(shape)}Q", *reversed(shape))]
         head.append(struct.pack("<IQ", KINDS[form][0], offset))
         offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    with open(path, "wb") as file:
+    with written(path) as file:
         text = b"".join(head)
         file.write(text + bytes(-len(text) % ALIGNMENT))
         for (name, wanted), array in zip(tensors.items(), arrays, strict=True):
@@ -244,8 +245,6 @@ def write_gguf(
                 raise ValueError(f"tensor {name!r}: announced {wanted.nbytes} bytes, got {raw.nbytes}")
             file.write(raw)  # type: ignore[arg-type]
             file.write(bytes(-raw.nbytes % ALIGNMENT))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _text(value: str) -> bytes:
