@@ -263,6 +263,26 @@ def test_a_saved_sentence_embedding_is_a_sentence_transformers_folder(tmp_path, 
     np.testing.assert_array_equal(ef.forward(again, ids).embeddings, ef.forward(model, ids).embeddings)
 
 
+def test_pooling_in_either_spelling(tmp_path):
+    """sentence-transformers 6.2 writes one name or a list; older folders hold a flag for each."""
+    import json
+
+    from easyfn.nn import SentenceEmbedding
+
+    config = ef.models.BertConfig(
+        vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = ef.init(config, key=jax.random.key(0), task="base")
+    ef.save(SentenceEmbedding(model, pooling="max"), tmp_path)
+    for said, meant in (
+        ({"embedding_dimension": 8, "pooling_mode": "cls", "include_prompt": True}, ("cls",)),
+        ({"embedding_dimension": 8, "pooling_mode": ["mean", "max"], "include_prompt": True}, ("mean", "max")),
+        ({"word_embedding_dimension": 8, "pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, ("max",)),
+    ):
+        (tmp_path / "1_Pooling/config.json").write_text(json.dumps(said))
+        assert ef.load(tmp_path).pooling == meant
+
+
 def test_files(tmp_path):
     """Keys and numbers as transformers writes them; the oldest names are read; a head finds its base."""
     from safetensors.numpy import load_file, save_file
