@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -84,7 +85,7 @@ def match(
         layers = {name.rpartition(".")[0] for name in held}
         renamed = {
             p: t._replace(names=tuple(find_name(n, held, known) or _in_its_layer(n, layers, known) for n in t.names))
-            for p, t in wanted.items()
+            for p, t in ((p, t.busy) for p, t in wanted.items())
         }
         out.packed = reader(model, renamed, held)
         for path, packed in out.packed.items():
@@ -98,6 +99,8 @@ def match(
     for path, t in wanted.items():
         if path in out.packed:
             continue
+        used |= {n for n in map(partial(find_name, held=held, known=known), t.names) if n is not None}
+        t = t.busy
         found = [find_name(n, held, known) for n in t.names]
         if not any(found) and (own := find_name(path, held, known)) and tuple(held[own].shape) == t.shape:
             # Our path is the name in transformers' modules: a bare `state_dict()`, where experts are joined already.

@@ -142,4 +142,5 @@ def each_weight(
         for index, single in enumerate(singles):
             one = jax.tree.map(lambda leaf, i=index: layer(leaf, i), node) if stacked else node
             shape = tuple(shape_of(node))[1:] if stacked else tuple(shape_of(node))
-            yield tensors_for(single, shape, rules), one, disk
+            found = tensors_for(single, shape, rules)
+            yield found if disk is None else found.busy, one, disk

@@ -1,4 +1,4 @@
-"""Gemma 4 with images and videos (Google DeepMind 2026), the dense model: patches of any number, pooled by where they lie."""
+"""Gemma 4 with images and videos (Google DeepMind 2026), of any size: patches of any number, pooled by where they lie."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from ..nn.image_text import by_column, runs
 from ..nn.places import check_places, embed, place
 from ..nn.vision import attend_all, image_context
 from ..registry.family import family
+from .gemma4_text import PARTS, without_shared_keys
 from .image_text import of_text, part, sub_config
 
 
@@ -255,14 +256,15 @@ class Gemma4(eqx.Module):
                 raise ValueError("pixels take the places of image tokens: give input_ids with them, not inputs_embeds")
             return self.language_model(context, cache, inputs_embeds=inputs_embeds)
         apart = jnp.isin(input_ids, jnp.array([c.image_token_id, c.video_token_id, c.audio_token_id]))
-        x = embed(self.language_model, jnp.where(apart, c.text_config.pad_token_id or 0, input_ids))
+        text = jnp.where(apart, c.text_config.pad_token_id or 0, input_ids)
+        x = embed(self.language_model, text)
         for what, token, pixels, positions in kinds:
             if pixels is None:
                 continue
             found, total = self.features(context, pixels, positions, input_ids.size)
             check_places(input_ids, token, total, what)
             x = place(x, found, input_ids == token, total)
-        return self.language_model(context, cache, inputs_embeds=x)
+        return self.language_model(context, cache, input_ids=text, inputs_embeds=x)
 
 
 @input_embeddings.register(Gemma4)
@@ -322,6 +324,7 @@ family(
     },
     architectures={"Gemma4ForConditionalGeneration": "causal-lm"},
     names=[
+        *PARTS,
         rename("model.embedding_projection.{rest}", "model.embed_vision.embedding_projection.{rest}"),
         rename(f"{TOWER}.input_proj.{{rest}}", f"{TOWER}.patch_embedder.input_proj.{{rest}}"),
         rename(f"{TOWER}.position_embedding_table", f"{TOWER}.patch_embedder.position_embedding_table"),
@@ -332,5 +335,5 @@ family(
         rename(f"{TOWER}.layers.{{i}}.{{rest}}", f"{TOWER}.encoder.layers.{{i}}.{{rest}}"),
     ],
     ignore=("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_index", "eoa_token_id", "audio_config"),
-    ignore_tensors=(r"rotary_emb\.", r"embed_tokens\.embed_scale$"),
+    ignore_tensors=lambda c: without_shared_keys(c.text_config),
 )

@@ -15,15 +15,21 @@ from .decoders import attention, decoder, norm
 
 
 def per_expert(
-    gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj", *, ours: str = "mlp", theirs: str = "mlp"
+    gate: str = "gate_proj",
+    up: str = "up_proj",
+    down: str = "down_proj",
+    *,
+    ours: str = "mlp",
+    theirs: str = "mlp",
+    idle: int = 0,
 ) -> tuple[Rule, ...]:
     """Files with three matrices for each expert; in memory they are stacked, as in transformers' modules.
 
-    A bare `state_dict()`, where they are stacked already, is read as well.
+    A bare `state_dict()`, where they are stacked already, is read as well. `idle` more experts have gates that nothing reads.
     """
     here, there = f"{{rest}}layers.{{i}}.{ours}.experts.", f"{{rest}}layers.{{i}}.{theirs}.experts.{{e}}."
     return (
-        experts(here + "gate_up_proj", f"{there}{gate}.weight", f"{there}{up}.weight"),
+        experts(here + "gate_up_proj", f"{there}{gate}.weight", f"{there}{up}.weight", idle=idle),
         experts(here + "down_proj", f"{there}{down}.weight"),
     )
 

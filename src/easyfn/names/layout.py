@@ -181,6 +181,27 @@ class Stacked:
                 yield e * per + number, where, into
 
 
+@dataclasses.dataclass(frozen=True)
+class StackedInFront(Stacked):
+    """As `Stacked`, where the file has `idle` more entries behind ours that nothing reads: written as zeros, and a file may
+    lack them. LongCat Flash has them for the experts that only hand on what they are given."""
+
+    idle: int = 0
+
+    def number(self, shape: Shape) -> int:
+        return super().number(shape) + self.idle * self.of.number(shape[1:])
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        return super().shapes(shape) + self.of.shapes(shape[1:]) * self.idle
+
+    def join(self, parts: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+        return super().join(parts[: super().number(shape)], shape)
+
+    def split(self, ours: Any) -> list[Any]:
+        nothing = [np.zeros_like(one) for one in self.of.split(ours[0])] if self.idle else []
+        return super().split(ours) + nothing * self.idle
+
+
 def _swapped(axes: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*axes[:-2], axes[-1], axes[-2])
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.tree import expand, leaves
-from .layout import Beside, Joined, Layout, Plain, Stacked, Transposed, Turned
+from .layout import Beside, Joined, Layout, Plain, Stacked, StackedInFront, Transposed, Turned
 from .part import Index
 
 
@@ -45,9 +45,13 @@ def turned(ours: str) -> Rule:
     return Rule(ours, (ours,), Turned())
 
 
-def experts(ours: str, *theirs: str, axis: int = 1) -> Rule:
-    """The file holds one tensor per expert: `theirs` with `{e}` for its number. Several join along `axis` of ours."""
-    return Rule(ours, theirs, Stacked(Joined(axis - 1, len(theirs)) if len(theirs) > 1 else Plain()))
+def experts(ours: str, *theirs: str, axis: int = 1, idle: int = 0) -> Rule:
+    """The file holds one tensor per expert: `theirs` with `{e}` for its number. Several join along `axis` of ours.
+
+    `idle`: so many more behind ours are in files of some writers, and hold nothing.
+    """
+    one: Layout = Joined(axis - 1, len(theirs)) if len(theirs) > 1 else Plain()
+    return Rule(ours, theirs, StackedInFront(one, idle) if idle else Stacked(one))
 
 
 def concatenated(ours: str, *theirs: str, axis: int = 0, widths: Sequence[int] = ()) -> Rule:
@@ -87,6 +91,14 @@ class Tensors(NamedTuple):
         """The axis of our array along which these are joined."""
         inner = self.layout.of if isinstance(self.layout, Stacked) else self.layout
         return (inner.axis if isinstance(inner, Joined | Beside) else 0) + self.experts
+
+    @property
+    def busy(self) -> Tensors:
+        """Without the tensors that hold nothing."""
+        if not isinstance(self.layout, StackedInFront):
+            return self
+        layout = Stacked(self.layout.of)
+        return self._replace(names=self.names[: layout.number(self.shape)], layout=layout)
 
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of each tensor in the file."""

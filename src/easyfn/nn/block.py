@@ -14,9 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..core.weight import Slot, Weight, dense, slots
 from .context import Context, dropout
-from .linear import along_last
 
 Result = tuple[jax.Array, Any, dict[str, Any]]  # hidden states, cache, optional outputs
 
@@ -27,7 +25,8 @@ def feed_forward(mlp: Any, x: jax.Array, context: Context) -> tuple[jax.Array, A
     return out if isinstance(out, tuple) else (out, None)
 
 
-def _times(x: jax.Array, factor: float) -> jax.Array:
+def times(x: jax.Array, factor: float) -> jax.Array:
+    """`x` times a number, in its dtype."""
     return x if factor == 1.0 else x * jnp.asarray(factor, x.dtype)
 
 
@@ -49,10 +48,10 @@ class Block(eqx.Module):
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> Result:
         h = x if self.input_layernorm is None else self.input_layernorm(x)
         h, cache, attentions = self.self_attn(h, context, cache)
-        x = x + dropout(_times(h, self.residual), self.dropout, context, 1)
+        x = x + dropout(times(h, self.residual), self.dropout, context, 1)
         h, router_logits = feed_forward(self.mlp, self.post_attention_layernorm(x), context)
         rate = self.dropout if self.mlp_dropout is None else self.mlp_dropout
-        h = x + dropout(_times(h, self.residual), rate, context, 2)
+        h = x + dropout(times(h, self.residual), rate, context, 2)
         return h, cache, {"attentions": attentions, "router_logits": router_logits}
 
 
@@ -73,10 +72,7 @@ class PostNormBlock(eqx.Module):
 
 
 class SandwichBlock(eqx.Module):
-    """Norms around each part: `x + norm(attention(norm(x)))`, then `x + norm(mlp(norm(x)))` (Gemma 2 and 3, GLM 4).
-
-    What comes out is multiplied by `layer_scalar`, a buffer of shape `(1,)`, where there is one (Gemma 4).
-    """
+    """Norms around each part: `x + norm(attention(norm(x)))`, then `x + norm(mlp(norm(x)))` (Gemma 2 and 3, GLM 4)."""
 
     self_attn: Any
     mlp: Any
@@ -84,21 +80,13 @@ class SandwichBlock(eqx.Module):
     post_attention_layernorm: Any
     pre_feedforward_layernorm: Any
     post_feedforward_layernorm: Any
-    layer_scalar: Weight | None = None
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> Result:
         h, cache, attentions = self.self_attn(self.input_layernorm(x), context, cache)
         x = x + self.post_attention_layernorm(h)
         h, router_logits = feed_forward(self.mlp, self.pre_feedforward_layernorm(x), context)
         h = x + self.post_feedforward_layernorm(h)
-        if self.layer_scalar is not None:
-            h = h * along_last(dense(self.layer_scalar).astype(h.dtype), h)
         return h, cache, {"attentions": attentions, "router_logits": router_logits}
-
-
-@slots.register(SandwichBlock)
-def _(block: SandwichBlock) -> dict[str, Slot]:
-    return {} if block.layer_scalar is None else {"layer_scalar": Slot("buffer", (None,), "ones")}
 
 
 class ParallelBlock(eqx.Module):

@@ -122,9 +122,12 @@ class Context(eqx.Module):
     groups: Mapping[str, jax.Array] | None = None  # other segments by name, [batch, seq]: the windows of an image
     blocks: jax.Array | None = None  # [batch, seq], 0 = none: tokens of one block see each other both ways
     added: jax.Array | None = None  # [batch, layers, seq, embed], added to what the first layers of `fold` say
+    by_layer: jax.Array | None = (
+        None  # [batch, layers, seq, dim], what each layer is given; in it [batch, seq, dim], its own
+    )
     encoder: Any = None  # for decoders with cross attention: (hidden states, segment ids), or None once cached
     shared: Any = None  # layers that several layers call, and the embeddings: of a decoder that has such
-    handed_on: Mapping[str, jax.Array] | None = None  # what earlier layers gave to later ones, by name; see `fold`
+    handed_on: Mapping[str, Any] | None = None  # what earlier layers gave to later ones, by name; see `fold`
     key: jax.Array | None = None  # PRNG key; with one, dropout is on
     causal: bool = eqx.field(static=True, default=True)
     block_rule: str = eqx.field(static=True, default="cut")  # what a layer's window does to blocks, see `BLOCK_RULES`

@@ -33,6 +33,8 @@ class Decoder(eqx.Module):
       `embed_norm` is a norm of the embeddings (Bloom).
     - `width` is that of the embeddings, and of what comes out, where it is not `hidden_size`: projections without bias lead
       there and back (OPT 350m).
+    - `per_layer(input_ids, embeddings)` is what each layer is given beside the hidden states, `(batch, layers, seq, dim)`: a
+      layer finds its own in `context.by_layer` (Gemma 4). With it ids are needed beside `inputs_embeds`.
     - `shared`: layers that several of `layers` call (Zamba 2). Those find `(shared, embeddings)` in `context.shared`.
     """
 
@@ -43,6 +45,7 @@ class Decoder(eqx.Module):
     embed_norm: Any
     project_in: Linear | None
     project_out: Linear | None
+    per_layer: Any
     shared: tuple[Any, ...]
     config: Any = eqx.field(static=True)
     width: int = eqx.field(static=True)
@@ -70,6 +73,7 @@ class Decoder(eqx.Module):
         embed_norm: Any = None,
         width: int | None = None,
         shared: Sequence[Any] = (),
+        per_layer: Any = None,
     ) -> None:
         needs("nn.Decoder", config, "vocab_size", "hidden_size", *(["max_position_embeddings"] if rope else []))
         self.width = width or config.hidden_size
@@ -80,6 +84,7 @@ class Decoder(eqx.Module):
         self.project_in = Linear(self.width, config.hidden_size) if apart else None
         self.project_out = Linear(config.hidden_size, self.width) if apart else None
         self.shared = tuple(shared)
+        self.per_layer = per_layer
         self.alibi = alibi
         self.layers = tuple(layers)
         self.norm = norm
@@ -106,6 +111,8 @@ class Decoder(eqx.Module):
         x = x if self.embed_positions is None else x + self.embed_positions(context).astype(x.dtype)
         x = x if self.embed_norm is None else self.embed_norm(x)
         x = dropout(x, self.dropout, context, 3)
+        if self.per_layer is not None:
+            context = context.replace(by_layer=self.per_layer(input_ids, x))
         if self.shared:
             context = context.replace(shared=(self.shared, x))
         if self.alibi is not None:

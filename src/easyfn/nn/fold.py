@@ -21,9 +21,9 @@ def fold(
     """Passes `x` through all layers, the first of which has the number `index`.
 
     A layer is called as `layer(x, context, cache)` and returns `(x, cache, extras)`: `extras` is a dict of optional
-    outputs (`attentions`, `router_logits`), whose entries may be `None`. Returns `x`, the new caches (mirroring `layers`;
-    `None` without a cache) and a dict with, for every output, a tuple over layers. `hidden_states` are the inputs of each
-    layer, if the context wants them.
+    outputs (`attentions`, `router_logits`), whose entries may be `None`, or a tuple where a layer has several. Returns `x`, the
+    new caches (mirroring `layers`; `None` without a cache) and a dict with, for every output, a tuple over layers.
+    `hidden_states` are the inputs of each layer, if the context wants them.
 
     What a layer gives to the later ones is the entry `handed_on` of its `extras`: arrays by name, with the rows of the batch
     in front, which those find in `context.handed_on`. Its type must be registered with `hands_on`.
@@ -65,13 +65,15 @@ def run(layer: Any, x: jax.Array, context: Context, cache: Any, index: Any) -> t
         hidden = x if context.wants("hidden_states") else None
         if context.key is not None:
             context = context.replace(key=jax.random.fold_in(context.key, index))
+        if context.by_layer is not None:
+            context = context.replace(by_layer=jnp.take(context.by_layer, index, axis=1))
         x, cache, extras = layer(along_batch(x, context.runtime), context, cache)
         x = along_batch(_with_added(x, context.added, index), context.runtime)
         extras = {name: value for name, value in extras.items() if value is not None}
         return x, cache, extras if hidden is None else {"hidden_states": hidden, **extras}
 
     x, cache, extras = _remat(once, context.runtime.remat)(layer, x, context, cache)
-    return x, cache, {name: (value,) for name, value in extras.items()}
+    return x, cache, {name: value if isinstance(value, tuple) else (value,) for name, value in extras.items()}
 
 
 def _with_added(x: jax.Array, added: jax.Array | None, index: Any) -> jax.Array:
@@ -127,7 +129,7 @@ def scan(stack: Stacked, x: jax.Array, context: Context, cache: Any, index: Any)
     if any(map(hands_on, stack.blocks)):  # room in the carry for what the first block of the run hands on
         first = jax.tree.map(lambda leaf: leaf[0], every)
         made = jax.eval_shape(lambda *args: body(*args)[0][2], (x, held, given), first) or {}
-        given = {**{k: jnp.zeros(v.shape, v.dtype) for k, v in made.items()}, **(given or {})}
+        given = {**jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), made), **(given or {})}
     (x, held, _), (sliced, extras) = jax.lax.scan(body, (x, held, given), every)
     if cache is not None:
         cache = jax.tree.unflatten(tree, [s if h is None else h for h, s in zip(held, sliced, strict=True)])

@@ -136,9 +136,8 @@ def resize_embeddings(
 def _told(model: Any, config: Any, size: int) -> Any:
     """`model` whose config, or the config inside it that has the vocabulary, says its new size."""
     names = {f.name for f in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else set()
-    sizes = [
-        name for name in ("vocab_size", "decoder_vocab_size") if name in names and getattr(config, name) is not None
-    ]
+    tables = ("vocab_size", "decoder_vocab_size", "vocab_size_per_layer_input")
+    sizes = [name for name in tables if name in names and getattr(config, name) is not None]
     if sizes:
         return with_config(model, dataclasses.replace(config, **dict.fromkeys(sizes, size)), config)
     if "text_config" not in names:

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ...core.weight import dense
-from ..block import Result, feed_forward
+from ..block import Result, feed_forward, times
 from ..cache.cache import KV, attend_to, empty_slots, key_scores, layer_cache
 from ..context import Context
 from ..fold import hands_on
@@ -37,6 +37,7 @@ class LatentAttention(eqx.Module):
       table is the entry `rope` of `context.rope`; `interleaved`: rotated are pairs of neighbours, not halves.
     - `scale` is that of the scores, by default the inverse root of a head's width. DeepSeek's yarn multiplies it by the
       square of its `mscale_all_dim` factor. `temperature`: a factor on queries that grows with the position.
+    - `factors`: on the queries and on the latents of keys and values (LongCat Flash).
     - `indexer`: an [`easyfn.nn.Indexer`][] that chooses the keys (DeepSeek-V3.2), and keeps a cache beside the layer's.
 
     Its cache is a `KV` of one head: `k` the latents `(batch, 1, slots, kv_lora_rank)`, `v` the rotary keys `(batch, 1, slots,
@@ -71,6 +72,7 @@ class LatentAttention(eqx.Module):
     rope: str | None = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
     temperature: Temperature | None = eqx.field(static=True)
+    factors: tuple[float, float] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -90,6 +92,7 @@ class LatentAttention(eqx.Module):
         dropout: float = 0.0,
         temperature: Temperature | None = None,
         indexer: Indexer | None = None,
+        factors: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         if indexer is not None and q_lora_rank is None:
             raise ValueError("LatentAttention: an indexer reads the latent of the queries, and q_lora_rank is None")
@@ -115,6 +118,7 @@ class LatentAttention(eqx.Module):
         self.rope = rope
         self.dropout = dropout
         self.temperature = temperature
+        self.factors = factors
 
     def __call__(
         self, x: Float[Array, "batch seq in_"], context: Context, cache: Any = None
@@ -130,9 +134,10 @@ class LatentAttention(eqx.Module):
         q = split_heads(queries, self.num_heads)
         if self.temperature is not None:  # before the rotation, which keeps lengths
             q = q * self.temperature(context.position_ids)[:, None, :, None].astype(q.dtype)
+        q = times(q, self.factors[0])
         q_nope, q_rope = jnp.split(q, [self.qk_nope_head_dim], axis=-1)
         latent, k_rope = jnp.split(self.kv_a_proj_with_mqa(x)[:, None], [self.kv_lora_rank], axis=-1)
-        latent = self.kv_a_layernorm(latent)
+        latent = times(self.kv_a_layernorm(latent), self.factors[1])
         q_rope, k_rope = self._rotated(q_rope, context), self._rotated(k_rope, context)
         plain = cache is None or context.fresh
         kept = cache

@@ -17,7 +17,9 @@ class SparseMoE(eqx.Module):
 
     `gate(x, runtime)` answers a `Routing`, as [`easyfn.nn.Router`][] does. `shared_experts` answers every token beside them
     (DeepSeekMoE, arXiv 2401.06066), multiplied by the sigmoid of `shared_expert_gate` where there is one (Qwen2-MoE).
-    `scale` multiplies the sum. In training (`context.key`) the input is multiplied with noise from `1 - jitter` to `1 + jitter`.
+    `scale` multiplies the sum. Experts of the router with numbers behind those of `experts` cost nothing: what they answer is
+    what they are given (`zero_experts`, LongCat Flash). In training (`context.key`) the input is multiplied with noise from
+    `1 - jitter` to `1 + jitter`.
 
     Returns the output and, if the context wants them, the router's logits `(batch * seq, experts)`, padding included.
 
@@ -34,6 +36,7 @@ class SparseMoE(eqx.Module):
     shared_expert_gate: Linear | None
     jitter: float = eqx.field(static=True)
     scale: float = eqx.field(static=True)
+    zero_experts: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class SparseMoE(eqx.Module):
         shared_expert_gate: Linear | None = None,
         jitter: float = 0.0,
         scale: float = 1.0,
+        zero_experts: bool = False,
     ) -> None:
         self.gate = gate
         self.experts = experts
@@ -51,6 +55,7 @@ class SparseMoE(eqx.Module):
         self.shared_expert_gate = shared_expert_gate
         self.jitter = jitter
         self.scale = scale
+        self.zero_experts = zero_experts
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
         shared = None if self.shared_experts is None else self.shared_experts(x, context)
@@ -60,7 +65,14 @@ class SparseMoE(eqx.Module):
             key = jax.random.fold_in(context.key, 17)
             x = x * jax.random.uniform(key, x.shape, x.dtype, 1.0 - self.jitter, 1.0 + self.jitter)
         routing = self.gate(x, context.runtime)
-        y = self.experts(x, routing.chosen, routing.weights, context.runtime)
+        chosen, weights = routing.chosen, routing.weights
+        if self.zero_experts:
+            computes = chosen < self.experts.num_experts
+            kept = x.astype(jnp.float32) * jnp.sum(jnp.where(computes, 0.0, weights), axis=-1, keepdims=True)
+            # One past the last: nothing is computed for it, and what stands in its place counts nothing.
+            chosen, weights = jnp.where(computes, chosen, self.experts.num_experts), jnp.where(computes, weights, 0.0)
+        y = self.experts(x, chosen, weights, context.runtime)
+        y = y + kept.astype(y.dtype) if self.zero_experts else y
         y = y if shared is None else y + shared
         y = y if self.scale == 1.0 else y * jnp.asarray(self.scale, y.dtype)
         logits = routing.logits
