@@ -233,6 +233,21 @@ def test_scatters():
     check(A.select_scatter.default, x, t(4), 0, -1)
 
 
+def test_what_is_assigned_has_the_shape_and_dtype_of_its_place():
+    for source in (t(4), t(3, 1, dtype=I), t(3, 4, dtype=torch.bfloat16), torch.tensor(2.7)):
+        check(A.copy.default, t(3, 4), source)
+        check(A.copy.default, t(3, 4, dtype=I), source)
+    check(A.copy.default, t(0, 4), t(4))
+    check(A.fill.Scalar, t(3, 4, dtype=I), 2)
+    check(A.fill.Tensor, t(3, 4), torch.tensor(2))
+
+
+def test_patches_are_added_into_an_image():
+    check(A.col2im.default, t(2, 12, 6), [3, 4], [2, 2], [1, 1], [0, 0], [1, 1])
+    check(A.col2im.default, t(2, 12, 9), [5, 7], [2, 2], [2, 2], [1, 1], [2, 3])
+    check(A.col2im.default, t(12, 6), [3, 4], [2, 2], [1, 1], [0, 0], [1, 1])
+
+
 def test_counting():
     check(A.histc.default, t(50), 7, -2, 2)
     check(A.histc.default, t(50), 5)

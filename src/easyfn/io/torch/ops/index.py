@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ....core.weight import take
+from .shape import to
 from .table import axis_of, default_of, kind, torch_op
 
 op = torch_op.register
@@ -164,6 +165,12 @@ def select_scatter(x: Any, source: Any, dim: int, index: int) -> Any:
 def slice_scatter(x: Any, source: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
     picked = slice(*slice(start, end, step).indices(x.shape[dim]))
     return x.at[(slice(None),) * axis_of(dim, x.ndim) + (picked,)].set(source.astype(x.dtype))
+
+
+@op("aten.copy.default", "aten.fill.Tensor", "aten.fill.Scalar")
+def copy(x: Any, source: Any, non_blocking: bool = False) -> Any:
+    """What `x[...] = source` writes: of the shape and the dtype of what was there."""
+    return jnp.broadcast_to(to(jnp.asarray(source), x.dtype), x.shape)
 
 
 # ---- order

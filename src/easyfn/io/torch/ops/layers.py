@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -308,3 +309,11 @@ def im2col(x: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Any
         x, _each(kernel, 2), _each(stride, 2), [(p, p) for p in _each(padding, 2)], rhs_dilation=_each(dilation, 2)
     )
     return patches.reshape(x.shape[0], patches.shape[1], -1)
+
+
+@op("aten.col2im.default")
+def col2im(x: Any, output_size: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Any:
+    rows = x if x.ndim == 3 else x[None]
+    image = jax.ShapeDtypeStruct((rows.shape[0], rows.shape[1] // math.prod(_each(kernel, 2)), *output_size), x.dtype)
+    (out,) = jax.linear_transpose(lambda v: im2col(v, kernel, dilation, padding, stride), image)(rows)
+    return out if x.ndim == 3 else out[0]
