@@ -169,26 +169,41 @@ def equal(row: dict) -> bool:
     return bool(row["ran"]) and max(row.get("difference", 1), row.get("difference_other", 0)) < 1e-4
 
 
+REASONS = (  # of what could not be built, by what the error says
+    ("requires the", "it wants a library that is not installed"),
+    ("required positional argument", "its forward pass wants more than tokens or pixels"),
+    ("You must specify", "its forward pass wants more than tokens or pixels"),
+    ("parameters after shrinking", "still more than 60 million parameters"),
+    ("Class validation error", "its config refuses the small sizes"),
+    ("per_layer_config", "its config refuses the small sizes"),
+)
+
+
 def table(rows: list[dict]) -> None:
-    print("| class | tried | built | exported | ran | within 1e-4 | of those built |\n|---|---|---|---|---|---|---|")
+    print("| class | tried | built | converted | equal | of those built |\n|---|---|---|---|---|---|")
     for kind in dict.fromkeys(r["class"] for r in rows):
         mine = [r for r in rows if r["class"] == kind]
-        built = [r for r in mine if r["built"]]
-        close = [r for r in built if equal(r)]
-        count = lambda key, mine=mine: sum(bool(r[key]) for r in mine)
-        share = 100 * len(close) // max(len(built), 1)
-        cells = (kind, len(mine), len(built), count("exported"), count("ran"), len(close), f"{share} %")
-        print("| " + " | ".join(map(str, cells)) + " |")
-    print("\n| type | fails at | why |\n|---|---|---|")
+        built, close = sum(bool(r["built"]) for r in mine), sum(equal(r) for r in mine)
+        converted = sum(bool(r["exported"]) for r in mine)
+        print(f"| {kind} | {len(mine)} | {built} | {converted} | {close} | {100 * close / max(built, 1):.0f} % |")
+    print("\n| built, but not equal | at | why |\n|---|---|---|")
     for r in rows:
-        gap = max(r.get("difference", 0), r.get("difference_other", 0))
-        if not equal(r):
-            why = r.get("error", f"difference {gap:.1e}").replace("\n", " ").replace("|", "/")
-            print(f"| {r['type']} ({r['name']}) | {r.get('failed', 'compared')} | {why[:150]} |")
-    missing = collections.Counter(
-        w for r in rows for w in r.get("error", "").split() if w.startswith("aten.") and w.endswith(":")
-    )
-    print("\nmissing operators:", dict(missing.most_common()))
+        if r["built"] and not equal(r):
+            gap = max(r.get("difference", 0), r.get("difference_other", 0))
+            why = " ".join(r.get("error", f"difference {gap:.1e}").replace("|", "/").split())
+            print(f"| {r['type']} ({r['name']}) | {r.get('failed', 'compared')} | {why[:220]} |")
+    print("\n| not built | types |\n|---|---|")
+    groups = collections.defaultdict(list)
+    for r in rows:
+        if not r["built"]:
+            known = (words for part, words in REASONS if part in r.get("error", ""))
+            groups[next(known, "the small model does not run in torch with these inputs")].append(r["type"])
+    for why, types in groups.items():
+        print(f"| {why} | {', '.join(dict.fromkeys(types))} |")
+    fixed = [r["type"] for r in rows if equal(r) and (r.get("other_size") or len(r.get("dynamic", ())) < 2)]
+    print("\nof one length, or one size in all:", ", ".join(dict.fromkeys(fixed)))
+    used = {name for r in rows for name in r.get("operators", ())}
+    print("\ndistinct operators:", len(used))
 
 
 def main() -> None:

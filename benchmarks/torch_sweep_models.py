@@ -29,7 +29,7 @@ SMALL = {  # a key of a config -> the most that a shrunken config has there
     "num_self_attends_per_block": 2, "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 32,
     "num_kv_shared_layers": 0, "num_nextn_predict_layers": 0, "first_k_dense_replace": 1, "text_hidden_size": 32,
     "audio_hidden_size": 32, "mamba_d_ssm": 64, "vision_hidden_size": 32, "adapter_in_dim": 32, "codebook_dim": 32,
-    "index_kpool": 2,
+    "index_kpool": 2, "n_groups": 2, "mamba_n_groups": 2, "mamba_ngroups": 2, "hc_sinkhorn_iters": 3,
 }  # fmt: skip
 # Keys that follow from others, and that the class works out anew.
 DERIVED = {"out_features", "out_indices", "stage_names", "per_layer_config", "attention_layers", "layers_block_type"}
@@ -42,6 +42,7 @@ OWN: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dory": {"num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "falcon_h1": {"mamba_d_head": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
     "hunyuan_v1_dense": {"head_dim": 8}, "hunyuan_v1_moe": {"head_dim": 8}, "ministral": {"head_dim": 8},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
@@ -168,8 +169,9 @@ def inputs_for(torch: Any, module: Any, rows: int, length: int, images: bool = T
             out |= with_images(torch, module, out, rows)
     if "decoder_input_ids" in names:
         out["decoder_input_ids"] = ids()
-    if (books := getattr(getattr(config, "decoder", config), "num_codebooks", 0)) and "input_ids" in out and books > 1:
-        out["input_ids"] = torch.randint(4, vocab, (rows * books, length))  # MusicGen's rows: one a codebook
+    if config.model_type.startswith("musicgen") and "input_ids" in out:  # its rows are those of the codebooks
+        books = getattr(config, "decoder", config).num_codebooks
+        out["input_ids"] = torch.randint(4, vocab, (rows * books, length))
     return out
 
 
