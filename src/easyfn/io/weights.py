@@ -40,6 +40,8 @@ def entries(model: Any, dtype: Any = None) -> list[Entry]:
         else:
             for name, value in pieces.all().items():
                 found.append(Entry(name, value.shape, value.dtype, partial(_read, pieces, name, value.dtype), pieces))
+    for name, value in family_of(model).constants(model).items():
+        found.append(Entry(name, value.shape, value.dtype, partial(_constant, value)))
     names = Counter(e.name for e in found)
     if twice := [n for n, count in names.items() if count > 1]:
         raise ValueError(
@@ -53,6 +55,10 @@ def _read(pieces: _Pieces, name: str, dtype: np.dtype[Any], mine: bool = True) -
         pieces.bring()
         return None
     return pieces.all()[name].astype(dtype, copy=False)
+
+
+def _constant(value: np.ndarray, mine: bool = True) -> np.ndarray | None:
+    return value if mine else None
 
 
 class Layer(NamedTuple):

@@ -8,6 +8,7 @@ from .attention.attention import (
     self_attention as self_attention,
     split_qkv as split_qkv,
 )
+from .attention.block_indexer import BlockIndexer as BlockIndexer
 from .attention.core import merge_heads as merge_heads, split_heads as split_heads
 from .attention.disentangled import DisentangledAttention as DisentangledAttention, log_buckets as log_buckets
 from .attention.gated import GatedAttention as GatedAttention
@@ -144,6 +145,7 @@ from .seq2seq import (
     empty_cross as empty_cross,
     source_segments as source_segments,
 )
+from .streams import HyperConnection as HyperConnection, StreamNorm as StreamNorm, Streams as Streams
 from .text_to_text import (
     T5MLP as T5MLP,
     T5Attention as T5Attention,

@@ -39,6 +39,7 @@ class Family:
     optional: tuple[str, ...]  # patterns of our paths that begin as `init` makes them where a file has no such tensor
     settle: Callable[[Any, Collection[str]], Any]  # (config, names of a checkpoint's tensors) -> the config they mean
     modules: Callable[[Any], Sequence[Rule]]  # `names` of the tensors of transformers' module, which adapters have
+    constants: Callable[[Any], Mapping[str, Any]] = lambda model: {}  # tensors of files whose numbers the config says
 
 
 _families: dict[str, Family] = {}
@@ -73,6 +74,7 @@ def family(
     aliases: Mapping[str, Sequence[str]] | None = None,
     optional: Sequence[str] = (),
     settle: Callable[[Any, Collection[str]], Any] | None = None,
+    constants: Callable[[Any], Mapping[str, Any]] | None = None,
     modules: Callable[[Any], Sequence[Rule]] | Sequence[Rule] | None = None,
     override: bool = False,
 ) -> Family:
@@ -92,6 +94,8 @@ def family(
     - `optional`: patterns of our paths. Where a file has no such tensor (a bias of zeros), the array is what `init` makes.
     - `settle(config, names)`: the config that a checkpoint with tensors of these names means, where its `config.json`
       leaves that open (whether a T5 has a head of its own).
+    - `constants(model)`: tensors that are written beside the model's by their names, NumPy arrays, and not read: what they hold
+      the config says already. Name them in `ignore_tensors`, too.
     - `modules`: the same as `names` for the parameters of transformers' module, where files hold them under older names:
       PEFT's adapters are saved under those of the module.
 
@@ -124,6 +128,7 @@ def family(
         tuple(optional),
         settle or (lambda config, names: config),
         rules if modules is None else modules if callable(modules) else (lambda _: tuple(modules)),
+        constants or (lambda model: {}),
     )
     _families[model_type] = made
     return made

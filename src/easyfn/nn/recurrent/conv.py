@@ -14,18 +14,27 @@ from .state import Documents
 
 
 class CausalConv1d(eqx.Module):
-    """A depthwise causal convolution over the sequence: every channel mixes its own last `kernel` inputs."""
+    """A depthwise causal convolution over the sequence: every channel mixes its own last `kernel` inputs, or every
+    `dilation`-th of them."""
 
     weight: Weight  # [channels, 1, kernel], as torch's Conv1d stores it
     bias: Weight | None
     axes: tuple[str | None, ...] = eqx.field(static=True)
+    dilation: int = eqx.field(static=True)
 
     def __init__(
-        self, channels: int, kernel: int, bias: bool = True, *, axes: tuple[str | None, ...] = ("mlp", None, None)
+        self,
+        channels: int,
+        kernel: int,
+        bias: bool = True,
+        *,
+        axes: tuple[str | None, ...] = ("mlp", None, None),
+        dilation: int = 1,
     ):
         self.weight = declare(channels, 1, kernel)
         self.bias = declare(channels) if bias else None
         self.axes = axes
+        self.dilation = dilation
 
     def __call__(self, x: jax.Array, documents: Documents, state: jax.Array) -> tuple[jax.Array, jax.Array]:
         """`x` `(batch, seq, channels)` after the inputs in `state`; returns float32 and the next state."""
@@ -37,12 +46,13 @@ class CausalConv1d(eqx.Module):
             inputs = jnp.concatenate([state.astype(x.dtype), x], axis=1)
             index = jnp.concatenate([jnp.zeros_like(index, shape=(x.shape[0], width)), index], axis=1)
             y = jnp.zeros(x.shape, jnp.float32)
-            for j in range(width + 1):
+            for number in range(weight.shape[1]):
+                j = number * self.dilation
                 same = index[:, j : j + length] == index[:, width:]
                 y = (
                     y
                     + jnp.where(same[..., None], inputs[:, j : j + length].astype(jnp.float32), 0.0)
-                    * weight[None, None, :, j]
+                    * weight[None, None, :, number]
                 )
             count = jnp.sum(real, axis=1)
             kept = count[:, None] + jnp.arange(width)[None]  # the last `width` inputs before the padding
@@ -71,9 +81,10 @@ class CausalConv1d(eqx.Module):
 
 
 def before_first(conv: CausalConv1d, batch_size: int, dtype: Any) -> jax.Array:
-    """The inputs before the first token `(batch, kernel - 1, channels)`: none. Of layers in a stacked run, for one of them."""
+    """The inputs before the first token `(batch, (kernel - 1) * dilation, channels)`: none. Of layers in a stacked run, for
+    one of them."""
     shape = shape_of(conv.weight)
-    return jnp.zeros((batch_size, shape[-1] - 1, shape[-3]), dtype)
+    return jnp.zeros((batch_size, (shape[-1] - 1) * conv.dilation, shape[-3]), dtype)
 
 
 @slots.register(CausalConv1d)

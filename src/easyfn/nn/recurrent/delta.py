@@ -109,6 +109,7 @@ class GatedDeltaNet(eqx.Module):
       `"four"` (Qwen3.5); or `"all"`, queries, keys and values apart too (OLMo Hybrid).
     - Each key head serves `value_heads / key_heads` value heads.
     - `beta` is the largest step of a correction: up to 2, states may change their sign.
+    - `gate` is the activation of the gate behind the norm.
     - Decays begin with `A` between the two of `decays`, and time steps as `steps` says, or with biases of one.
     """
 
@@ -132,6 +133,7 @@ class GatedDeltaNet(eqx.Module):
     key_dim: int = eqx.field(static=True)
     value_dim: int = eqx.field(static=True)
     act: str = eqx.field(static=True)
+    gate: str = eqx.field(static=True)
     beta: float = eqx.field(static=True)
     decays: tuple[float, float] = eqx.field(static=True)
     steps: tuple[float, float, float] | None = eqx.field(static=True)
@@ -146,6 +148,7 @@ class GatedDeltaNet(eqx.Module):
         value_dim: int,
         kernel: int = 4,
         act: str = "silu",
+        gate: str = "silu",
         eps: float = 1e-6,
         projections: str = "two",
         beta: float = 1.0,
@@ -156,7 +159,7 @@ class GatedDeltaNet(eqx.Module):
             raise ValueError(f"GatedDeltaNet: projections={projections!r} is 'two', 'four' or 'all'")
         if value_heads % key_heads:
             raise ValueError(f"linear_num_value_heads={value_heads} is no multiple of linear_num_key_heads={key_heads}")
-        activation(act)
+        activation(act), activation(gate)
         keys, values = key_heads * key_dim, value_heads * value_dim
         into = lambda size, here: Linear(hidden_size, size, axes=("heads", "embed")) if here else None
         two, apart = projections == "two", projections == "all"
@@ -177,6 +180,7 @@ class GatedDeltaNet(eqx.Module):
         self.key_dim = key_dim
         self.value_dim = value_dim
         self.act = act
+        self.gate = gate
         self.beta = beta
         self.decays = decays
         self.steps = steps
@@ -197,7 +201,7 @@ class GatedDeltaNet(eqx.Module):
         beta, g = (jnp.where(documents.real[..., None], part, 0.0) for part in (beta, g))  # padding says nothing
         rule = delta_step if length == 1 else delta_chunks
         y, ssm = rule(q * self.key_dim**-0.5, k, v, g, beta, documents, state.ssm)
-        y = self.norm(y.astype(x.dtype)).astype(f32) * jax.nn.silu(z.reshape(y.shape).astype(f32))
+        y = self.norm(y.astype(x.dtype)).astype(f32) * activation(self.gate)(z.reshape(y.shape).astype(f32))
         y = self.out_proj(y.astype(x.dtype).reshape(batch, length, -1))
         return y, None if cache is None else RecurrentState(conv, ssm, documents.last)
 
