@@ -199,6 +199,27 @@ def test_a_full_disk_names_the_file(kind, most, file, tmp_path):
 # --- training states
 
 
+def test_threads_that_save_one_step_all_succeed_or_say_who_was_first(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    errors = []
+
+    def work(value, overwrite):
+        try:
+            ef.save_state({"x": jnp.full(3, value)}, tmp_path, step=1, overwrite=overwrite)
+        except Exception as error:
+            errors.append(error)
+
+    for overwrite, failed in ((False, 3), (True, 0)):
+        threads = [threading.Thread(target=work, args=(float(value), overwrite)) for value in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [type(error) for error in errors] == [FileExistsError] * failed
+        errors.clear()
+        assert ef.load_state({"x": jnp.zeros(3)}, tmp_path)["x"][0] in range(4) and names(tmp_path) == ["1"]
+
+
 @pytest.mark.parametrize("swap", [True, False])
 def test_an_overwritten_step_stays_until_the_new_one_is_whole(tmp_path, monkeypatch, swap):
     pytest.importorskip("orbax.checkpoint")

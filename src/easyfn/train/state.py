@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ import jax
 import numpy as np
 
 from ..core import atomic
-from ..core.multihost import first
+from ..core.multihost import first, same_number
 from ..core.tree import is_leaf, near, nodes
 
-_UNFINISHED = re.compile(r"\d+(\.new)?\.orbax-checkpoint-tmp.*|\d+\.(removed|new)")
+_ONE_AT_A_TIME = threading.Lock()  # Orbax counts its operations by process: two threads would take each other's
+_UNFINISHED = re.compile(r"\d+(\.new-\w+)?\.orbax-checkpoint-tmp.*|\d+\.(removed|new-\w+)")
 
 
 def save_state(
@@ -36,7 +39,8 @@ def save_state(
 
     - `step`: by default the state's own count.
     - `keep`: how many of the latest steps stay, by default all.
-    - `overwrite`: a step that exists is a `FileExistsError` without it; with it, the old one stays until the new is whole.
+    - `overwrite`: a step that exists, or that another process has saved first, is a `FileExistsError` without it; with it,
+      the old one stays until the new is whole, and of several that save at once the last one stays.
     - `data_state`: anything that JSON holds, such as where the data's iterator stands; see [`easyfn.load_data_state`][].
       That of process 0 is written.
 
@@ -56,12 +60,12 @@ def save_state(
     root, number = _folder(directory), _number(state, step)
     _check_keep(keep, "save_state")
     path = _free(root, number, "save_state", overwrite)
-    beside = path.with_name(f"{number}.new") if overwrite else path
-    with _writing(root, "save_state"):
+    # Each writer's own, since several may save one step at once.
+    beside = path.with_name(f"{number}.new-{same_number(secrets.randbits(31)):08x}")
+    with _ONE_AT_A_TIME, _writing(root, "save_state"):
         with atomic.naming(path), orbax.Checkpointer(_handler(orbax)) as checkpointer:
-            checkpointer.save(beside, args=_args(orbax, state, data_state), force=overwrite)
-        if overwrite:
-            first(lambda: _take(beside, path), "save_state")
+            checkpointer.save(beside, args=_args(orbax, state, data_state))
+        first(lambda: (_take if overwrite else _put)(beside, path), "save_state")
         _prune(root, number, keep)
     return path
 
@@ -284,8 +288,8 @@ def _prune(root: Path, latest: int, keep: int | None) -> None:
 
     def remove() -> None:
         for old in [n for n in saved_steps(root) if n != latest][: -(keep - 1) or None]:
-            gone = (root / str(old)).rename(root / f"{old}.removed")
-            shutil.rmtree(gone)
+            with contextlib.suppress(FileNotFoundError):  # another process removes it, too
+                shutil.rmtree((root / str(old)).rename(root / f"{old}.removed"))
 
     first(remove, "save_state")
 
@@ -312,6 +316,18 @@ def _clean(root: Path) -> None:
             shutil.rmtree(path) if there else path.rename(path.with_name(path.stem))
         elif _UNFINISHED.fullmatch(path.name):
             shutil.rmtree(path)
+
+
+def _put(new: Path, path: Path) -> None:
+    """Gives a whole step its name, which is free unless another process was first."""
+    try:
+        new.rename(path)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        if not path.exists():
+            raise
+        raise FileExistsError(f"save_state: {path} exists: another process was first with this step") from error
+    atomic.sync(path.parent)
 
 
 def _take(new: Path, path: Path) -> None:
