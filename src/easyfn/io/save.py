@@ -60,10 +60,10 @@ def save(
 
     The files are written and synced in a hidden folder beside, which then takes the place of the old one: a crash
     leaves the old model or the new one. (Where the system cannot exchange two folders at once, and if `directory` is
-    a mount point or the working directory, the files are moved one by one, the config last.) Stacked and sharded
-    models are written tensor by tensor, without a second copy of the whole; tied weights once; quantized weights in the
-    disk format that holds them all: `easyfn.io.formats.layout_of(model)` tells which, and so does a record of level INFO
-    of the logger `easyfn`.
+    a mount point or the working directory, the files are moved one by one, the config last: a crash among these moves
+    can leave files of both.) Stacked and sharded models are written tensor by tensor, without a second copy of the whole;
+    tied weights once; quantized weights in the disk format that holds them all: `easyfn.io.formats.layout_of(model)` tells
+    which, and so does a record of level INFO of the logger `easyfn`.
 
     A model that lies on several processes is saved by all of them together, into a folder that they share: each writes
     some of the files, and process 0 puts them in place when all are done.
