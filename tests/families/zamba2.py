@@ -1,6 +1,6 @@
 """Zamba2: three uses of two shared blocks with adapters and rotary positions; one block without, as a classifier."""
 
-from cases import SMALL, case, reference
+from cases import SMALL, case, reference, tokens
 
 MAMBA = {"n_mamba_heads": 8, "mamba_d_state": 10, "mamba_ngroups": 2, "mamba_d_conv": 3, "chunk_size": 4}
 SIZES = {**SMALL, **MAMBA, "num_key_value_heads": 6, "adapter_rank": 5}
@@ -27,3 +27,17 @@ def _():
     kinds = ["hybrid", "linear_attention", "hybrid"]
     config = Zamba2Config(**{**SIZES, "num_key_value_heads": 2}, layers_block_type=kinds, num_labels=3)
     return reference(Zamba2ForSequenceClassification, config)
+
+
+def whole():
+    ids, mask = tokens(pad=False)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+# Without padding: with a bias in front of it, the reference's convolution reads what is padding as if it were a token.
+@case("zamba2-bias", variant=True, inputs=whole)
+def _():
+    from transformers import Zamba2Config, Zamba2ForCausalLM
+
+    kinds = ["linear_attention", "hybrid", "hybrid"]
+    return reference(Zamba2ForCausalLM, Zamba2Config(**SIZES, layers_block_type=kinds, add_bias_linear=True))
