@@ -180,11 +180,13 @@ def main(arguments: list[str] | None = None) -> None:
     from .chat import add as add_chat
     from .doctor import add as add_doctor
     from .judge import add as add_perplexity
+    from .new_family import add as add_new_family
     from .plan import add as add_plan
     from .serve import add as add_serve
 
     add_chat(commands)
     add_doctor(commands)
+    add_new_family(commands)
     add_perplexity(commands, whole)
     add_plan(commands)
     add_serve(commands)
