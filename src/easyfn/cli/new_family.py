@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from pathlib import Path
@@ -88,7 +89,9 @@ def _code(value: Any) -> str:
         return f"Frozen({', '.join(f'{key}={_code(each)}' for key, each in value.items())})"
     if isinstance(value, (list, tuple)):
         return repr(tuple(value))
-    return repr(value) if isinstance(value, (int, float, str, bool, type(None))) else "None"
+    if isinstance(value, str):
+        return json.dumps(value)
+    return repr(value) if isinstance(value, (int, float)) else "None"
 
 
 def page_of(name: str, theirs: Any) -> str:
@@ -114,8 +117,8 @@ def page_of(name: str, theirs: Any) -> str:
     head = "\n".join([*imports, "", kinds[0], *frozen, *ours])
     return f'''"""{title}: say here what it is, and the paper.
 
-Begun from `{theirs.__module__}`; https://github.com/huggingface/transformers has the model beside it. Of every field find out
-what the reference does with it: use it, list it as `ignore=`, or refuse its values with `easyfn.config.fields`' helpers.
+The config is that of `{theirs.__module__}`, and the model is in the file beside it.
+Of every field find out what the reference does with it: use it, register it as `ignore=`, or refuse what you do not implement.
 """
 
 from __future__ import annotations
