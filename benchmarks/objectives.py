@@ -141,8 +141,6 @@ def grpo() -> None:
     ids, mask = np.concatenate([prompt, answer], 1), np.concatenate([before, seen], 1)
     labels = np.where(np.concatenate([np.zeros_like(before), seen], 1) > 0, ids, -100)
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    old, _ = ef.token_logprobs(OUR_REFERENCE, batch)
-    given = {**batch, "advantages": advantages, "old_logprobs": old}
     tensor = lambda x: torch.tensor(np.array(x))
     theirs_batch = {
         "prompt_ids": tensor(prompt),
@@ -150,8 +148,6 @@ def grpo() -> None:
         "completion_ids": tensor(answer),
         "completion_mask": tensor(seen),
         "advantages": tensor(advantages),
-        "old_per_token_logps": tensor(old)[:, 5:14],
-        "ref_per_token_logps": tensor(old)[:, 5:14],
         "num_items_in_batch": torch.tensor(int(seen.sum())),
     }
     for kind in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo"):
@@ -177,8 +173,11 @@ def grpo() -> None:
                 processing_class=TOKENIZER,
             )
             trainer.current_gradient_accumulation_steps = 1
+            old, _ = ef.token_logprobs(OUR_REFERENCE, batch, temperature=temperature)
+            given = {**batch, "advantages": advantages, "old_logprobs": old}
+            known = {f"{name}_per_token_logps": tensor(old)[:, 5:14] for name in ("old", "ref")}
             with torch.no_grad():
-                theirs = trainer._compute_loss(trainer.model.eval(), dict(theirs_batch))
+                theirs = trainer._compute_loss(trainer.model.eval(), {**theirs_batch, **known})
             ours, _ = ef.grpo_loss(
                 OURS,
                 given,
