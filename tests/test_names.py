@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from easyfn.names.layout import Beside, Joined, Plain, Stacked, Transposed
+from easyfn.names.layout import Beside, Flattened, Joined, Plain, Stacked, Transposed
 from easyfn.names.rules import concatenated, experts, rename, tensors_for, transposed
 
 LAYOUTS = {
@@ -15,6 +15,8 @@ LAYOUTS = {
     "experts": Stacked(Joined(0, 2)),
     "transposed experts": Stacked(Joined(0, 2, Transposed())),
     "joined after the transposition": Transposed(Joined(2, 3)),
+    "rows of experts": Flattened(),
+    "rows of experts, joined and turned": Joined(1, 3, Transposed(Flattened())),
     "joined twice": Joined(0, 2, Joined(1, 3)),
 }
 

@@ -202,6 +202,34 @@ class StackedInFront(Stacked):
         return super().split(ours) + nothing * self.idle
 
 
+@dataclasses.dataclass(frozen=True)
+class Flattened:
+    """One tensor in which our first two axes are one: the rows of all experts, one expert after the other."""
+
+    def number(self, shape: Shape) -> int:
+        return 1
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        return [(shape[0] * shape[1], *shape[2:])]
+
+    def join(self, parts: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+        return parts[0].reshape(shape)
+
+    def split(self, ours: Any) -> list[Any]:
+        return [ours.reshape(-1, *ours.shape[2:])]
+
+    def cut(self, out: np.ndarray, index: Index, shape: Shape) -> Pieces:
+        for row, e in enumerate(range(index[0].start, index[0].stop)):
+            rows = slice(e * shape[1] + index[1].start, e * shape[1] + index[1].stop)
+            yield 0, (rows, *index[2:]), out[row, ...]
+
+
+def in_rows(layout: Layout) -> bool:
+    """Whether a layout has `Flattened` in it."""
+    inner = getattr(layout, "of", None)
+    return isinstance(layout, Flattened) or (inner is not None and in_rows(inner))
+
+
 def _swapped(axes: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*axes[:-2], axes[-1], axes[-2])
 

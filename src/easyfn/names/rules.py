@@ -74,7 +74,8 @@ class Tensors(NamedTuple):
 
     @property
     def transposed(self) -> bool:
-        return isinstance(self.layout, Transposed)
+        """Whether the array is one tensor of the file, turned."""
+        return self.layout == Transposed()
 
     @property
     def experts(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from ...core.slots import find_slots
 from ...core.trainable import is_adapter
 from ...core.tree import expand
+from ...names.layout import in_rows
 from ...names.rules import Rule, file_name, tensors_for
 from ...registry.family import family_of
 
@@ -30,6 +31,11 @@ def in_memory(path: str, role: str, shape: Shape, rules: Sequence[Rule]) -> tupl
 def module_of(path: str, role: str, shape: Shape, rules: Sequence[Rule]) -> tuple[str, str | None]:
     """The module of a path as transformers names it, and the parameter where PEFT adapts that and not the module."""
     names = in_memory(path, role, shape, rules)
+    if role == "experts" and in_rows(tensors_for(path, shape, rules).layout):
+        raise ValueError(
+            f"save_adapter: {path}: transformers has the experts' matrices as rows of one, on which PEFT puts no adapter for "
+            "each of them. Leave them out of the pattern, or save the whole model: ef.save(ef.merge_lora(model), directory)"
+        )
     if len(names) != 1:
         raise ValueError(f"save_adapter: {path} is several modules in transformers ({', '.join(names)})")
     module, _, leaf = names[0].rpartition(".")
