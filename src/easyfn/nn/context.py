@@ -127,6 +127,7 @@ class Context(eqx.Module):
     )
     encoder: Any = None  # for decoders with cross attention: (hidden states, segment ids), or None once cached
     shared: Any = None  # layers that several layers call, and the embeddings: of a decoder that has such
+    layer: Any = None  # the number of the layer that is called, from 0; traced in a stacked run
     handed_on: Mapping[str, Any] | None = None  # what earlier layers gave to later ones, by name; see `fold`
     key: jax.Array | None = None  # PRNG key; with one, dropout is on
     causal: bool = eqx.field(static=True, default=True)

@@ -25,8 +25,9 @@ def fold(
     new caches (mirroring `layers`; `None` without a cache) and a dict with, for every output, a tuple over layers.
     `hidden_states` are the inputs of each layer, if the context wants them.
 
-    What a layer gives to the later ones is the entry `handed_on` of its `extras`: arrays by name, with the rows of the batch
-    in front, which those find in `context.handed_on`. Its type must be registered with `hands_on`.
+    A layer finds its number in `context.layer`. What it gives to the later ones is the entry `handed_on` of its `extras`:
+    trees of arrays by name, with the rows of the batch in front, which those find in `context.handed_on`. Its type must be
+    registered with `hands_on`.
     """
     caches: list[Any] = []
     trace: Trace = {}
@@ -63,6 +64,7 @@ def run(layer: Any, x: jax.Array, context: Context, cache: Any, index: Any) -> t
 
     def once(layer: Any, x: jax.Array, context: Context, cache: Any) -> Any:
         hidden = x if context.wants("hidden_states") else None
+        context = context.replace(layer=index)
         if context.key is not None:
             context = context.replace(key=jax.random.fold_in(context.key, index))
         if context.by_layer is not None:
