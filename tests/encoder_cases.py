@@ -21,12 +21,12 @@ _KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 
 def encoder_cases(
-    name: str, config: str, *, heads: Any = tuple(HEADS), own: bool = False, odd_files: str = "", **settings: Any
+    name: str, config: str, *, heads: Any = tuple(HEADS), own: bool = False, facts: Any = None, **settings: Any
 ) -> None:
     """Registers `<family>`, its masked language model, and a variant for each other head and for an untied one.
 
     `settings` are keys of transformers' class `config` beside BERT's small ones; with `own` there are no others.
-    `odd_files` says what is odd about the names in files that the reference writes.
+    `facts` are those of `Case` that hold for all.
     """
     small = {} if own else {**{k: SMALL[k] for k in _KEYS}, "max_position_embeddings": 40}
 
@@ -43,8 +43,7 @@ def encoder_cases(
 
     def add(label: str, task: str, build: Any) -> None:
         build.__module__ = module  # `Case.family` is the file that a builder was made in
-        facts = {"files": False, "expected_failures": {"names_are_a_bijection": odd_files}} if odd_files else {}
-        case(label, task=task, causal=False, variant=label != family, **facts)(build)
+        case(label, task=task, causal=False, variant=label != family, **(facts or {}))(build)
         NAMES.append(label)
 
     for head in heads:

@@ -158,6 +158,30 @@ def test_sizes():
         ef.forward(model, pixel_values=pixels[:, :2], bool_masked_pos=mask)
 
 
+def test_masked_patches():
+    """BEiT at another size, with masked patches, and their loss with labels of all patches and of the masked ones."""
+    import torch
+
+    pixels = np.random.RandomState(0).randn(2, 3, 16, 40).astype(np.float32)
+    agree(
+        ef.forward(model_of("beit"), pixel_values=pixels), torch_run(IMAGES["beit"].torch(), {"pixel_values": pixels})
+    )
+    mask = np.random.RandomState(1).rand(2, 10) < 0.4
+    labels = np.random.RandomState(2).randint(0, 19, (2, 10))
+    model, inputs = model_of("beit-masked"), {"pixel_values": pixels, "bool_masked_pos": mask}
+    with torch.no_grad():
+        given = {k: torch.tensor(v) for k, v in inputs.items()}
+        want = IMAGES["beit-masked"].torch()(**given, labels=torch.tensor(labels[mask]))
+    close(ef.forward(model, **inputs).logits, want.logits.numpy(), "logits")
+    for some in (labels, labels[mask]):
+        loss, _ = ef.compute_loss(model, {**inputs, "labels": some})
+        np.testing.assert_allclose(loss, want.loss.item(), rtol=1e-5)
+    with pytest.raises(ValueError, match="3 labels for"):
+        ef.compute_loss(model, {**inputs, "labels": labels[0, :3]})
+    with pytest.raises(ValueError, match="needs batch\\['bool_masked_pos'\\]"):
+        ef.compute_loss(model, {"pixel_values": pixels, "labels": labels})
+
+
 def test_loss_and_training():
     """Image classification learns; dropout and stochastic depth need a key."""
     model = model_of("vit-classifier")

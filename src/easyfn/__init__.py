@@ -185,6 +185,7 @@ from .tasks import (
     causal_lm as _causal_lm,  # noqa: F401  (registers)
     contrastive as _contrastive,  # noqa: F401  (registers)
     image_classification as _image_classification,  # noqa: F401  (registers)
+    masked_image_modeling as _masked_image_modeling,  # noqa: F401  (registers)
     masked_lm as _masked_lm,  # noqa: F401  (registers)
     multiple_choice as _multiple_choice,  # noqa: F401  (registers)
     question_answering as _question_answering,  # noqa: F401  (registers)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from .context import Context
 from .linear import Linear
+from .norm import LayerNorm
 from .output import Output
 
 
@@ -51,3 +52,24 @@ def pool_image(out: Output, pooling: str, extra: int = 1) -> jax.Array:
     if pooling == "cls":
         return x[:, 0]
     return mean() if pooling == "mean" else jnp.concatenate([x[:, 0], mean()], axis=-1)
+
+
+class MaskedPatches(eqx.Module):
+    """Which of `vocab_size` visual words each patch is: `logits` `(batch, patches, vocab_size)`, behind a norm (BEiT)."""
+
+    model: Any
+    layernorm: LayerNorm
+    lm_head: Linear
+    config: Any = eqx.field(static=True)
+
+    def __init__(self, model: Any) -> None:
+        c = model.config
+        self.model = model
+        self.layernorm = LayerNorm(c.hidden_size, c.layer_norm_eps)
+        self.lm_head = Linear(c.hidden_size, c.vocab_size, True, axes=("vocab", "embed"), role="head")
+        self.config = c
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        out = self.model(context, cache, **inputs)
+        x: Any = out.last_hidden_state
+        return out.replace(logits=self.lm_head(self.layernorm(x[:, 1:])))
