@@ -37,7 +37,7 @@ class Gemma3nTextConfig(DecoderFields):
     model_type: ClassVar[str] = "gemma3n_text"
     vocab_size: Size = 262400
     hidden_size: Size = 2048
-    intermediate_size: Size | tuple[Size, ...] = 16384  # type: ignore[assignment]  # or one for each layer
+    intermediate_size: Size | tuple[Size, ...] | None = None  # type: ignore[assignment]  # 16384, or one for each layer
     num_hidden_layers: int = 35
     num_attention_heads: Size = 8
     num_key_value_heads: Size = 2
@@ -394,7 +394,8 @@ def _roles(c: Gemma3nTextConfig, kinds: tuple[str, ...]) -> list[str | None]:
 def _by_layer(c: Gemma3nTextConfig) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The width and the sparsity of every layer's MLP."""
     layers = c.num_hidden_layers
-    widths = (c.intermediate_size,) * layers if isinstance(c.intermediate_size, int) else c.intermediate_size
+    said = 16384 if c.intermediate_size is None else c.intermediate_size
+    widths = (said,) * layers if isinstance(said, int) else said
     sparsities = c.activation_sparsity_pattern
     if sparsities is None:
         sparsities = tuple(0.95 if layers > 10 and i < 10 else 0.0 for i in range(layers))
