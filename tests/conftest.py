@@ -8,9 +8,9 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The programs of the tests run once: LLVM's optimizer would cost more than it saves, and fusions made through MLIR twice
-# the time to compile that XLA's older ones take, which JAX 0.12 has no more: there the flag ends the process.
+# the time to compile that XLA's older ones take, which are gone by JAX 0.12: there the flag ends the process.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 12):
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
