@@ -14,6 +14,7 @@ from ..nn.grid_vision import GridImageText, grid_positions_of
 from ..nn.image_text import ImageText
 from ..nn.native_tower import NativeTower
 from ..nn.packing import AnyResolution, RealImages
+from ..nn.patch_tower import PatchTower
 from ..nn.places import check_places
 from ..nn.towers import ImageTower, TwoTowers
 from ..nn.vision import ImageEncoder, pair
@@ -47,14 +48,29 @@ def _(model: NativeTower) -> Inputs:
     return image_inputs(model.config, settings=(), patch_attention_mask=Input("mask", ("batch", "rows", "columns")))
 
 
+@inputs.register(PatchTower)
+def _(model: PatchTower) -> Inputs:
+    c = model.config
+    patch = pair(c.patch_size)
+    fields = {
+        "pixel_values": Input("image", ("batch", "patches", c.num_channels * patch[0] * patch[1]), optional=False),
+        "spatial_shapes": Input("index", ("batch", 2)),
+        "pixel_attention_mask": Input("mask", ("batch", "patches")),
+    }
+    return Inputs(fields, ("pixel_values",), {"patches": c.num_patches})
+
+
 @inputs.register(TwoTowers)
 def _(model: TwoTowers) -> Inputs:
     text, image = inputs(model.text_model), inputs(model.vision_model)
-    pixels = image.fields["pixel_values"]
-    pixels = dataclasses.replace(pixels, shape=("images", *pixels.shape[1:]))
     ids = dataclasses.replace(text.fields["input_ids"], optional=False)
     types = {name: one for name, one in text.fields.items() if name == "token_type_ids"}
-    fields = {"input_ids": ids, **types, **image.fields, "pixel_values": pixels}
+    beside = {
+        name: dataclasses.replace(one, shape=("images", *one.shape[1:]))
+        for name, one in image.fields.items()
+        if one.shape is not None
+    }
+    fields = {"input_ids": ids, **types, **image.fields, **beside}
     return Inputs(fields, ("input_ids", "pixel_values"), {**image.sizes, "images": 2})
 
 

@@ -17,8 +17,8 @@ from .output import Output
 class ImageClassifier(eqx.Module):
     """One answer per image: `logits` `(batch, num_labels)`, a linear layer on what `pooling` makes of the hidden states.
 
-    `cls` takes the first token, `mean` the mean of the patches after `extra` tokens, `cls_mean` both one after the other, and
-    `pooler` the model's `pooler_output`.
+    `cls` takes the first token, `mean` the mean of the patches after `extra` tokens (of those that `pixel_attention_mask` names,
+    where a model reads such a mask), `cls_mean` both one after the other, and `pooler` the model's `pooler_output`.
     """
 
     model: Any
@@ -40,15 +40,17 @@ class ImageClassifier(eqx.Module):
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
         out = self.model(context, cache, **inputs)
-        return out.replace(logits=self.classifier(pool_image(out, self.pooling, self.extra)))
+        seen = inputs.get("pixel_attention_mask")
+        return out.replace(logits=self.classifier(pool_image(out, self.pooling, self.extra, seen)))
 
 
-def pool_image(out: Output, pooling: str, extra: int = 1) -> jax.Array:
+def pool_image(out: Output, pooling: str, extra: int = 1, seen: Any = None) -> jax.Array:
     """One vector `(batch, embed)` for each image, see `ImageClassifier`."""
     x: Any = out.pooler_output if pooling == "pooler" else out.last_hidden_state
     if pooling == "pooler":
         return x
-    mean = lambda: jnp.mean(x[:, extra:].astype(jnp.float32), axis=1).astype(x.dtype)
+    real = None if seen is None else (jnp.asarray(seen) != 0)[:, extra:, None]
+    mean = lambda: jnp.mean(x[:, extra:].astype(jnp.float32), axis=1, where=real).astype(x.dtype)
     if pooling == "cls":
         return x[:, 0]
     return mean() if pooling == "mean" else jnp.concatenate([x[:, 0], mean()], axis=-1)

@@ -12,7 +12,7 @@ from ..core.weight import Slot, Weight, affine, dense, dot, shape_of, slots
 from .activation import activation
 from .attention.attention import attend
 from .attention.core import merge_heads, split_heads
-from .context import Context
+from .context import Context, Mask
 from .conv import Conv
 from .encoder import learned_positions
 from .fold import fold
@@ -124,11 +124,16 @@ class ProbeAttention(eqx.Module):
         self.out_proj = Linear(size, size, True, axes=("embed", "heads"))
         self.heads = heads
 
-    def __call__(self, query: jax.Array, x: jax.Array) -> jax.Array:
+    def __call__(self, query: jax.Array, x: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+        """`seen`, `(batch, seq)`: 0 for what of `x` is padding."""
         every = affine(self.in_proj_weight, jnp.concatenate([query, x], axis=1), self.in_proj_bias)
         q, k, v = (split_heads(part, self.heads) for part in jnp.split(every, 3, axis=-1))
-        asked = query.shape[1]
-        out, _ = attend(q[:, :, :asked], k[:, :, asked:], v[:, :, asked:], None, scale=q.shape[-1] ** -0.5)
+        asked, mask = query.shape[1], None
+        if seen is not None:
+            asks, places = jnp.arange(asked, dtype=jnp.int32), jnp.arange(x.shape[1], dtype=jnp.int32)
+            ones = jnp.ones(query.shape[:2], jnp.int32)
+            mask = Mask(asks, ones, places, (seen != 0).astype(jnp.int32), False)
+        out, _ = attend(q[:, :, :asked], k[:, :, asked:], v[:, :, asked:], mask, scale=q.shape[-1] ** -0.5)
         return self.out_proj(merge_heads(out))
 
 
@@ -141,7 +146,7 @@ def _(attention: ProbeAttention) -> dict[str, Slot]:
 
 
 class ProbeHead(eqx.Module):
-    """SigLIP's pooler: a learned query attends to all tokens, then an MLP."""
+    """SigLIP's pooler: a learned query attends to all tokens that are `seen`, then an MLP."""
 
     probe: Weight
     attention: ProbeAttention
@@ -154,9 +159,9 @@ class ProbeHead(eqx.Module):
         self.layernorm = LayerNorm(c.hidden_size, c.layer_norm_eps)
         self.mlp = MLP(c.hidden_size, c.intermediate_size, c.hidden_act, bias=True)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, seen: jax.Array | None = None) -> jax.Array:
         probe = jnp.broadcast_to(dense(self.probe).astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
-        x = self.attention(probe, x)
+        x = self.attention(probe, x, seen)
         h = self.layernorm(x)
         h = self.mlp.down_proj(activation(self.mlp.act)(self.mlp.up_proj(h)))
         return (x + h)[:, 0]
@@ -276,6 +281,8 @@ class TwoTowers(eqx.Module):
         pixel_values: jax.Array | None = None,
         token_type_ids: Any = None,
         interpolate_pos_encoding: bool | None = None,
+        spatial_shapes: Any = None,
+        pixel_attention_mask: Any = None,
     ) -> Output:
         found: dict[str, Any] = {}
         if input_ids is not None:
@@ -283,9 +290,13 @@ class TwoTowers(eqx.Module):
             out = self.text_model(context, cache, input_ids=input_ids, **more)
             found["text_model_output"], found["text_embeds"] = _features(out, self.text_projection)
         if pixel_values is not None:
-            out = self.vision_model(
-                context, pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
-            )
+            companions = {
+                "interpolate_pos_encoding": interpolate_pos_encoding,
+                "spatial_shapes": spatial_shapes,
+                "pixel_attention_mask": pixel_attention_mask,
+            }
+            given = {name: value for name, value in companions.items() if value is not None}
+            out = self.vision_model(context, pixel_values=pixel_values, **given)
             found["vision_model_output"], found["image_embeds"] = _features(out, self.visual_projection)
         if input_ids is None or pixel_values is None:
             return Output(**found)
