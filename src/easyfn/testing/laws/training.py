@@ -52,8 +52,9 @@ def gradient_is_finite(case: Case) -> None:
 
 @law()
 def gradients_reach_exactly_the_trainable(case: Case) -> None:
-    """Every array trains; with adapters, the adapters and nothing else."""
-    floating = {path for path, v in ef.params(case.model).items() if jnp.issubdtype(v.dtype, jnp.floating)}
+    """Every array trains but buffers; with adapters, the adapters and nothing else."""
+    buffers = {found.path for found in ef.find_slots(case.model, ("buffer",))}
+    floating = {path for path, v in ef.params(case.model).items() if jnp.issubdtype(v.dtype, jnp.floating)} - buffers
     adapted = case.adapted()
     own = set(ef.params(ef.split_lora(adapted)[1]))
     for model, want in ((case.model, floating), (adapted, own)):
