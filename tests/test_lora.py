@@ -260,7 +260,7 @@ def test_sharded_models_keep_their_places(model, key):
 def test_quantized_models(model, key, method):
     small = ef.quantize(model, ef.QuantConfig(method, group_size=32) if method == "nf4" else method)
     tuned = ef.apply_lora(small, key=key, rank=4)
-    np.testing.assert_allclose(run(tuned), run(small), atol=1e-6)  # XLA fuses the two programs differently
+    np.testing.assert_allclose(run(tuned), run(small), atol=1e-5)  # XLA fuses the two programs differently
     assert same(ef.remove_lora(tuned), small)
     tuned = noisy(tuned, size=0.2)
     np.testing.assert_allclose(run(ef.stack(tuned)), run(tuned), atol=1e-4)

@@ -219,7 +219,7 @@ WITHOUT_AUX = (
         "hunyuan_v1_moe",
     ),
     *("lfm2_moe", "llama4_text", "mistral4", "nemotron_h"),
-    *("deepseek_v32", "glm_moe_dsa", "kimi_linear"),
+    *("deepseek_v32", "gemma4_text", "glm_moe_dsa", "kimi_linear", "longcat_flash"),
     "switch_transformers",  # its two losses: test_bart.py
 )
 

@@ -211,7 +211,7 @@ def test_tensor_names_are_those_of_the_file(name, tmp_path):
         theirs = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     known = family_of(hf.config.model_type)
     model = abstract_config(read(known.config, hf.config.to_dict(), known.ignore), case.task, None)
-    ours = {}
+    ours = {key: value.shape for key, value in known.constants(model).items()}
     for found in tensors(model, known.names(model)).values():
         ours |= dict(zip(found[0].names, found[0].shapes(), strict=True))
     assert ours == theirs
