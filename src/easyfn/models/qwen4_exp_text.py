@@ -306,10 +306,14 @@ def qwen4_exp(c: Qwen4ExpTextConfig) -> Decoder:
 TABLE = "{rest}.ple_embedding.ngram_embedding."
 
 
+def modules(model: Any) -> list[Rule]:
+    base = "" if isinstance(model, Decoder) else "model."
+    return [*EXPERT_NAMES, rename(f"{base}norm.{{tail}}", f"{base}hyper_connection_mixer.{{tail}}")]
+
+
 def names(model: Any) -> list[Rule]:
     """Files hold the tables of n-grams in pieces."""
-    base = "" if isinstance(model, Decoder) else "model."
-    found: list[Rule] = [*EXPERT_NAMES, rename(f"{base}norm.{{tail}}", f"{base}hyper_connection_mixer.{{tail}}")]
+    found = modules(model)
     tables = [node for _, node in nodes(model) if isinstance(node, NGramEmbedding)]
     if tables:
         rows, parts = tables[0].ngram_embedding.weight.shape[-2], model.config.split_ngram_parts
@@ -341,6 +345,7 @@ family(
     tasks=decoder_tasks(qwen4_exp),
     architectures={**decoder_classes("Qwen4Exp", classifies=False), "Qwen4ExpTextModel": "base"},
     names=names,
+    modules=modules,
     constants=constants,
     ignore=("number_of_conv_states",),  # made of other keys
     ignore_tensors=(
