@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 from ..config.fields import DecoderFields, Size, rope
 from ..core.frozen import Frozen
 from ..core.stack import unstack
-from ..core.weight import Slot, Weight, dense, dot, slots
-from ..nn import Embedding, GatedMLP, Linear, RMSNorm, attend, declare, fold, hands_on, merge_heads, rotate, split_heads
+from ..core.weight import dense
+from ..nn import Embedding, GatedMLP, Linear, RMSNorm, attend, fold, hands_on, merge_heads, rotate, split_heads
 from ..nn.activation import activation
+from ..nn.altup import AltUp
 from ..nn.attention.rope import checked_rope, rope_table
 from ..nn.block import Result
 from ..nn.cache.cache import attend_to, empty_kv, layer_cache
@@ -181,54 +182,6 @@ class Laurel(eqx.Module):
         return x + self.post_laurel_norm(self.linear_right(self.linear_left(x)))
 
 
-class AltUp(eqx.Module):
-    """Alternating updates (Baykal et al. 2023, arXiv 2301.13310) of streams `(batch, seq, streams, embed)`.
-
-    A layer reads the stream `active` of what `predict` guesses of all of them, and `correct` takes what it says of that one
-    to the others. In training coefficients are held between `-clip` and `clip`.
-    """
-
-    correct_output_scale: Weight
-    correction_coefs: Linear
-    prediction_coefs: Linear
-    modality_router: Linear
-    router_norm: RMSNorm
-    active: int = eqx.field(static=True)
-    clip: float | None = eqx.field(static=True)
-
-    def __init__(self, c: Gemma3nTextConfig) -> None:
-        streams = c.altup_num_inputs
-        self.correct_output_scale = declare(c.hidden_size)
-        self.correction_coefs = Linear(streams, streams)
-        self.prediction_coefs = Linear(streams, streams**2)
-        self.modality_router = Linear(c.hidden_size, streams, axes=(None, "embed"))
-        self.router_norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.active = c.altup_active_idx
-        self.clip = None if c.altup_coef_clip is None else float(c.altup_coef_clip)
-
-    def predict(self, x: jax.Array, context: Context) -> jax.Array:
-        streams = x.shape[2]
-        mixed = self._coefs(self.prediction_coefs, x[:, :, self.active], context)
-        mixed = mixed.reshape(*x.shape[:2], streams, streams)  # [batch, seq, to, from]
-        return jnp.einsum("bsij,bsje->bsie", mixed, x, preferred_element_type=jnp.float32).astype(x.dtype) + x
-
-    def correct(self, guess: jax.Array, said: jax.Array, context: Context) -> jax.Array:
-        amount = self._coefs(self.correction_coefs, said, context) + jnp.ones((), said.dtype)
-        return guess + amount[..., None] * (said - guess[:, :, self.active])[:, :, None]
-
-    def _coefs(self, linear: Linear, x: jax.Array, context: Context) -> jax.Array:
-        routed = self.modality_router(self.router_norm(x) * jnp.asarray(1.0 / x.shape[-1], x.dtype))
-        routed = jnp.tanh(routed.astype(jnp.float32)).astype(x.dtype)
-        if self.clip is None or context.key is None:
-            return linear(routed)
-        return dot(jnp.clip(dense(linear.weight), -self.clip, self.clip).astype(x.dtype), routed)
-
-
-@slots.register(AltUp)
-def _(layer: AltUp) -> dict[str, Slot]:
-    return {"correct_output_scale": Slot("other", ("norm",), "zeros")}
-
-
 class Gemma3nBlock(eqx.Module):
     """One layer on all streams: attention and MLP read the active one; the others get its input by layer on top."""
 
@@ -304,7 +257,9 @@ class Gemma3nDecoder(eqx.Module):
                 second,
                 third,
                 fourth,
-                AltUp(c),
+                AltUp(
+                    c.hidden_size, c.altup_num_inputs, c.altup_active_idx, c.rms_norm_eps, _number(c.altup_coef_clip)
+                ),
                 Laurel(Linear(c.hidden_size, c.laurel_rank), Linear(c.laurel_rank, c.hidden_size), norm()),
                 Linear(c.hidden_size, c.hidden_size_per_layer_input, axes=(None, "embed")),
                 Linear(c.hidden_size_per_layer_input, c.hidden_size, axes=("embed", None)),
@@ -369,6 +324,10 @@ class Gemma3nDecoder(eqx.Module):
             table = jnp.where(known[..., None, None], table, jax.lax.stop_gradient(table))
         table = table * jnp.asarray(c.hidden_size_per_layer_input**0.5, table.dtype)
         return (own + table) * jnp.asarray(2**-0.5, x.dtype)
+
+
+def _number(value: float | int | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def _as_loud(x: jax.Array, other: jax.Array) -> jax.Array:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from ..core import atomic
 from ..core.multihost import first, same_number
-from ..core.tree import is_leaf, near, nodes
+from .leaves import by_path, compare, is_key, key_impl, library, target
 
 _ONE_AT_A_TIME = threading.Lock()  # Orbax counts its operations by process: two threads would take each other's
 _UNFINISHED = re.compile(r"\d+(\.new-\w+)?\.orbax-checkpoint-tmp.*|\d+\.(removed|new-\w+)")
@@ -56,7 +55,7 @@ def save_state(
         assert ef.load_data_state(folder) == {"row": 128}
     ```
     """
-    orbax = _orbax("save_state")
+    orbax = library("save_state")
     root, number = _folder(directory), _number(state, step)
     _check_keep(keep, "save_state")
     path = _free(root, number, "save_state", overwrite)
@@ -102,7 +101,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, *, keep: int | None = None, every: int = 1) -> None:
-        orbax = self._orbax = _orbax("Checkpoints")
+        orbax = self._orbax = library("Checkpoints")
         _check_keep(keep, "Checkpoints")
         if every < 1:
             raise ValueError(f"Checkpoints: every={every}; it is a number of steps, 1 or more")
@@ -154,8 +153,8 @@ def load_state(like: Any, directory: str | Path, *, step: int | None = None) -> 
     processes too. A step that another process replaces or removes meanwhile is read again. Raises `FileNotFoundError` if
     there is no such step, and `ValueError` naming arrays that are missing, unexpected, or of another shape or dtype.
     """
-    orbax = _orbax("load_state")
-    wanted = {name: _target(leaf) for name, leaf in _flat(like).items()}
+    orbax = library("load_state")
+    wanted = {name: target(leaf) for name, leaf in by_path(like).items()}
 
     def read(path: Path) -> Any:
         with orbax.Checkpointer(_handler(orbax)) as checkpointer:
@@ -164,7 +163,7 @@ def load_state(like: Any, directory: str | Path, *, step: int | None = None) -> 
                 saved = dict(getattr(saved, "tree", saved))
                 for there in saved.values():
                     tuple(there.shape), there.dtype
-            _compare(wanted, saved, path)
+            compare(wanted, saved, path)
             with _reading(path, "load_state"):
                 how = orbax.checkpoint_utils.construct_restore_args(wanted)
                 args = orbax.args.Composite(state=orbax.args.PyTreeRestore(item=wanted, restore_args=how))
@@ -172,7 +171,7 @@ def load_state(like: Any, directory: str | Path, *, step: int | None = None) -> 
 
     found = _one_step(directory, step, "load_state", read)
     leaves = [
-        jax.random.wrap_key_data(found[name], impl=_impl(leaf)) if _is_key(leaf) else found[name]
+        jax.random.wrap_key_data(found[name], impl=key_impl(leaf)) if is_key(leaf) else found[name]
         for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -183,7 +182,7 @@ def load_data_state(directory: str | Path, *, step: int | None = None) -> Any:
 
     Raises `FileNotFoundError` if there is no such step. The example is at [`easyfn.save_state`][].
     """
-    orbax = _orbax("load_data_state")
+    orbax = library("load_data_state")
 
     def read(path: Path) -> Any:
         if not (path / "data_state").exists():
@@ -278,7 +277,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 def _args(orbax: Any, state: Any, data_state: Any) -> Any:
     more = {} if data_state is None else {"data_state": orbax.args.JsonSave(data_state)}
-    return orbax.args.Composite(state=orbax.args.PyTreeSave(_flat(state)), **more)
+    return orbax.args.Composite(state=orbax.args.PyTreeSave(by_path(state)), **more)
 
 
 def _prune(root: Path, latest: int, keep: int | None) -> None:
@@ -352,64 +351,3 @@ def _reading(path: Path, who: str) -> Iterator[None]:
             f"{who}: {path} is damaged ({type(error).__name__}: {error}). Load another step with step=, of those that "
             "ef.saved_steps lists"
         ) from error
-
-
-def _orbax(who: str) -> Any:
-    try:
-        import orbax.checkpoint as orbax
-    except ImportError as error:
-        raise ImportError(f"{who} needs orbax-checkpoint: pip install 'easyfn[train]'") from error
-    return orbax
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _impl(key: Any) -> Any:
-    found: list[Any] = []
-    jax.eval_shape(lambda k: found.append(jax.random.key_impl(k)), key)  # of an abstract key too
-    return found[0]
-
-
-def _data(leaf: Any) -> Any:
-    """The numbers of a PRNG key, for a file."""
-    if not _is_key(leaf):
-        return leaf
-    abstract = isinstance(leaf, jax.ShapeDtypeStruct)
-    return jax.eval_shape(jax.random.key_data, leaf) if abstract else jax.random.key_data(leaf)
-
-
-def _flat(tree: Any) -> dict[str, Any]:
-    """Every array by its path, in the order of the tree."""
-    found = {path: _data(leaf) for path, leaf in nodes(tree) if is_leaf(leaf)}
-    if len(found) != len(jax.tree.leaves(tree)):
-        raise ValueError("two arrays of this tree have one path: give its containers names")
-    return {path: _own(leaf) for path, leaf in found.items()}
-
-
-def _own(leaf: Any) -> Any:
-    """What Orbax takes: on many processes, an array that each has for itself is a numpy one."""
-    if isinstance(leaf, jax.Array) and jax.process_count() > 1 and leaf.is_fully_addressable:
-        return np.array(leaf)
-    return leaf
-
-
-def _target(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _compare(wanted: dict[str, Any], saved: Any, path: Path) -> None:
-    errors = []
-    for name in wanted.keys() - saved.keys():
-        errors.append(f"missing: {name}. {near(name, saved)}")
-    for name in saved.keys() - wanted.keys():
-        errors.append(f"unexpected: {name}")
-    for name in wanted.keys() & saved.keys():
-        here, there = wanted[name], saved[name]
-        if tuple(here.shape) != tuple(there.shape) or here.dtype != there.dtype:
-            errors.append(f"{name} is {there.dtype}{list(there.shape)}, asked for {here.dtype}{list(here.shape)}")
-    if errors:
-        listed = "\n  ".join(sorted(errors)[:20])
-        raise ValueError(f"load_state: {path} holds another model or optimizer than `like`:\n  {listed}")
