@@ -7,7 +7,11 @@ SIZES = {**SMALL, **LATENT, **GROUPS, "num_key_value_heads": 6, "q_lora_rank": 2
 INDEXER = {"index_topk": 4, "index_head_dim": 13, "index_n_heads": 9}  # many heads: no two sums are alike
 
 
-@case("deepseek_v32", moe=True)
+# What an indexer chooses has no gradient, nor in transformers.
+CHOSEN = {"gradients_reach_exactly_the_trainable": "an indexer chooses keys"}
+
+
+@case("deepseek_v32", moe=True, expected_failures=CHOSEN)
 def _():
     from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
 

@@ -23,7 +23,7 @@ def _():
         final_logit_softcapping=3.0,
         vocab_size_per_layer_input=90,
         hidden_size_per_layer_input=12,
-        altup_num_inputs=3,
+        altup_num_inputs=4,
         altup_active_idx=1,
         num_kv_shared_layers=2,
         laurel_rank=6,
@@ -39,7 +39,7 @@ def _():
     sizes = {
         "vocab_size_per_layer_input": 97,
         "hidden_size_per_layer_input": 8,
-        "altup_num_inputs": 2,
+        "altup_num_inputs": 3,
         "laurel_rank": 4,
     }
     config = Gemma3nTextConfig(

@@ -27,7 +27,11 @@ def model(**more):
     return made
 
 
-@case("gemma4_text", moe=True)
+# The hidden states of transformers move by 1.2 of 3.5 in bfloat16.
+FLIPS = {"bfloat16_is_close": "rounding chooses other experts, in transformers too"}
+
+
+@case("gemma4_text", moe=True, expected_failures=FLIPS)
 def _():
     return model(**E, **EXPERTS, sliding_window=4)
 

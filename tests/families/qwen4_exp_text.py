@@ -2,8 +2,13 @@
 
 from cases import SMALL, case, reference
 
+FAILS = {
+    "names_are_a_bijection": "files hold the numbers of the hash, too, which the config says (`constants=`)",
+    "gradients_reach_exactly_the_trainable": "an indexer chooses keys, and a choice has no gradient",
+}
 
-@case("qwen4_exp_text", moe=True)
+
+@case("qwen4_exp_text", moe=True, expected_failures=FAILS)
 def _():
     from transformers import Qwen4ExpForCausalLM, Qwen4ExpTextConfig
 
