@@ -146,7 +146,7 @@ def test_a_step_that_goes_while_it_is_read_is_read_again(how, tmp_path):
     like = {"a": jnp.zeros(3), "b": jnp.zeros(4)}
     value = lambda n: jax.tree.map(lambda x: jnp.full_like(x, n), like)
     ef.save_state(value(1), tmp_path, step=1, data_state=1)
-    real, turns = state._compare, iter([2, 3])
+    real, turns = state.compare, iter([2, 3])
 
     def between(*args):
         real(*args)
@@ -155,7 +155,7 @@ def test_a_step_that_goes_while_it_is_read_is_read_again(how, tmp_path):
             ef.save_state(value(n), tmp_path, data_state=n, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state, "_compare", between)
+        patch.setattr(state, "compare", between)
         found = ef.load_state(like, tmp_path)
     assert {float(x) for leaf in found.values() for x in leaf} == {3.0}
     assert ef.load_data_state(tmp_path) == 3
