@@ -135,8 +135,8 @@ class GPTFields(CommonFields):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ViTFields(CommonFields):
-    """The keys of an encoder of image patches, under ViT's names."""
+class PatchFields(CommonFields):
+    """The keys of an encoder of image patches, under ViT's names, that BEiT has, too."""
 
     hidden_size: Size = 768
     num_hidden_layers: int = 12
@@ -149,6 +149,12 @@ class ViTFields(CommonFields):
     image_size: int | tuple[int, ...] = 224
     patch_size: int | tuple[int, ...] = 16
     num_channels: Size = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTFields(PatchFields):
+    """The keys of an encoder of image patches, under ViT's names."""
+
     qkv_bias: bool = True
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..config.fields import CommonFields, Size
+from ..config.fields import PatchFields, Size
 from ..core.weight import Slot, Weight, dense, slots, take
 from ..names.rules import Rule, rename
 from ..nn import MLP, Context, LayerNorm
@@ -23,22 +23,11 @@ from .vision import LEGACY, MODULES, block_names, head_names
 
 
 @dataclass(frozen=True, kw_only=True)
-class BeitConfig(CommonFields):
+class BeitConfig(PatchFields):
     """The keys of a BEiT `config.json`; those of its head for segmentation are carried along."""
 
     model_type: ClassVar[str] = "beit"
     vocab_size: Size = 8192
-    hidden_size: Size = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: Size = 12
-    intermediate_size: Size = 3072
-    hidden_act: str = "gelu"
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    layer_norm_eps: float = 1e-12
-    image_size: int | tuple[int, ...] = 224
-    patch_size: int | tuple[int, ...] = 16
-    num_channels: Size = 3
     use_mask_token: bool = False
     use_absolute_position_embeddings: bool = False
     use_relative_position_bias: bool = False

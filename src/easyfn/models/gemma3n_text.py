@@ -15,12 +15,12 @@ from ..config.fields import DecoderFields, Size, rope
 from ..core.frozen import Frozen
 from ..core.stack import unstack
 from ..core.weight import dense
-from ..nn import Embedding, GatedMLP, Linear, RMSNorm, attend, fold, hands_on, merge_heads, rotate, split_heads
+from ..nn import Embedding, GatedMLP, Linear, RMSNorm, fold, hands_on
 from ..nn.activation import activation
 from ..nn.altup import AltUp
 from ..nn.attention.rope import checked_rope, rope_table
+from ..nn.attention.sharing import SharingAttention, sharing
 from ..nn.block import Result
-from ..nn.cache.cache import attend_to, empty_kv, layer_cache
 from ..nn.context import Context, called
 from ..nn.linear import along_last
 from ..nn.output import Output
@@ -89,88 +89,6 @@ class SparseMLP(eqx.Module):
         return self.down_proj(activation(self.act)(gate) * self.up_proj(x))
 
 
-class SharingAttention(eqx.Module):
-    """Grouped-query attention with normed queries, keys and values, whose scores are not scaled.
-
-    `keeps`: later layers of its kind attend to its keys and values. A layer with no `k_proj` is such a one: it has no cache,
-    and finds what it sees in `context.handed_on`.
-    """
-
-    q_proj: Linear
-    k_proj: Linear | None
-    v_proj: Linear | None
-    o_proj: Linear
-    q_norm: RMSNorm
-    k_norm: RMSNorm | None
-    v_norm: RMSNorm | None
-    num_heads: int = eqx.field(static=True)
-    num_kv_heads: int = eqx.field(static=True)
-    head_dim: int = eqx.field(static=True)
-    window: int | None = eqx.field(static=True)
-    kind: str = eqx.field(static=True)
-    keeps: bool = eqx.field(static=True)
-    dropout: float = eqx.field(static=True)
-
-    def __init__(self, c: Gemma3nTextConfig, kind: str, window: int | None, role: str | None) -> None:
-        if c.num_attention_heads % c.num_key_value_heads:
-            raise ValueError(
-                f"gemma3n_text: num_attention_heads={c.num_attention_heads} is no multiple of "
-                f"num_key_value_heads={c.num_key_value_heads}"
-            )
-        own, dim = role != "reuse", c.head_dim
-        linear = lambda heads, axis: Linear(c.hidden_size, heads * dim, c.attention_bias, axes=(axis, "embed"))
-        norm = lambda affine=True: RMSNorm(dim, c.rms_norm_eps, affine=affine)
-        self.q_proj = linear(c.num_attention_heads, "heads")
-        self.k_proj = linear(c.num_key_value_heads, "kv_heads") if own else None
-        self.v_proj = linear(c.num_key_value_heads, "kv_heads") if own else None
-        self.o_proj = Linear(c.num_attention_heads * dim, c.hidden_size, c.attention_bias, axes=("embed", "heads"))
-        self.q_norm = norm()
-        self.k_norm = norm() if own else None
-        self.v_norm = norm(affine=False) if own else None
-        self.num_heads = c.num_attention_heads
-        self.num_kv_heads = c.num_key_value_heads
-        self.head_dim = dim
-        self.window = window
-        self.kind = kind
-        self.keeps = role == "store"
-        self.dropout = float(c.attention_dropout or 0.0)
-
-    def __call__(
-        self, x: Float[Array, "batch seq embed"], context: Context, cache: Any = None
-    ) -> tuple[Float[Array, "batch seq embed"], Any, Any, Any]:
-        """The output, the cache, the attention weights, and what later layers may see: keys, values and their mask."""
-        assert context.rope is not None
-        turned = lambda part: rotate(part, context.rope[self.kind])  # type: ignore[index]
-        q = turned(self.q_norm(split_heads(self.q_proj(x), self.num_heads)))
-        if self.k_proj is None or self.v_proj is None or self.k_norm is None or self.v_norm is None:
-            assert context.handed_on is not None
-            seen = context.handed_on[self.kind]
-        else:
-            k, v = (split_heads(part(x), self.num_kv_heads) for part in (self.k_proj, self.v_proj))
-            cache, *rest = attend_to(cache, turned(self.k_norm(k)), self.v_norm(v), context, self.window)
-            seen = tuple(rest)
-        keys, values, mask = seen
-        y, weights = attend(
-            q,
-            keys,
-            values,
-            mask,
-            scale=1.0,
-            runtime=context.runtime,
-            weights=context.wants("attentions"),
-            dropout_rate=self.dropout,
-            key=None if context.key is None else jax.random.fold_in(context.key, 0),
-        )
-        return self.o_proj(merge_heads(y)), cache, weights, seen if self.keeps else None
-
-
-@layer_cache.register(SharingAttention)
-def _(layer: SharingAttention, batch_size: int, max_length: int, dtype: Any) -> Any:
-    if layer.k_proj is None:
-        return None
-    return empty_kv(batch_size, layer.num_kv_heads, layer.head_dim, max_length, layer.window, dtype)
-
-
 class Laurel(eqx.Module):
     """A residual layer of low rank: `x + norm(right(left(x)))`."""
 
@@ -204,7 +122,7 @@ class Gemma3nBlock(eqx.Module):
         active = guess[:, :, self.altup.active]
         h = self.input_layernorm(active)
         laurel = self.laurel(h)
-        h, cache, weights, seen = self.self_attn(h, context, cache)
+        h, cache, weights, given = self.self_attn(h, context, cache)
         h = (active + self.post_attention_layernorm(h) + laurel) * jnp.asarray(2**-0.5, x.dtype)
         h = h + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(h)))
         x = self.altup.correct(guess, h, context)
@@ -216,7 +134,6 @@ class Gemma3nBlock(eqx.Module):
         own = jnp.take(context.handed_on["per_layer_inputs"], context.layer, axis=2)
         first = self.per_layer_projection(activation(self.act)(self.per_layer_input_gate(first)) * own)
         x = x.at[:, :, 1:].add(self.post_per_layer_input_norm(first)[:, :, None])
-        given = None if seen is None else {self.self_attn.kind: seen}
         return x, cache, {"attentions": weights, "handed_on": given}
 
 
@@ -241,7 +158,7 @@ class Gemma3nDecoder(eqx.Module):
 
     def __init__(self, c: Gemma3nTextConfig) -> None:
         kinds = c.layer_types or alternate(c.num_hidden_layers, 5)
-        windows, roles = layer_windows(c, kinds, c.sliding_window), _roles(c, kinds)
+        windows, roles = layer_windows(c, kinds, c.sliding_window), sharing(c, kinds)
         widths, sparsities = _by_layer(c)
         norm = lambda: RMSNorm(c.hidden_size, c.rms_norm_eps)
 
@@ -249,7 +166,7 @@ class Gemma3nDecoder(eqx.Module):
             act = c.hidden_activation
             first, second, third, fourth = (norm() for _ in range(4))
             return Gemma3nBlock(
-                SharingAttention(c, kinds[i], windows[i], roles[i]),
+                SharingAttention(c, kinds[i], windows[i], roles[i], c.head_dim, c.num_key_value_heads),
                 SparseMLP(c.hidden_size, widths[i], act, sparsities[i])
                 if sparsities[i] > 0
                 else GatedMLP(c.hidden_size, widths[i], act),
@@ -334,20 +251,6 @@ def _as_loud(x: jax.Array, other: jax.Array) -> jax.Array:
     """`x` with the root mean square of `other`."""
     power = lambda a: jnp.mean(jnp.square(a.astype(jnp.float32)), axis=-1, keepdims=True)
     return (x * jnp.sqrt(power(other) / jnp.maximum(power(x), 1e-5))).astype(x.dtype)
-
-
-def _roles(c: Gemma3nTextConfig, kinds: tuple[str, ...]) -> list[str | None]:
-    """Of every layer `reuse`, if it attends to the keys of the last of its kind before such layers begin, which `store`s."""
-    first = c.num_hidden_layers - c.num_kv_shared_layers
-    if c.num_kv_shared_layers <= 0:
-        return [None] * c.num_hidden_layers
-    if set(kinds[: max(first, 0)]) != set(kinds):
-        raise ValueError(
-            f"gemma3n_text: num_kv_shared_layers={c.num_kv_shared_layers} leaves {max(first, 0)} layers with keys of their own, "
-            f"and every kind of layer_types must be among them: {', '.join(sorted(set(kinds)))}"
-        )
-    last = {kind: i for i, kind in enumerate(kinds[:first])}
-    return ["reuse" if i >= first else "store" if last[kind] == i else None for i, kind in enumerate(kinds)]
 
 
 def _by_layer(c: Gemma3nTextConfig) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -3,7 +3,7 @@ embeddings for each layer and let the last layers read earlier ones' keys; the e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,16 +27,10 @@ from ..nn import (
     ScaledRouter,
     activation,
     along_last,
-    attend,
-    attend_to,
     declare,
-    empty_kv,
     hands_on,
-    layer_cache,
-    merge_heads,
-    rotate,
-    split_heads,
 )
+from ..nn.attention.sharing import SharingAttention, sharing
 from .decoders import alternate, decoder_family, layer_windows
 
 
@@ -89,83 +83,6 @@ class Gemma4TextConfig(DecoderFields):
         if data.get("rope_parameters") is None:
             data["rope_parameters"] = {**Gemma4TextConfig.rope_parameters}
         return data
-
-
-class SharingAttention(eqx.Module):
-    """Attention with a norm of each head of queries, keys and values, whose scores are not scaled; without a `v_proj` values
-    are the keys before norm and rotation.
-
-    `gives`: later layers of the kind `rope` read its keys and values. A layer without a `k_proj` is one of those: it has
-    queries only, and keeps nothing in a cache.
-    """
-
-    q_proj: Linear
-    k_proj: Linear | None
-    v_proj: Linear | None
-    o_proj: Linear
-    q_norm: RMSNorm
-    k_norm: RMSNorm | None
-    v_norm: RMSNorm | None
-    heads: int = eqx.field(static=True)
-    groups: int = eqx.field(static=True)
-    head_dim: int = eqx.field(static=True)
-    window: int | None = eqx.field(static=True)
-    rope: str = eqx.field(static=True)
-    dropout: float = eqx.field(static=True)
-    gives: bool = eqx.field(static=True)
-
-    def __init__(
-        self, c: Gemma4TextConfig, kind: str, window: int | None, head_dim: int, groups: int, sharing: str | None
-    ) -> None:
-        if c.num_attention_heads % groups:
-            raise ValueError(
-                f"gemma4_text: num_attention_heads={c.num_attention_heads} is no multiple of num_key_value_heads={groups}"
-            )
-        self.heads, self.groups, self.head_dim = c.num_attention_heads, groups, head_dim
-        wide = lambda heads, axis: Linear(c.hidden_size, heads * head_dim, c.attention_bias, axes=(axis, "embed"))
-        norm = lambda affine=True: RMSNorm(head_dim, c.rms_norm_eps, affine=affine)
-        own = sharing != "reuse"
-        self.q_proj, self.q_norm = wide(self.heads, "heads"), norm()
-        self.k_proj, self.k_norm = (wide(groups, "kv_heads"), norm()) if own else (None, None)
-        self.v_proj = wide(groups, "kv_heads") if own and not (c.attention_k_eq_v and window is None) else None
-        self.v_norm = norm(affine=False) if own else None
-        self.o_proj = Linear(self.heads * head_dim, c.hidden_size, c.attention_bias, axes=("embed", "heads"))
-        self.window, self.rope, self.dropout = window, kind, c.attention_dropout or 0.0
-        self.gives = sharing == "store"
-
-    def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, Any, Any]:
-        """Also returns what later layers read: keys, values and their mask, by the kind of layer; `None` for nothing."""
-        assert context.rope is not None
-        q = rotate(self.q_norm(split_heads(self.q_proj(x), self.heads)), context.rope[self.rope])
-        if self.k_proj is None:
-            assert context.handed_on is not None
-            keys, values, mask = context.handed_on[self.rope]
-        else:
-            assert self.k_norm is not None and self.v_norm is not None
-            k = split_heads(self.k_proj(x), self.groups)
-            v = self.v_norm(k if self.v_proj is None else split_heads(self.v_proj(x), self.groups))
-            k = rotate(self.k_norm(k), context.rope[self.rope])
-            cache, keys, values, mask = attend_to(cache, k, v, context, self.window)
-        out, weights = attend(
-            q,
-            keys,
-            values,
-            mask,
-            scale=1.0,
-            runtime=context.runtime,
-            weights=context.wants("attentions"),
-            dropout_rate=self.dropout,
-            key=None if context.key is None else jax.random.fold_in(context.key, 0),
-        )
-        given = {self.rope: (keys, values, mask)} if self.gives else None
-        return self.o_proj(merge_heads(out)), cache, weights, given
-
-
-@layer_cache.register(SharingAttention)
-def _(layer: SharingAttention, batch_size: int, max_length: int, dtype: Any) -> Any:
-    if layer.k_proj is None:
-        return None
-    return empty_kv(batch_size, layer.groups, layer.head_dim, max_length, layer.window, dtype)
 
 
 class ExpertsBeside(eqx.Module):
@@ -292,21 +209,6 @@ class LayerInputs(eqx.Module):
         return jnp.moveaxis(both, 2, 1)
 
 
-def sharing(c: Gemma4TextConfig, kinds: Sequence[str]) -> list[str | None]:
-    """Of every layer whether it reads another's keys (`reuse`): the last layers do, each those of the last layer of its kind
-    before them (`store`)."""
-    first = c.num_hidden_layers - c.num_kv_shared_layers
-    if not c.num_kv_shared_layers:
-        return [None] * len(kinds)
-    if first < 1 or set(kinds[first:]) - set(kinds[:first]):
-        raise ValueError(
-            f"gemma4_text: num_kv_shared_layers={c.num_kv_shared_layers}: before the last layers there must be one of each "
-            f"of their kinds, and there are {', '.join(kinds[: max(first, 0)]) or 'none'}"
-        )
-    stores = {max(i for i in range(first) if kinds[i] == kind) for kind in set(kinds[first:])}
-    return ["reuse" if i >= first else "store" if i in stores else None for i in range(len(kinds))]
-
-
 def gemma4(c: Gemma4TextConfig) -> Decoder:
     """The decoder: queries, keys and values normed, scores not scaled, each layer multiplied by a number of its own."""
     kinds = c.layer_types or alternate(c.num_hidden_layers, 6)
@@ -323,7 +225,10 @@ def gemma4(c: Gemma4TextConfig) -> Decoder:
             raise ValueError(
                 f"gemma4_text: per_layer_config of layer {i}: only head_dim, one for each kind of layer, and heads"
             )
-        return Gemma4Block(c, SharingAttention(c, kinds[i], windows[i], dim, groups, modes[i]))
+        attention = SharingAttention(
+            c, kinds[i], windows[i], modes[i], dim, groups, v_proj=not (c.attention_k_eq_v and windows[i] is None)
+        )
+        return Gemma4Block(c, attention)
 
     blocks = [block(i) for i in range(c.num_hidden_layers)]  # which fills the widths
     tables = {kind: c.rope_parameters[kind] for kind in sorted(set(kinds))}
