@@ -526,7 +526,14 @@ def test_the_command(tmp_path):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=env)
     try:
         line = process.stdout.readline()
+        assert line.startswith("loading "), (tmp_path / "log").read_text()
+        health = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
+        with pytest.raises(urllib.error.HTTPError) as found:  # it answers from the start
+            urllib.request.urlopen(health, timeout=60)
+        assert found.value.code == 503 and json.load(found.value) == {"status": "loading"}
+        line = next(line for line in process.stdout if not line.startswith("INFO"))
         assert line.startswith("served is served at http://127.0.0.1:"), (tmp_path / "log").read_text()
+        assert json.load(urllib.request.urlopen(health)) == {"status": "ok"}
         with openai.OpenAI(base_url=line.split()[-1], api_key="key", max_retries=0) as client:
             pieces = client.completions.create(
                 model="served", prompt="def", max_tokens=100, stream=True, extra_body={"ignore_eos": True}
@@ -535,7 +542,7 @@ def test_the_command(tmp_path):
             process.send_signal(signal.SIGTERM)
             _, reasons, _ = streamed(pieces)
         assert reasons == {0: "length"}
-        process.wait(120)
+        assert process.wait(120) == 0
         port = int(line.split(":")[-1].split("/")[0])
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))

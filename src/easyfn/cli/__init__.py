@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .checked import Parser, Wrong, count, free, positive, share, whole
+from .checked import Parser, Wrong, count, dtype, free, method, positive, share, whole
 from .parts import copy_texts, extra as extra, tokenizer_of as tokenizer_of
 from .together import add_options, joined, places
 
 
 def dtype_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", help="float32, bfloat16, float16 (default: as stored)")
+    parser.add_argument("--dtype", type=dtype, help="float32, bfloat16, float16 (default: as stored)")
 
 
 def show(args: argparse.Namespace) -> None:
@@ -25,12 +25,10 @@ def show(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    import jax.numpy as jnp
-
     import easyfn as ef
 
-    dtype = jnp.dtype(args.dtype) if getattr(args, "dtype", None) else None
-    return ef.load(args.checkpoint, dtype=dtype, quantize=getattr(args, "quantize", None), **places(args))
+    quantize = getattr(args, "quantize", None)
+    return ef.load(args.checkpoint, dtype=args.dtype, quantize=quantize, **places(args))
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -134,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     p = commands.add_parser("show", help="a table of a checkpoint's weights")
     p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
     p.add_argument("--abstract", action="store_true", help="from the config alone, without reading weights")
-    p.add_argument("--quantize", help="as it would be quantized with this method")
+    p.add_argument("--quantize", type=method, help="as it would be quantized with this method")
     dtype_option(p)
     p.set_defaults(run=show)
 
@@ -147,14 +145,16 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--top-p", type=share, default=1.0, help="the likeliest tokens of this share")
     p.add_argument("--seed", type=count, default=0, help="of what is drawn")
     p.add_argument("--adapter", help="a folder with a PEFT adapter")
-    p.add_argument("--quantize", help="quantize while loading: 8bit, nf4")
+    p.add_argument("--quantize", type=method, help="quantize while loading: 8bit, nf4")
     dtype_option(p)
     p.set_defaults(run=generate)
 
     p = commands.add_parser("quantize", help="a checkpoint in fewer bits")
     p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
     p.add_argument("out", help="a new folder, or file.gguf")
-    p.add_argument("--method", default="nf4", help="nf4, int4, int8, fp8, mxfp4, ...: an unknown one lists them all")
+    p.add_argument(
+        "--method", type=method, default="nf4", help="nf4, int4, int8, fp8, mxfp4, ...: an unknown one lists them all"
+    )
     p.add_argument("--group-size", type=whole, help="entries that share a scale (default: the method's own)")
     p.add_argument("--refine", help="hqq: better zeros for integer codes, without data")
     p.add_argument("--calibrate", metavar="TEXT_FILE", help="choose the codes on this text: int4, a4q, a8bit")

@@ -7,22 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .checked import Wrong, count, positive, share, whole
+from .checked import Wrong, count, dtype, method, positive, share, whole
 from .parts import tokenizer_of
 
 HELP = "/reset forgets what was said, /save FILE writes it down as JSON, /quit ends"
 
 
 def run(args: argparse.Namespace) -> None:
-    import jax.numpy as jnp
-
     import easyfn as ef
 
     template = ef.chat_template(args.checkpoint, file=args.chat_template)
     if template is None:
         raise Wrong(f"{args.checkpoint} has no chat template: give --chat-template FILE.jinja, or easyfn generate")
     tokenizer = tokenizer_of(args.checkpoint)
-    model = ef.load(args.checkpoint, dtype=jnp.dtype(args.dtype) if args.dtype else None, quantize=args.quantize)
+    model = ef.load(args.checkpoint, dtype=args.dtype, quantize=args.quantize)
     if args.adapter:
         model = ef.load_adapter(model, args.adapter)
     start = [{"role": "system", "content": args.system}] if args.system else []
@@ -85,6 +83,6 @@ def add(commands: Any) -> None:
     p.add_argument("--top-p", type=share, default=1.0, help="the likeliest tokens of this share")
     p.add_argument("--seed", type=count, default=0, help="of what is drawn")
     p.add_argument("--adapter", help="a folder with a PEFT adapter")
-    p.add_argument("--quantize", help="quantize while loading: 8bit, nf4")
-    p.add_argument("--dtype", help="float32, bfloat16, float16 (default: as stored)")
+    p.add_argument("--quantize", type=method, help="quantize while loading: 8bit, nf4")
+    p.add_argument("--dtype", type=dtype, help="float32, bfloat16, float16 (default: as stored)")
     p.set_defaults(run=run)

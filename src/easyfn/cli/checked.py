@@ -36,6 +36,29 @@ share = number(float, 0.0, 1.0)
 port = number(int, 0, 65535)
 
 
+def dtype(text: str) -> Any:
+    """A reader of `--dtype`."""
+    import jax.numpy as jnp
+
+    try:
+        found = jnp.dtype(text)
+    except TypeError:
+        found = jnp.dtype(int)
+    if not jnp.issubdtype(found, jnp.floating):
+        raise argparse.ArgumentTypeError(f"float32, bfloat16 or float16, not {text!r}")
+    return found
+
+
+def method(text: str) -> str:
+    """A reader of `--quantize` and `--method`: the name of a weight format, before anything is read."""
+    import easyfn as ef
+
+    try:
+        return str(ef.QuantConfig(text).method)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
+
+
 def free(out: str, force: bool, *sources: str | None) -> None:
     """Refuses a result in the place of what is read, always, and of what is there, without --force."""
     path = Path(out)

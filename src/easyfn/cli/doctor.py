@@ -28,7 +28,7 @@ EXTRAS = {
 
 
 def run(args: argparse.Namespace) -> None:
-    width = 16
+    width = max(len(f"extra {name}") for name in EXTRAS) + 2
     for name, value in facts():
         print(f"{name.ljust(width)}{value}")
     print()

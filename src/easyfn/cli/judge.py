@@ -7,15 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .checked import dtype, method
 from .parts import tokenizer_of
 
 
 def run(args: argparse.Namespace) -> None:
-    import jax.numpy as jnp
-
     import easyfn as ef
 
-    model = ef.load(args.checkpoint, dtype=jnp.dtype(args.dtype) if args.dtype else None, quantize=args.quantize)
+    model = ef.load(args.checkpoint, dtype=args.dtype, quantize=args.quantize)
     if args.adapter:
         model = ef.load_adapter(model, args.adapter)
     text = Path(args.text).read_text("utf-8")
@@ -42,7 +41,7 @@ def add(commands: Any, whole: Any) -> None:
     p.add_argument("--stride", type=whole, help="how far a window moves (default: half of it)")
     p.add_argument("--batch-size", type=whole, default=8, help="windows at once")
     p.add_argument("--adapter", help="a folder with a PEFT adapter")
-    p.add_argument("--quantize", help="quantize while loading: 8bit, nf4")
-    p.add_argument("--dtype", help="float32, bfloat16, float16 (default: as stored)")
+    p.add_argument("--quantize", type=method, help="quantize while loading: 8bit, nf4")
+    p.add_argument("--dtype", type=dtype, help="float32, bfloat16, float16 (default: as stored)")
     p.add_argument("--json", action="store_true", help="as one line of JSON")
     p.set_defaults(run=run)

@@ -3,31 +3,91 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ipaddress
+import logging
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .checked import port, whole
+from .checked import count, dtype, method, port, share, whole
+
+if TYPE_CHECKING:
+    from easyfn.serve.door import Door
 
 
 def run(args: argparse.Namespace) -> None:
-    import jax.numpy as jnp
-
-    import easyfn as ef
-
-    from .parts import extra, tokenizer_of
+    """The server answers `/health` from the start, while a thread loads the model and compiles; signals are the main thread's."""
+    from .parts import extra
 
     uvicorn = extra("uvicorn", "serve")
+    from easyfn.serve.door import Door
+
+    door, failed = Door(), list[BaseException]()
+    config = uvicorn.Config(
+        door, host=args.host, port=args.port, timeout_graceful_shutdown=args.shutdown_timeout, ws="none"
+    )
+    logging.getLogger("uvicorn.error").setLevel(
+        logging.WARNING
+    )  # what it says when it starts is said below, when it is so
+    server = uvicorn.Server(config)
+    socket = server.config.bind_socket()  # before the work: the port may be taken
+    socket.listen(server.config.backlog)
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    address = f"http://{host}:{socket.getsockname()[1]}"
+
+    def prepare() -> None:
+        try:
+            _prepare(args, door, address)
+        except BaseException as error:  # told by the main thread
+            failed.append(error)
+            server.should_exit = True
+
+    def end(number: int, frame: Any) -> None:
+        """Of SIGTERM, which uvicorn raises once more when it has finished: then this process ends as it should."""
+        server.should_exit = True
+
+    signal.signal(signal.SIGTERM, end)
+    work = threading.Thread(target=prepare, name="easyfn-prepare", daemon=True)
+    work.start()
+    code = 0
+    try:
+        server.run(sockets=[socket])
+    except KeyboardInterrupt:  # raised after what ran was finished
+        code = 130
+    if failed:
+        raise failed[0]
+    if code:
+        print("easyfn serve: stopped", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if (
+        work.is_alive()
+    ):  # inside a compiler, which an interpreter that takes itself apart would crash; nothing is being written
+        os._exit(code)
+    sys.exit(code)
+
+
+def _prepare(args: argparse.Namespace, door: Door, address: str) -> None:
+    """Loads, compiles, and opens the door."""
+    import easyfn as ef
+
+    from .parts import tokenizer_of
+
+    path = Path(args.checkpoint)
+    name = args.model_name or (path.resolve().name if path.exists() else args.checkpoint)
+    key = args.api_key or os.environ.get("EASYFN_API_KEY")
+    if key is None and not _loopback(args.host):
+        print(f"easyfn serve: {args.host} is open to others, and there is no --api-key", file=sys.stderr)
+    print(f"loading {args.checkpoint}; {address}/health says when it is ready", flush=True)
     folder = _files_of(args.checkpoint)
     tokenizer = tokenizer_of(folder)
     template = ef.serve.chat_template(folder, file=args.chat_template)
-    model = ef.load(args.checkpoint, dtype=jnp.dtype(args.dtype) if args.dtype else None, quantize=args.quantize)
-    model = _adapted(model, args.adapter)
+    model = ef.load(args.checkpoint, dtype=args.dtype, quantize=args.quantize)
     engine = ef.Engine(
-        model,
+        _adapted(model, args.adapter),
         max_batch_size=args.max_batch_size,
         max_model_length=args.max_model_length,
         page_size=args.page_size,
@@ -36,28 +96,13 @@ def run(args: argparse.Namespace) -> None:
         prefill_chunk=args.prefill_chunk,
         max_waiting=args.max_waiting,
     )
-    path = Path(args.checkpoint)
-    name = args.model_name or (path.resolve().name if path.exists() else args.checkpoint)
-    key = args.api_key or os.environ.get("EASYFN_API_KEY")
-    if key is None and not _loopback(args.host):
-        print(f"easyfn serve: {args.host} is open to others, and there is no --api-key", file=sys.stderr)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            ef.serve.app(engine, tokenizer, model_name=name, chat_template=template, api_key=key),
-            host=args.host,
-            port=args.port,
-            timeout_graceful_shutdown=args.shutdown_timeout,
-            ws="none",
-        )
-    )
-    socket = server.config.bind_socket()  # before the work: the port may be taken
+    app = ef.serve.app(engine, tokenizer, model_name=name, chat_template=template, api_key=key)
     if not args.no_warm_up:
+        door.stage = "warming up"
+        print("warming up", flush=True)
         engine.warm_up()
-    socket.listen(server.config.backlog)  # whoever reads the next line may connect at once
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    print(f"{name} is served at http://{host}:{socket.getsockname()[1]}/v1", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):  # raised after what ran was finished
-        server.run(sockets=[socket])
+    door.open(app, engine)
+    print(f"{name} is served at {address}/v1", flush=True)
 
 
 def _files_of(checkpoint: str) -> str:
@@ -99,8 +144,8 @@ def add(commands: Any) -> None:
     p.add_argument("--api-key", help="what clients must give (default: EASYFN_API_KEY of the environment, or none)")
     p.add_argument("--model-name", help="what clients call the model (default: its folder's name, or its hub id)")
     p.add_argument("--chat-template", metavar="FILE", help="a .jinja file (default: the checkpoint's)")
-    p.add_argument("--dtype", help="float32, bfloat16, float16 (default: as stored)")
-    p.add_argument("--quantize", help="quantize while loading: 8bit, nf4, ...")
+    p.add_argument("--dtype", type=dtype, help="float32, bfloat16, float16 (default: as stored)")
+    p.add_argument("--quantize", type=method, help="quantize while loading: 8bit, nf4, ...")
     p.add_argument(
         "--adapter",
         action="append",
@@ -109,12 +154,12 @@ def add(commands: Any) -> None:
         help="a PEFT adapter for all requests, or, several times, under names that clients give as model",
     )
     p.add_argument("--max-batch-size", type=whole, default=8, help="requests that run at once")
-    p.add_argument("--max-model-length", type=int, help="tokens of a prompt and its answer (default: the model's)")
+    p.add_argument("--max-model-length", type=whole, help="tokens of a prompt and its answer (default: the model's)")
     p.add_argument("--max-waiting", type=whole, default=256, help="requests that may wait; more are answered 429")
     p.add_argument("--page-size", type=whole, default=16, help="tokens of a page of the cache")
-    p.add_argument("--num-pages", type=int, help="pages of the cache")
-    p.add_argument("--memory-fraction", type=float, help="of the free memory for the cache, instead of --num-pages")
+    p.add_argument("--num-pages", type=whole, help="pages of the cache")
+    p.add_argument("--memory-fraction", type=share, help="of the free memory for the cache, instead of --num-pages")
     p.add_argument("--prefill-chunk", type=whole, default=128, help="prompt tokens of a step")
     p.add_argument("--no-warm-up", action="store_true", help="compile at the first requests, not before they may come")
-    p.add_argument("--shutdown-timeout", type=int, default=30, metavar="SECONDS", help="to finish what runs")
+    p.add_argument("--shutdown-timeout", type=count, default=30, metavar="SECONDS", help="to finish what runs")
     p.set_defaults(run=run)

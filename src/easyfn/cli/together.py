@@ -9,6 +9,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from .checked import Wrong
+
+AXES = ("pp", "dp", "fsdp", "ep", "tp", "sp")
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -55,7 +59,9 @@ def sizes_of(text: str) -> dict[str, int]:
     for part in text.split(","):
         name, _, size = part.partition("=")
         if not size.strip().lstrip("-").isdigit():
-            raise ValueError(f"--mesh is sizes by axis, such as fsdp=16,tp=4, not {text!r}")
+            raise Wrong(f"--mesh is sizes by axis, such as fsdp=16,tp=4, not {text!r}")
+        if name.strip() not in AXES:
+            raise Wrong(f"--mesh {text}: there is no axis {name.strip()!r}, only {', '.join(AXES)}, as in fsdp=4,tp=2")
         sizes[name.strip()] = int(size)
     return sizes
 
@@ -68,12 +74,11 @@ def mesh_of(args: argparse.Namespace) -> Any:
 
     if args.mesh is None:
         return ef.make_mesh() if jax.process_count() > 1 else None
+    sizes = sizes_of(args.mesh)
     try:
-        return ef.make_mesh(**{"fsdp": 1, **sizes_of(args.mesh)})
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"--mesh {args.mesh}: write sizes of dp, fsdp, ep, tp, sp, as in fsdp=4,tp=2 ({error})"
-        ) from None
+        return ef.make_mesh(**{"fsdp": 1, **sizes})
+    except ValueError as error:
+        raise Wrong(f"--mesh {args.mesh}: {error}") from None
 
 
 def places(args: argparse.Namespace) -> dict[str, Any]:

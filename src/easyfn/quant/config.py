@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from ..core.tree import Pattern, near
+from ..core.tree import Pattern, closest
 from ..core.weight import Weight
 
 Encode = Callable[[Any, "QuantConfig"], Weight]
@@ -85,10 +85,9 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(
-                f"unknown quantization method {self.method!r}. {near(str(self.method), METHODS)} "
-                f"easyfn knows: {', '.join(METHODS)}."
-            )
+            close = closest(str(self.method), METHODS)
+            hint = f"Near misses: {', '.join(close)}. " if close else ""
+            raise ValueError(f"unknown quantization method {self.method!r}. {hint}easyfn knows: {', '.join(METHODS)}.")
         if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
             raise ValueError(f"group_size must be a positive integer or None, not {self.group_size!r}")
         for name, known in (("refine", REFINEMENTS), ("calibration", CALIBRATIONS)):
