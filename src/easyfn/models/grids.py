@@ -96,6 +96,7 @@ def grid_family(
     *,
     names: Sequence[Rule],
     ignore: Sequence[str] = (),
+    ignore_tensors: Sequence[str] = (),
     **facts: Any,
 ) -> Family:
     """Registers a language model with images of any size. `name` is what its class begins with, `"Qwen2VL"`."""
@@ -106,7 +107,7 @@ def grid_family(
         architectures={f"{name}ForConditionalGeneration": "causal-lm"},
         names=names,
         ignore=("vision_start_token_id", "vision_end_token_id", "vision_token_id", *ignore),  # of the processor
-        ignore_tensors=(r"rotary_emb\.inv_freq$", r"rotary_pos_emb\.inv_freq$"),
+        ignore_tensors=(r"rotary_emb\.inv_freq$", r"rotary_pos_emb\.inv_freq$", *ignore_tensors),
         prefix="",
         **facts,
     )

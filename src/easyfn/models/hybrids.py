@@ -103,8 +103,9 @@ class SharedExpertFields(DeltaFields):
     router_aux_loss_coef: float = 0.001
 
 
-def qwen_hybrid(config: Any, mlp: Callable[[int], Any], *, projections: str) -> Decoder:
-    """Qwen's decoder of gated delta nets with gated attention at every fourth layer; `mlp` makes that of a layer's number."""
+def qwen_hybrid(config: Any, mlp: Callable[[int], Any], *, projections: str, **own: Any) -> Decoder:
+    """Qwen's decoder of gated delta nets with gated attention at every fourth layer; `mlp` makes that of a layer's number.
+    `own` are further arguments of `decoders.decoder`."""
     c = config
     norm = lambda dim=c.hidden_size: RMSNorm(dim, c.rms_norm_eps, offset=1.0)
     derived = lambda i: "linear_attention" if (i + 1) % c.full_attention_interval else "full_attention"
@@ -129,7 +130,7 @@ def qwen_hybrid(config: Any, mlp: Callable[[int], Any], *, projections: str) -> 
         projections=projections,
     )
     kinds = kinds_of_layers(c, ("linear_attention", "full_attention"), derived)
-    return hybrid_decoder(c, kinds, {"full_attention": gated, "linear_attention": delta}, mlp, norm, partial=True)
+    return hybrid_decoder(c, kinds, {"full_attention": gated, "linear_attention": delta}, mlp, norm, partial=True, **own)
 
 
 def text_rope(data: dict[str, Any]) -> dict[str, Any]:

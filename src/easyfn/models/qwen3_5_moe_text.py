@@ -26,9 +26,9 @@ class Qwen3_5MoeTextConfig(SharedExpertFields):
         return text_rope(data)
 
 
-def qwen3_5_moe(config: Qwen3_5MoeTextConfig) -> Decoder:
-    """The decoder: as Qwen3.5, with experts beside a shared one in every layer."""
-    return qwen_hybrid(config, lambda i: shared_expert_moe(config), projections="four")
+def qwen3_5_moe(config: Qwen3_5MoeTextConfig, **own: Any) -> Decoder:
+    """The decoder: as Qwen3.5, with experts beside a shared one in every layer; `own` as in `decoders.decoder`."""
+    return qwen_hybrid(config, lambda i: shared_expert_moe(config), projections="four", **own)
 
 
 family(

@@ -27,10 +27,11 @@ class Qwen3_5TextConfig(DeltaFields):
         return text_rope(data)
 
 
-def qwen3_5(config: Qwen3_5TextConfig) -> Decoder:
-    """The decoder: gated delta nets with four projections each, gated attention, gated MLPs."""
+def qwen3_5(config: Qwen3_5TextConfig, **own: Any) -> Decoder:
+    """The decoder: gated delta nets with four projections each, gated attention, gated MLPs; `own` as in `decoders.decoder`."""
     c = config
-    return qwen_hybrid(c, lambda i: GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act), projections="four")
+    mlp = lambda i: GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act)
+    return qwen_hybrid(c, mlp, projections="four", **own)
 
 
 family(

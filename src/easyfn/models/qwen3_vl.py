@@ -35,10 +35,9 @@ class Qwen3VLTextConfig(Qwen3Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3VLVisionConfig(GridVisionFields):
-    """The keys of Qwen3-VL's `vision_config`."""
+class Qwen3VisionFields(GridVisionFields):
+    """The keys of the tower of Qwen3-VL and of those after it, whose layers do not all speak to the text."""
 
-    model_type: ClassVar[str] = "qwen3_vl_vision"
     depth: int = 27
     hidden_size: Size = 1152
     hidden_act: str = "gelu_pytorch_tanh"
@@ -46,7 +45,15 @@ class Qwen3VLVisionConfig(GridVisionFields):
     patch_size: Size = 16
     out_hidden_size: Size = 3584
     num_position_embeddings: Size = 2304
-    deepstack_visual_indexes: tuple[int, ...] = (8, 16, 24)
+    deepstack_visual_indexes: ClassVar[tuple[int, ...]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3VLVisionConfig(Qwen3VisionFields):
+    """The keys of Qwen3-VL's `vision_config`."""
+
+    model_type: ClassVar[str] = "qwen3_vl_vision"
+    deepstack_visual_indexes: tuple[int, ...] = (8, 16, 24)  # type: ignore[misc]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +65,7 @@ class Qwen3VLConfig(GridFields):
     vision_config: Qwen3VLVisionConfig = field(default_factory=Qwen3VLVisionConfig)
 
 
-def qwen3_tower(v: Qwen3VLVisionConfig) -> GridTower:
+def qwen3_tower(v: Qwen3VisionFields) -> GridTower:
     norm = lambda width=v.hidden_size: LayerNorm(width, 1e-6)
     blocks = tuple(
         GridBlock(
