@@ -200,3 +200,23 @@ def crossed(tiles: int, size: int) -> Prompt:
         }
 
     return make
+
+
+def sized(sizes: np.ndarray, cell: int) -> Prompt:
+    """Images of `sizes` `(height, width)`, two in the first row and one in the second, padded to the largest, with a token for
+    each square of `cell` pixels and another between its rows, as Pixtral's processor puts them out."""
+
+    def make(pad: str = "left") -> dict[str, np.ndarray]:
+        rng = np.random.RandomState(0)
+        image = lambda size: [*[*[IMAGE] * (size[1] // cell), 5] * (size[0] // cell)]
+        first, second, third = (image(size) for size in sizes.tolist())
+        rows = [
+            [*words(rng, 2), *first, *words(rng, 2), *second, *words(rng, 4)],
+            [*words(rng, 1), *third, *words(rng, 3)],
+        ]
+        pixels = np.zeros((3, 3, *sizes.max(0)), np.float32)
+        for place, (height, width) in zip(pixels, sizes.tolist(), strict=True):
+            place[:, :height, :width] = rng.randn(3, height, width)
+        return {**padded(rows, pad), "pixel_values": pixels, "image_sizes": sizes}
+
+    return make

@@ -13,8 +13,9 @@ from ..nn.context import Context
 from ..nn.grid_vision import GridImageText, grid_positions_of
 from ..nn.image_text import ImageText
 from ..nn.native_tower import NativeTower
-from ..nn.packing import AnyResolution, RealImages
+from ..nn.packing import AnyResolution, PatchSquares, RealImages
 from ..nn.patch_tower import PatchTower
+from ..nn.pixtral import PixtralTower
 from ..nn.places import check_places
 from ..nn.towers import ImageTower, TwoTowers
 from ..nn.vision import ImageEncoder, pair
@@ -60,6 +61,12 @@ def _(model: PatchTower) -> Inputs:
     return Inputs(fields, ("pixel_values",), {"patches": c.num_patches})
 
 
+@inputs.register(PixtralTower)
+def _(model: PixtralTower) -> Inputs:
+    stated = image_inputs(model.config, settings=())
+    return stated.replace(fields={**stated.fields, "image_sizes": Input("index", ("batch", 2))})
+
+
 @inputs.register(TwoTowers)
 def _(model: TwoTowers) -> Inputs:
     text, image = inputs(model.text_model), inputs(model.vision_model)
@@ -86,7 +93,7 @@ def _(model: ImageText) -> Inputs:
     fields = {**text.fields, "input_ids": dataclasses.replace(ids, below=below), "pixel_values": pixels}
     if model.blocks is not None:
         fields["token_type_ids"] = Input("mask")  # what is an image, or a prefix
-    if isinstance(model.pack, AnyResolution):
+    if isinstance(model.pack, AnyResolution | PatchSquares):
         fields["image_sizes"] = Input("index", ("images", 2))
     if isinstance(model.pack, RealImages):
         fields["pixel_attention_mask"] = Input("mask", (*before, "height", "width"))
@@ -98,10 +105,12 @@ def _(model: ImageText, given: Mapping[str, Any]) -> None:
     if given.get("pixel_values") is None:
         return
     none = jnp.zeros((1, 1), jnp.int32)
-    found = jax.eval_shape(model.features, Context(none, None, slots=none[0], order=none[0]), given["pixel_values"])
+    made = model.states if isinstance(model.pack, PatchSquares) else model.features
+    found = jax.eval_shape(made, Context(none, None, slots=none[0], order=none[0]), given["pixel_values"])
     count: Any = found.shape[0] * found.shape[1]
     if model.pack is not None:
-        sizes = {"image_sizes": given.get("image_sizes")} if isinstance(model.pack, AnyResolution) else {}
+        sized = isinstance(model.pack, AnyResolution | PatchSquares)
+        sizes = {"image_sizes": given.get("image_sizes")} if sized else {}
         tokens = jnp.zeros((*found.shape[:2], 1))  # how many there are, whatever they say
         count = model.pack(tokens, 1, pixel_values=given["pixel_values"], **sizes)[1]
     check_places(given["input_ids"], model.image_token, count)

@@ -130,7 +130,9 @@ def qwen_hybrid(config: Any, mlp: Callable[[int], Any], *, projections: str, **o
         projections=projections,
     )
     kinds = kinds_of_layers(c, ("linear_attention", "full_attention"), derived)
-    return hybrid_decoder(c, kinds, {"full_attention": gated, "linear_attention": delta}, mlp, norm, partial=True, **own)
+    return hybrid_decoder(
+        c, kinds, {"full_attention": gated, "linear_attention": delta}, mlp, norm, partial=True, **own
+    )
 
 
 def text_rope(data: dict[str, Any]) -> dict[str, Any]:

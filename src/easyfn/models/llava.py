@@ -8,9 +8,12 @@ from typing import Any, ClassVar
 from ..config.fields import CommonFields, Integer
 from ..nn import CausalLM
 from ..nn.image_text import ImageText
+from ..nn.packing import PatchSquares
 from ..nn.projectors import Projector
+from ..nn.vision import pair
 from ..registry.family import family
 from .image_text import LLAMA, TWO_HALVES, in_model, of_text, part, sub_config, two_halves
+from .pixtral import PixtralVisionConfig
 
 CLIP = {
     "intermediate_size": 4096,
@@ -57,6 +60,8 @@ def llava(c: LlavaConfig, **own: Any) -> ImageText:
             f"vision_feature_select_strategy={c.vision_feature_select_strategy!r} is no 'default' or 'full'"
         )
     layers = (c.vision_feature_layer,) if isinstance(c.vision_feature_layer, int) else tuple(c.vision_feature_layer)
+    if isinstance(c.vision_config, PixtralVisionConfig):
+        own = {"pack": PatchSquares(pair(c.vision_config.patch_size), 1), **own}
     wide = len(layers) * c.vision_config.hidden_size
     projector = Projector(wide, c.text_config.hidden_size, c.projector_hidden_act, bias=c.multimodal_projector_bias)
     return ImageText(

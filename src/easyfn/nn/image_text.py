@@ -50,8 +50,8 @@ class ImageText(eqx.Module):
     `feature_layers` are the hidden states of the tower that are projected, side by side (`None`: its last one, normed);
     `drop_first` leaves out its class token. `blocks` says which tokens see each other both ways, by their
     `token_type_ids`: those of an image (`"images"`), or all before the answer (`"prefix"`). `first_position` is that of a
-    row's first token. `pack` puts the features of images in several pieces in order; without one every image has all of its
-    own.
+    row's first token. `pack` puts the features of images in several pieces, or of several sizes, in order, before the projector
+    reads them where it says `first`; without one every image has all of its own.
     """
 
     vision_tower: Any
@@ -90,12 +90,14 @@ class ImageText(eqx.Module):
         self.first_position = first_position
         self.pack = pack
 
-    def features(
-        self, context: Context, pixel_values: jax.Array, pixel_attention_mask: jax.Array | None = None
+    def states(
+        self, context: Context, pixel_values: jax.Array, pixel_attention_mask: Any = None, image_sizes: Any = None
     ) -> jax.Array:
-        """What the language model reads of images, or of their pieces: `(pieces, tokens, embed)`."""
+        """What the tower says of images, or of their pieces: `(pieces, tokens, embed)`."""
         wanted = {"hidden_states"} if self.feature_layers is not None else set()
         more = {}
+        if image_sizes is not None and getattr(self.pack, "first", False):
+            more["image_sizes"] = image_sizes
         if pixel_attention_mask is not None:
             patch = pair(self.vision_tower.config.patch_size)[0]
             more["patch_attention_mask"] = patches_seen(pixel_attention_mask, patch)
@@ -106,7 +108,11 @@ class ImageText(eqx.Module):
             x = out.last_hidden_state
         else:
             x = jnp.concatenate([out.hidden_states[i] for i in self.feature_layers], axis=-1)
-        return self.multi_modal_projector(x[:, 1:] if self.drop_first else x)
+        return x[:, 1:] if self.drop_first else x
+
+    def features(self, context: Context, pixel_values: jax.Array, pixel_attention_mask: Any = None) -> jax.Array:
+        """What the language model reads of images, or of their pieces: `(pieces, tokens, embed)`."""
+        return self.multi_modal_projector(self.states(context, pixel_values, pixel_attention_mask))
 
     def __call__(
         self,
@@ -132,13 +138,17 @@ class ImageText(eqx.Module):
             raise ValueError(
                 "pixel_values take the places of image tokens: give input_ids with them, not inputs_embeds"
             )
-        x = self.features(context, pixel_values, pixel_attention_mask)
+        sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
+        pack = lambda x: self.pack(x, input_ids.size, pixel_values=pixel_values, **sizes)
         if self.pack is None:
+            x = self.features(context, pixel_values, pixel_attention_mask)
             x = x.reshape(-1, x.shape[-1])
             total: Any = x.shape[0]
+        elif getattr(self.pack, "first", False):
+            x, total = pack(self.states(context, pixel_values, pixel_attention_mask, image_sizes))
+            x = self.multi_modal_projector(x)
         else:
-            sizes = {} if image_sizes is None else {"image_sizes": image_sizes}
-            x, total = self.pack(x, input_ids.size, pixel_values=pixel_values, **sizes)
+            x, total = pack(self.features(context, pixel_values, pixel_attention_mask))
         check_places(input_ids, self.image_token, total)
         here = input_ids == self.image_token
         x = place(embed(self.language_model, jnp.where(here, 0, input_ids)), x, here, total)

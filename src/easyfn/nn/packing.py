@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.weight import Slot, Weight, dense, slots
+from .grid_vision import patches
 from .linear import declare
 
 
@@ -98,6 +99,36 @@ class RealImages(eqx.Module):
         image = jnp.take(order, number // tokens, mode="clip")
         taken = jnp.take(x.reshape(-1, x.shape[-1]), image * tokens + number % tokens, axis=0, mode="clip")
         return taken, jnp.sum(real) * tokens
+
+
+class PatchSquares(eqx.Module):
+    """Pixtral's: one row of the patches of images of any size, in squares of `merge` by `merge`, before they are projected.
+
+    `patch` is the height and width of a patch in pixels. A row or column that fills no square is left out.
+    """
+
+    patch: tuple[int, int] = eqx.field(static=True)
+    merge: int = eqx.field(static=True)
+    first: bool = eqx.field(static=True, default=True)
+
+    def __call__(
+        self, x: jax.Array, count: int, *, pixel_values: Any, image_sizes: Any = None
+    ) -> tuple[jax.Array, jax.Array | int]:
+        """From `x` `(1, patches, embed)`: `(count, merge^2 * embed)`, a square's numbers of each channel side by side, and how
+        many of them count."""
+        if image_sizes is None:
+            image_sizes = np.full((pixel_values.shape[0], 2), pixel_values.shape[-2:])
+        grid = jnp.asarray(image_sizes, jnp.int32) // jnp.asarray(self.patch, jnp.int32)[None]
+        sizes = jnp.prod(grid, axis=1)
+        begins = jnp.cumsum(sizes) - sizes
+        small = grid // self.merge
+        at = patches(jnp.pad(small, ((0, 0), (1, 0)), constant_values=1), count)
+        inner = np.arange(self.merge)
+        row = (at.y * self.merge)[:, None, None] + inner[None, :, None]
+        column = (at.x * self.merge)[:, None, None] + inner[None, None, :]
+        number = begins[at.image][:, None, None] + row * grid[at.image, 1][:, None, None] + column
+        taken = jnp.take(x[0], number.reshape(count, -1), axis=0, mode="clip")  # (count, merge^2, embed)
+        return jnp.swapaxes(taken, 1, 2).reshape(count, -1), jnp.sum(jnp.prod(small, axis=1))
 
 
 def patches_seen(pixel_attention_mask: jax.Array, patch: int) -> jax.Array:

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..core.weight import shape_of
 from .activation import activation
 from .linear import Linear
 from .norm import LayerNorm
@@ -88,6 +89,31 @@ class SquareLinear(eqx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.proj(squares(x, self.square))
+
+
+class NormedSquares(eqx.Module):
+    """Squares of `merge` by `merge` patches, each patch normed, through a matrix as wide as one, and a `Projector` (Mistral 3).
+    A square comes as its channels, the patches of each side by side: `(squares, embed * merge^2)`."""
+
+    norm: Any
+    patch_merger: Linear
+    linear_1: Linear
+    linear_2: Linear
+    act: str = eqx.field(static=True)
+
+    def __init__(self, norm: Any, size: int, out: int, merge: int, act: str, *, bias: bool) -> None:
+        activation(act)
+        self.norm = norm
+        self.patch_merger = Linear(size * merge**2, size, axes=("embed", None))
+        self.linear_1 = Linear(size, out, bias, axes=("mlp", "embed"))
+        self.linear_2 = Linear(out, out, bias, axes=("embed", "mlp"))
+        self.act = act
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = shape_of(self.norm.weight)[-1]
+        channels = lambda x: jnp.swapaxes(x, -1, -2)
+        normed = channels(self.norm(channels(x.reshape(*x.shape[:-1], wide, -1)))).reshape(x.shape)
+        return self.linear_2(activation(self.act)(self.linear_1(self.patch_merger(normed))))
 
 
 class SquareProjector(eqx.Module):
