@@ -1,25 +1,15 @@
 """Mistral 3: images of three sizes, their patches in squares; and LLaVA with Pixtral's tower, without squares."""
 
-from typing import Any
-
 import numpy as np
 
 from cases import SMALL, images, reference
 from image_prompts import sized
 
 from .llava import _llava
+from .pixtral import TOWER as PIXTRAL
 
 SIZES = np.array([[16, 24], [8, 16], [32, 8]])
-TOWER: dict[str, Any] = {
-    "model_type": "pixtral",
-    "hidden_size": 48,
-    "intermediate_size": 56,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "patch_size": 4,
-    "image_size": 64,
-    "rope_parameters": {"rope_type": "axial", "rope_theta": 300.0},
-}
+TOWER = {"model_type": "pixtral", **PIXTRAL}
 
 
 @images("mistral3", task="causal-lm", inputs=sized(SIZES, 8))

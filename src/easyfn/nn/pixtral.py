@@ -57,19 +57,23 @@ class PixtralTower(eqx.Module):
         count = down * across
         y, x_ = np.arange(count) // across, np.arange(count) % across
         context = image_context(context).replace(rope={"image": self._turns(y, x_)})
-        in_order = lambda x: x.reshape(1, images * count, -1)
+        image, inside = np.divmod(np.arange(images * count), count)
         if image_sizes is not None:
             grid = jnp.asarray(image_sizes, jnp.int32) // jnp.asarray(pair(c.patch_size), jnp.int32)[None]
             seen = (y[None] < grid[:, :1]) & (x_[None] < grid[:, 1:])
             places = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[None], seen.shape)
             context = context.replace(segment_ids=seen.astype(jnp.int32), slots=places)
             at = patches(jnp.pad(grid, ((0, 0), (1, 0)), constant_values=1), images * count)
-            place = (at.image * down + at.y) * across + at.x
-            in_order = lambda x: jnp.take(x.reshape(images * count, -1), place, axis=0, mode="clip")[None]
+            image, inside = at.image, jnp.minimum(at.y * across + at.x, count - 1)
+        in_order = lambda x: x[image, inside][None]
         x = self.ln_pre(x.reshape(images, count, -1))
         x, _, trace = fold(self.layers, x, context)
         if context.wants("hidden_states"):
             trace["hidden_states"] = tuple(in_order(h) for h in (*trace["hidden_states"], x))
+        if context.wants("attentions"):  # of all patches, which read those of their own image
+            same = image[:, None] == image[None, :]
+            row = lambda w: jnp.moveaxis(w, 1, 2)[image, inside][:, :, inside] * same[:, None]
+            trace["attentions"] = tuple(jnp.moveaxis(row(w), 1, 0)[None] for w in trace["attentions"])
         return Output(last_hidden_state=in_order(x), **trace)
 
     def _turns(self, y: np.ndarray, x: np.ndarray) -> tuple[jax.Array, jax.Array]:
