@@ -228,3 +228,9 @@ def test_every_activation_of_transformers():
         want = activations.ACT2FN[name](torch.tensor(x)).numpy()
         assert np.abs(np.asarray(ours(jnp.asarray(x))) - want).max() < 1e-5, name
     assert refused == ["prelu", "xielu"]
+
+
+def test_a_width_of_zero():
+    """LFM2 rounds two thirds of an `intermediate_size` of 1 down to an MLP that is nothing wide: it adds nothing."""
+    assert not ef.dot(jnp.zeros((4, 0)), jnp.zeros((2, 3, 0))).any()
+    assert ef.dot(jnp.zeros((4, 0)), jnp.zeros((2, 3, 0))).shape == (2, 3, 4)

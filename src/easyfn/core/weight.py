@@ -8,6 +8,7 @@ maps. Layers reach it through `dot`, `take`, `dense` and `ragged_dot`; never wri
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -184,7 +185,8 @@ def flat(x: jax.Array, like: jax.Array | None = None) -> tuple[jax.Array, Callab
         mesh = jax.typeof(like).sharding.mesh
         parts = mesh.shape["sp"] if "sp" in mesh.auto_axes and shape[1] % mesh.shape["sp"] == 0 else 1
     if parts == 1:
-        return x.reshape(-1, shape[-1]), lambda y: y.reshape(*shape[:-1], y.shape[-1])
+        count = math.prod(shape[:-1])  # which -1 cannot say of a width of 0
+        return x.reshape(count, shape[-1]), lambda y: y.reshape(*shape[:-1], y.shape[-1])
     split = x.reshape(shape[0], parts, -1, shape[2])
 
     def back(y: jax.Array) -> jax.Array:
