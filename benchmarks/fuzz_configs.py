@@ -68,6 +68,10 @@ DEPTHS = (
     "encoder_layers",
     "decoder_layers",
 )
+ROTARY = frozenset(
+    """rope_type type rope_theta partial_rotary_factor factor original_max_position_embeddings low_freq_factor high_freq_factor
+    beta_fast beta_slow mscale mscale_all_dim attention_factor truncate short_factor long_factor""".split()  # noqa: SIM905
+)
 WINDOW = re.compile("window|attention_chunk_size")
 ACTIVATION = re.compile("(_act|activation|activation_function|act_fn)$")
 SIZES = {
@@ -208,7 +212,9 @@ def rotary(data: dict[str, Any], config: Any, rng: random.Random) -> dict[str, A
 def turned(value: dict[str, Any], data: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     """One table of rotary parameters."""
     kind = rng.choice(["default", "linear", "dynamic", "yarn", "yarn", "llama3", "longrope", "proportional"])
-    new = {"rope_type": kind, "rope_theta": rng.choice([value.get("rope_theta") or 10000.0, 10.0, 500.0, 1e6])}
+    # What the family has of its own there stays: parts of images, a temperature that grows.
+    new = {k: v for k, v in value.items() if k not in ROTARY}
+    new |= {"rope_type": kind, "rope_theta": rng.choice([value.get("rope_theta") or 10000.0, 10.0, 500.0, 1e6])}
     if rng.random() < 0.25 or "partial_rotary_factor" in value:
         new["partial_rotary_factor"] = rng.choice([0.25, 0.5, 0.75, 1.0])
     if kind in ("linear", "dynamic", "yarn", "llama3", "longrope"):
@@ -819,11 +825,13 @@ def fuzz(
 
 HEAD = """# Drawn configurations
 
-Written by `python benchmarks/fuzz_configs.py --table LOG ...` from the lines that its runs left. A case is a config that the
-reference's own class allows, with random weights and inputs: the answers, the files both ways and, of half the cases, cached
-decoding, gradients or an adapter of PEFT. *Equal*: easyfn and transformers {transformers} agree, judged by transformers in
-float64. *Refused*: easyfn names the value that it does not implement. *Invalid*: the reference does not run it, or its answer is
-not finite. *Wrong*: what a run found then; `--repeat` runs it again.
+Written by `python benchmarks/fuzz_configs.py --table LOG ...` from the lines that its runs left; the last ended on {date}. A case
+is a config that the reference's own class allows, with random weights and inputs, under one of the heads that both have: the
+answers, the files both ways and, of half the cases, greedy decoding through the cache, beams, the scores after options of
+sampling, gradients, an adapter of PEFT, or the weights in bfloat16. *Equal*: easyfn and transformers {transformers} agree, judged
+by transformers in float64. *Refused*: easyfn names the value that it does not implement. *Invalid*: of {turns} draws the
+reference runs none, or its answer is not finite. *Wrong*: not equal when it was last run, with the changes that were drawn then
+(`--repeat`).
 
 | family | equal | refused | invalid | wrong |
 |---|---|---|---|---|
@@ -837,7 +845,7 @@ def read_logs(logs: list[Path]) -> list[dict[str, Any]]:
     return list({(one["family"], one["seed"], one["number"]): one for one in lines}.values())
 
 
-def page(lines: list[dict[str, Any]]) -> str:
+def page(lines: list[dict[str, Any]], date: str) -> str:
     """docs/fuzzing.md."""
     import transformers
 
@@ -852,7 +860,7 @@ def page(lines: list[dict[str, Any]]) -> str:
     total = sum(counts.values(), collections.Counter())
     rows.append("| all | " + " | ".join(str(total[k]) for k in KINDS) + " |")
     said = [f"- `{name}`: {'; '.join(sorted(texts))}" for name, texts in sorted(refused.items())]
-    body = HEAD.format(transformers=transformers.__version__) + "\n".join(rows)
+    body = HEAD.format(transformers=transformers.__version__, date=date, turns=TURNS) + "\n".join(rows)
     return body + "\n\n## What was refused\n\n" + "\n".join(said) + "\n"
 
 
@@ -889,7 +897,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=Path, nargs="*", help="run what was wrong in these logs again")
     args = parser.parse_args()
     if args.table:
-        (ROOT / "docs/fuzzing.md").write_text(page(read_logs(args.table)), encoding="utf-8")
+        last = time.strftime("%Y-%m-%d", time.localtime(max(log.stat().st_mtime for log in args.table)))
+        (ROOT / "docs/fuzzing.md").write_text(page(read_logs(args.table), last), encoding="utf-8")
         return
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags()}"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -175,7 +175,7 @@ def _torch(name: str) -> Any:
 
 @functools.cache
 def _model(name: str, dtype: Any) -> Any:
-    return port(_torch(name), CASES[name].task, dtype)
+    return port(_torch(name), (CASES | IMAGES)[name].task, dtype)
 
 
 def port(hf: Any, task: str = "causal-lm", dtype: Any = None) -> Any:

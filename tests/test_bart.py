@@ -7,6 +7,7 @@ from safetensors.numpy import load_file
 
 import easyfn as ef
 from cases import CASES, tokens
+from families.bart import small
 
 
 def batch():
@@ -128,3 +129,9 @@ def test_losses_of_routers(name):
         want = case.torch()(**{k: torch.tensor(v) for k, v in source.items()}, output_router_logits=True).loss
     loss, _ = ef.compute_loss(case.model(), {**source, "output_router_logits": True})
     np.testing.assert_allclose(loss, want.numpy(), rtol=1e-5)
+
+
+def test_tables_of_each_side_are_refused_by_name():
+    """Where nothing is tied, transformers 5 has three tables, and reads two."""
+    with pytest.raises(ValueError, match=r"tie_word_embeddings=False.*decoder\.embed_tokens.*each side's own table"):
+        ef.from_torch(small("Bart", "ForConditionalGeneration", tie_word_embeddings=False))

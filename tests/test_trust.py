@@ -234,3 +234,8 @@ def test_a_width_of_zero():
     """LFM2 rounds two thirds of an `intermediate_size` of 1 down to an MLP that is nothing wide: it adds nothing."""
     assert not ef.dot(jnp.zeros((4, 0)), jnp.zeros((2, 3, 0))).any()
     assert ef.dot(jnp.zeros((4, 0)), jnp.zeros((2, 3, 0))).shape == (2, 3, 4)
+
+
+def test_granites_logits_are_divided_by_a_number():
+    with pytest.raises(ValueError, match="granite: logits_scaling=0 divides"):
+        ef.abstract(ef.models.GraniteConfig(**TINY, logits_scaling=0))

@@ -31,6 +31,8 @@ def decoder_family(
     - `decoder(config)` builds the `Decoder`; `head` are arguments of `nn.CausalLM` as functions of the config.
     - `facts` (`names`, `ignore`, `prefix`, ...) are those of [`easyfn.family`][].
     """
+    if "bias" in (head or {}):  # a tied head keeps its own
+        facts["names"] = _with_head_bias(facts.get("names", ()))
     return family(
         config.model_type,
         config=config,
@@ -39,6 +41,11 @@ def decoder_family(
         ignore_tensors=ignore_tensors,
         **facts,
     )
+
+
+def _with_head_bias(names: Any) -> Callable[[Any], list[Rule]]:
+    """The rules, and where the file has the `bias` of a tied `CausalLM`."""
+    return lambda model: [rename("bias", "lm_head.bias"), *(names(model) if callable(names) else names)]
 
 
 def attention(config: Any, **own: Any) -> Attention:
@@ -167,6 +174,15 @@ def decoder_classes(name: str, classifies: bool = True) -> dict[str, str]:
     """
     found = {f"{name}ForCausalLM": "causal-lm", f"{name}Model": "base"}
     return {**found, f"{name}ForSequenceClassification": "sequence-classification"} if classifies else found
+
+
+def logits_scale(config: Any) -> float:
+    """What Granite's logits are multiplied by."""
+    if not config.logits_scaling:
+        raise ValueError(
+            f"{config.model_type}: logits_scaling={config.logits_scaling!r} divides the logits, so it is a number other than 0"
+        )
+    return float(1.0 / config.logits_scaling)
 
 
 def alternate(

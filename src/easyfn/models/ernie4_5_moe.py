@@ -44,11 +44,6 @@ class Ernie4_5_MoeConfig(LlamaFields):
 def ernie4_5_moe(c: Ernie4_5_MoeConfig) -> Decoder:
     """The decoder: pre-norm blocks of attention and, in the layers that have them, of experts beside shared ones."""
     bias = bool(c.use_bias)
-    if bias and c.tie_word_embeddings:
-        raise ValueError(
-            "ernie4_5_moe: use_bias with tie_word_embeddings, a tied head with a bias of its own, is not implemented; "
-            "load with config_overrides={'tie_word_embeddings': False}"
-        )
     last = c.num_hidden_layers - 1 if c.moe_layer_end_index == -1 else c.moe_layer_end_index
 
     def mlp(i: int) -> GatedMLP | SparseMoE:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..config.fields import LlamaFields
 from ..nn import Block, Decoder
-from .decoders import attention, decoder, decoder_family, mlp, norm
+from .decoders import attention, decoder, decoder_family, logits_scale, mlp, norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,4 +34,4 @@ def granite(c: GraniteConfig) -> Decoder:
     )
 
 
-decoder_family("Granite", GraniteConfig, granite, head={"scale": lambda c: 1.0 / c.logits_scaling}, classifies=False)
+decoder_family("Granite", GraniteConfig, granite, head={"scale": logits_scale}, classifies=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..nn import Decoder
-from .decoders import decoder_family
+from .decoders import decoder_family, logits_scale
 from .mixtures import GRANITE, GraniteMoeFields, granite_moe
 
 
@@ -22,6 +22,4 @@ def granitemoe(c: GraniteMoeConfig) -> Decoder:
     return granite_moe(c)
 
 
-decoder_family(
-    "GraniteMoe", GraniteMoeConfig, granitemoe, head={"scale": lambda c: 1.0 / c.logits_scaling}, names=GRANITE
-)
+decoder_family("GraniteMoe", GraniteMoeConfig, granitemoe, head={"scale": logits_scale}, names=GRANITE)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ..names.rules import rename
 from ..nn import Decoder, Experts, FusedGatedMLP, GatedRMSNorm, Router, SparseMoE
-from .decoders import attention, decoder_family
+from .decoders import attention, decoder_family, logits_scale
 from .hybrids import MambaFields, hybrid_decoder, kinds_of_layers, mamba2_mixer, mamba_width, mixer_is
 from .mixtures import GRANITE, GraniteMoeFields
 
@@ -58,7 +58,7 @@ decoder_family(
     "GraniteMoeHybrid",
     GraniteMoeHybridConfig,
     granitemoehybrid,
-    head={"scale": lambda c: 1.0 / c.logits_scaling},
+    head={"scale": logits_scale},
     names=(
         mixer_is("mamba"),
         rename("{rest}.mlp.gate_up_proj.{tail}", "{rest}.shared_mlp.input_linear.{tail}"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..nn import Decoder, FusedGatedMLP
-from .decoders import decoder_family
+from .decoders import decoder_family, logits_scale
 from .mixtures import GRANITE, GraniteMoeFields, granite_moe
 
 
@@ -28,6 +28,6 @@ decoder_family(
     "GraniteMoeShared",
     GraniteMoeSharedConfig,
     granitemoeshared,
-    head={"scale": lambda c: 1.0 / c.logits_scaling},
+    head={"scale": logits_scale},
     names=GRANITE,
 )

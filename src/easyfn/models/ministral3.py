@@ -44,11 +44,15 @@ class Ministral3Config(LlamaFields):
         return data
 
 
+def temperature(c: Any) -> Temperature | None:
+    """What queries grow by past the length of the training, where a config's rotary parameters say it."""
+    beta, trained = (c.rope_parameters.get(key) for key in ("llama_4_scaling_beta", "original_max_position_embeddings"))
+    return None if beta is None else Temperature(beta, trained or c.max_position_embeddings)
+
+
 def ministral3(c: Ministral3Config) -> Decoder:
     """The decoder: pre-norm layers with a window on all, or none."""
-    beta, trained = (c.rope_parameters.get(key) for key in ("llama_4_scaling_beta", "original_max_position_embeddings"))
-    temperature = None if beta is None else Temperature(beta, trained or c.max_position_embeddings)
-    own = {"window": c.sliding_window, "temperature": temperature}
+    own = {"window": c.sliding_window, "temperature": temperature(c)}
     return decoder(c, lambda _: Block(attention(c, **own), mlp(c), norm(c), norm(c)))
 
 

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from ..config.fields import Size
 from ..core.frozen import Frozen
-from ..nn import Block, Decoder, Experts, GatedMLP, Router, SparseMoE, Temperature
+from ..nn import Block, Decoder, Experts, GatedMLP, Router, SparseMoE
 from .decoders import decoder, decoder_family, norm
+from .ministral3 import temperature
 from .mixtures import GroupedFields, LatentFields, dense, latent_attention
 
 YARN = Frozen(
@@ -61,7 +62,7 @@ class Mistral4Config(LatentFields, GroupedFields):
 def mistral4(c: Mistral4Config) -> Decoder:
     """The decoder: pre-norm blocks of latent attention and, after the first layers, of experts and a shared one."""
     rope = {k: v for k, v in c.rope_parameters.items() if k not in ("partial_rotary_factor", "llama_4_scaling_beta")}
-    grows = Temperature(c.rope_parameters["llama_4_scaling_beta"], rope["original_max_position_embeddings"])
+    grows = temperature(c)
     count, width = c.n_routed_experts, c.moe_intermediate_size
 
     def sparse() -> SparseMoE:

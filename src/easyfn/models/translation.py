@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ..config.config import labels
@@ -97,6 +97,18 @@ def translation(
     )
 
 
+def one_table(config: Any, names: Collection[str]) -> Any:
+    """The config, unless the checkpoint has tables of each side: transformers 5 makes them where nothing is tied."""
+    own = sorted(name for name in names if name.endswith("coder.embed_tokens.weight"))
+    if own and not config.tie_word_embeddings and any(name.endswith("shared.weight") for name in names):
+        raise ValueError(
+            f"{config.model_type}: tie_word_embeddings=False with {' and '.join(own)} beside `shared`: transformers 5 "
+            "reads each side's own table and not `shared`, which is not implemented; where all are equal, delete those "
+            "of the sides from the file"
+        )
+    return config
+
+
 def translation_family(
     name: str,
     config: Any,
@@ -133,6 +145,7 @@ def translation_family(
         **{more[task][0]: task for task in classes},
     }
     sides = ("encoder", "decoder")
+    facts.setdefault("settle", one_table)
     return family(
         config.model_type,
         config=config,

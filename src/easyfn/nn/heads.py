@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ..core.verb import verb
-from ..core.weight import affine
+from ..core.weight import Slot, Weight, affine, slots
 from .context import Context, called
-from .linear import Linear
+from .linear import Linear, declare
 from .output import Output
 from .pooling import last_token_by_id
 
@@ -22,10 +22,12 @@ def width_of(model: Any) -> int:
 
 
 class CausalLM(eqx.Module):
-    """A decoder with a vocabulary head. `lm_head` is `None` when it is tied to the input embeddings."""
+    """A decoder with a vocabulary head. `lm_head` is `None` when it is tied to the input embeddings; then `bias` is the
+    head's own, where it has one."""
 
     model: Any
     lm_head: Linear | None
+    bias: Weight | None
     config: Any = eqx.field(static=True)
     softcap: float | None = eqx.field(static=True)
     scale: float = eqx.field(static=True)
@@ -38,6 +40,7 @@ class CausalLM(eqx.Module):
         self.lm_head = (
             None if tied else Linear(width_of(model), config.vocab_size, bias, axes=("vocab", "embed"), role="head")
         )
+        self.bias = declare(config.vocab_size) if tied and bias else None
         self.config = config
         self.softcap = softcap
         self.scale = scale
@@ -51,6 +54,11 @@ class CausalLM(eqx.Module):
         if logits_to_keep:
             hidden = hidden[:, -logits_to_keep:]
         return out.replace(logits=head_logits(self, hidden))
+
+
+@slots.register(CausalLM)
+def _(model: CausalLM) -> dict[str, Slot]:
+    return {"bias": Slot("bias", ("vocab",), "zeros")}
 
 
 @verb(example="@ef.nn.head_logits.register({type})\ndef _(model, hidden, *, dtype=None): return ...   # (..., vocab)")
@@ -74,7 +82,7 @@ def vocabulary_scores(
 
 @head_logits.register(CausalLM)
 def _(model: CausalLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
-    logits = vocabulary_scores(model, model.lm_head, hidden, dtype=dtype)
+    logits = vocabulary_scores(model, model.lm_head, hidden, bias=model.bias, dtype=dtype)
     if model.scale != 1.0:
         logits = logits * jnp.asarray(model.scale, logits.dtype)
     if model.softcap is not None:
