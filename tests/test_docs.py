@@ -114,10 +114,10 @@ def test_every_public_name_is_on_one_page():
     listed = re.findall(r"^::: easyfn\.([\w.]+)$", text, re.M)
     twice = sorted({n for n in listed if listed.count(n) > 1})
     assert not twice, f"on more than one page, or twice: {twice}"
-    public = {n for n, v in vars(ef).items() if not n.startswith("_") and not isinstance(v, ModuleType)} - {"P"}
+    public = {n for n in dir(ef) if not n.startswith("_") and not isinstance(getattr(ef, n), ModuleType)} - {"P"}
     public |= {
         f"nn.{n}"
-        for n, v in vars(ef.nn).items()
+        for n, v in ((n, getattr(ef.nn, n)) for n in dir(ef.nn))
         if not n.startswith("_") and not isinstance(v, (ModuleType, dict, tuple)) and getattr(ef, n, None) is not v
     }
     assert not public - set(listed), f"on no page of docs/api: {sorted(public - set(listed))}"
@@ -125,7 +125,8 @@ def test_every_public_name_is_on_one_page():
 
 
 def test_every_public_name_has_a_docstring():
-    objects = {n: v for n, v in vars(ef).items() if not n.startswith("_") and not isinstance(v, ModuleType)}
+    public = {n: getattr(ef, n) for n in dir(ef) if not n.startswith("_")}
+    objects = {n: v for n, v in public.items() if not isinstance(v, ModuleType)}
     bare = [n for n, v in objects.items() if len(inspect.getdoc(v) or "") < 20]
     assert not bare, f"say what they do: {bare}"
 

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -190,11 +191,65 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
+def test_import_reads_little():
+    """A class of Equinox costs a millisecond to define, so that nothing is read before it is asked for."""
+    code = """
+import sys
+def read():
+    return sum(name.startswith("easyfn") for name in sys.modules)
+import easyfn as ef
+assert read() <= 10, f"{read()} files for import easyfn"
+config = ef.models.LlamaConfig(
+    vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+)
+import jax
+model = ef.abstract(config)
+jax.eval_shape(ef.forward, model, jax.ShapeDtypeStruct((1, 2), "int32"))
+assert read() <= 95, f"{read()} files for a forward pass of Llama"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_teaches_is_found():
+    """Rules in a file that is neither the verb's nor the type's are imported when the type is met, by a table."""
+    import importlib
+    import pkgutil
+
+    import easyfn as ef
+    from easyfn.core.verb import Verb
+    from easyfn.registry.teachers import TEACHERS
+
+    ef.families()
+    for each in pkgutil.walk_packages(ef.__path__, "easyfn."):
+        if room(each.name.removeprefix("easyfn.")) not in ("models", "testing", "cli", "serve", "__main__"):
+            importlib.import_module(each.name)
+    found: dict[str, set[str]] = {}
+    files = [module for name, module in sys.modules.items() if name.startswith("easyfn.")]
+    for verb in {id(x): x for file in files for x in vars(file).values() if isinstance(x, Verb)}.values():
+        for cls, rule in verb.implementations().items():
+            file = rule.__module__
+            # The last three register for whoever calls them from the file of a type.
+            direct = {
+                verb.__module__,
+                cls.__module__,
+                "easyfn.lora.adapter",
+                "easyfn.quant.product",
+                "easyfn.core.weight",
+            }
+            if file.startswith("easyfn.") and file not in direct:
+                found.setdefault(f"{cls.__module__}.{cls.__qualname__}", set()).add(file)
+    table = {name: set(taught) for name, taught in TEACHERS.items() if name != "easyfn.io.formats"}
+    assert found == table, "src/easyfn/registry/teachers.py: " + repr(
+        {n: f for n, f in found.items() if table.get(n) != f}
+    )
+
+
 def test_every_public_name_is_documented():
     import easyfn as ef
 
     text = "\n".join(p.read_text() for p in (SOURCE.parent.parent / "docs").rglob("*.md"))
-    names = [n for n in vars(ef) if not n.startswith("_") and type(vars(ef)[n]).__name__ != "module"]
+    names = [n for n in dir(ef) if not n.startswith("_") and not isinstance(getattr(ef, n), ModuleType)]
     missing = [n for n in names if n not in text]
     if missing and len(missing) > len(names) // 2:
         pytest.skip(f"the reference is being written: {len(missing)} of {len(names)} names are in no page yet")

@@ -15,6 +15,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import jax
 
 from .habits import refuse
+from .later import all_taught, meet
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,10 +48,10 @@ class Verb(Generic[P, R]):
             refuse(self.__name__, kwargs)
         if not args:
             return self._default(*args, **kwargs)  # Python's own message names the missing argument
-        return self._dispatch.dispatch(type(args[0]))(*args, **kwargs)
+        return self.which(type(args[0]))(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return f"<verb {self.__module__}.{self.__name__}: {len(self.implementations())} types>"
+        return f"<verb {self.__module__}.{self.__name__}: {len(self._dispatch.registry) - 1} types>"
 
     def register(self, *types: type, override: bool = False) -> Callable[[F], F]:
         """Teaches this verb one or more types; use as a decorator.
@@ -68,16 +69,19 @@ class Verb(Generic[P, R]):
                     "for jax.Array would run eagerly and be skipped under jit, because tracers are not "
                     "subclasses of it. Wrap the array in an eqx.Module of your own and register that."
                 )
-            first = self._dispatch.registry.get(cls)
-            if first is not None and not override:
-                code = getattr(first, "__code__", None)
-                where = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(first)
-                raise ValueError(
-                    f"{self.__name__} already has an implementation for {cls.__module__}.{cls.__qualname__} "
-                    f"({where}). Pass override=True to replace it."
-                )
 
         def decorate(function: F) -> F:
+            for cls in types:
+                if not function.__module__.startswith("easyfn."):
+                    meet(cls)  # ours first, so that it is found
+                first = self._dispatch.registry.get(cls)
+                if first is not None and not override:
+                    code = getattr(first, "__code__", None)
+                    where = f"{code.co_filename}:{code.co_firstlineno}" if code else repr(first)
+                    raise ValueError(
+                        f"{self.__name__} already has an implementation for {cls.__module__}.{cls.__qualname__} "
+                        f"({where}). Pass override=True to replace it."
+                    )
             for cls in types:
                 self._dispatch.register(cls, function)
             return function
@@ -86,6 +90,7 @@ class Verb(Generic[P, R]):
 
     def which(self, cls: type) -> Callable[..., R]:
         """The implementation that a value of type `cls` would run (the default if none is registered)."""
+        meet(cls)
         return self._dispatch.dispatch(cls)
 
     def knows(self, cls: type) -> bool:
@@ -94,6 +99,7 @@ class Verb(Generic[P, R]):
 
     def implementations(self) -> dict[type, Callable[..., R]]:
         """Every registered type with its implementation, in the order of registration."""
+        all_taught()
         return {cls: f for cls, f in self._dispatch.registry.items() if cls is not object}
 
     def missing(self, value: Any, why: str = "") -> NotSupported:

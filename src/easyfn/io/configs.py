@@ -13,12 +13,10 @@ from ..core.schema import read_json
 from ..registry.family import abstract_config, family_of
 from .checkpoint import CONFIG, GENERATION, LoadError
 from .dtypes import float_dtype
-from .gguf.models import config_data
-from .gguf.read import read_gguf
 from .hub import is_gguf, locate
 from .remote import is_url, opened, plain
 from .sizes import believe
-from .torch.files import program_config
+from .torch import PROGRAM
 
 
 def read_config(
@@ -69,6 +67,9 @@ def read_config(
             file = found if is_gguf(found) else found / CONFIG
         where = str(file)
         if is_gguf(file):
+            from .gguf.models import config_data
+            from .gguf.read import read_gguf
+
             data, said = config_data(read_gguf(file), file)
             generation = said if generation is None else generation
         else:
@@ -76,8 +77,10 @@ def read_config(
         if generation is None and (beside := file.with_name(GENERATION)).exists():
             generation = _json(beside)
     data = configs.common(data | dict(config_overrides or {}), where)
-    if (converted := program_config(Path(where), data, generation)) is not None:
-        return converted
+    if len(Path(where).parts) > 1 and (program := Path(where).with_name(PROGRAM)).is_file():
+        from .torch.files import program_config
+
+        return program_config(program, data, generation)
     if not isinstance(data.get("model_type"), str):
         raise ValueError(f"{where}: it has no model_type, so there is no telling the architecture")
     believe(data, where)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..core.later import taught
 from ..core.slots import find_slots
 from ..core.tree import expand, is_leaf, near
 from ..core.weight import format_of, shape_of
@@ -94,6 +95,7 @@ def register(
 
 def disk_format(method: str) -> DiskFormat:
     """The format of a `quant_method`; an unknown one is a `ValueError` that lists those that are known."""
+    taught(__name__)
     if method not in _formats:
         raise ValueError(
             f"the checkpoint is quantized with {method!r}, which easyfn does not read. {near(method, _formats)} "

@@ -15,7 +15,6 @@ from ..registry.family import family_of
 from .build import build
 from .checkpoint import LOCAL, Source, one_version, open_checkpoint
 from .configs import read_config
-from .gguf.models import open_gguf
 from .hub import is_gguf, locate
 from .remote import is_url, opened, plain
 from .sentence import sentence_settings
@@ -105,6 +104,8 @@ def load(
             if (sentence := sentence_settings(folder)) is not None:
                 config = dataclasses.replace(config, extra=Frozen({**config.extra, "_sentence_transformers": sentence}))
             if is_gguf(folder):
+                from .gguf.models import open_gguf
+
                 return config, open_gguf(folder, config)
             return config, open_checkpoint(folder, files, where=where, mmap=mmap)
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .graph import PROGRAM, BadProgram, Graph, read_graph, write_graph
+from . import PROGRAM
+from .graph import BadProgram, Graph, read_graph, write_graph
 from .interpret import ProgramConfig, config_of
 
 MAX_BYTES = 1 << 31
@@ -31,7 +32,6 @@ def read_program(file: Path) -> Graph:
         raise BadProgram(f"{file}: {error}") from None
 
 
-def program_config(file: Path, data: Mapping[str, Any], generation: Mapping[str, Any] | None) -> ProgramConfig | None:
-    """The config of a program that lies beside a `config.json`, or `None`."""
-    beside = file.with_name(PROGRAM) if len(file.parts) > 1 else None
-    return config_of(read_program(beside), data, generation) if beside is not None and beside.is_file() else None
+def program_config(file: Path, data: Mapping[str, Any], generation: Mapping[str, Any] | None) -> ProgramConfig:
+    """The config of the program in `file` and of the `config.json` beside it."""
+    return config_of(read_program(file), data, generation)

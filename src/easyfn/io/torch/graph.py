@@ -18,7 +18,6 @@ from .ops.table import dtype_named, torch_op
 
 FORMAT = "easyfn-program"
 VERSION = 1
-PROGRAM = "easyfn_program.json"  # its name beside the weights
 MAX_NODES = 2_000_000
 MAX_DEPTH = 12
 MAX_CONSTANT = 1 << 30  # bytes
