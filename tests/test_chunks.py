@@ -1,11 +1,16 @@
 """Attention in chunks: every document on its own, padding in none; and queries that grow with their position."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 
 import easyfn as ef
 from cases import SMALL, reference, tokens
+from easyfn.nn.cache.cache import order_of
 
 
 def cut(segments, size):
@@ -56,3 +61,33 @@ def test_queries_without_rotation_grow():
         )
     )
     assert np.abs(np.asarray(ef.forward(flat, ids).logits) - want).max() > 1e-3
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 7])
+def test_slices_of_long_sequences_are_the_whole(window, causal):
+    """Padding on the left and within rows, packed rows: a slice leaves out only what none of its queries sees."""
+    length, random = 67, np.random.RandomState(0)
+    q, k, v = (jnp.asarray(random.randn(2, heads, length, 8), jnp.float32) for heads in (4, 2, 2))
+    bias = jnp.asarray(random.randn(1, 4, length, length), jnp.float32)
+    rows = {
+        "left": np.arange(length)[None] >= np.array([[5], [0]]),
+        "within": random.rand(2, length) > 0.3,
+        "packed": np.sort(random.randint(1, 4, (2, length)), axis=1),
+    }
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def run(segments, q, chunk):
+        places = jnp.arange(length) if window is None else order_of(segments)
+        mask = ef.nn.Mask(places, segments, places, segments, causal, window)
+        runtime = ef.Runtime(attention_chunk=chunk)
+        whole = lambda q: jnp.where((segments > 0)[:, None, :, None], attend(q, mask, runtime), 0)
+        return whole(q), jax.grad(lambda q: jnp.sum(jnp.sin(whole(q))))(q)
+
+    def attend(q, mask, runtime):
+        return ef.nn.attend(q, k, v, mask, scale=0.3, bias=bias, runtime=runtime)[0]
+
+    for name, segments in rows.items():
+        segments = jnp.asarray(segments, jnp.int32)
+        for want, got in zip(run(segments, q, 2**24), run(segments, q, 1500), strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-5, err_msg=name)

@@ -4,6 +4,8 @@ The bounds are what XLA makes of them in jaxlib 0.10.2, and a tenth more. A chan
 slower on every machine, or has a reason that is said here with the new number.
 """
 
+import dataclasses
+import math
 import re
 from typing import NamedTuple
 
@@ -75,3 +77,21 @@ def test_is_no_more_than_it_was(programs, name):
     # Every array that is given up is written in place, but for scalars.
     given = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
     assert memory.alias_size_in_bytes >= 0.99 * given
+
+
+@pytest.mark.parametrize(("window", "widest", "temporary"), [(None, 2**22, 61_000_000), (256, 2**18, 6_600_000)])
+def test_long_contexts_have_no_square(window, widest, temporary):
+    """No array of as many entries as the sequence squared; with a window, none of its length times the window either."""
+    length = 4096
+    sizes = dict(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2
+    )
+    config = (ef.models.LlamaConfig if window is None else ef.models.MistralConfig)(vocab_size=64, **sizes)
+    if window is not None:
+        config = dataclasses.replace(config, sliding_window=window)
+    ids = jax.ShapeDtypeStruct((1, length), "int32")
+    last = jax.jit(lambda m, ids: ef.forward(m, ids, logits_to_keep=1).logits)
+    program = last.lower(ef.abstract(config), ids).compile()
+    shapes = [[int(n) for n in shape.split(",")] for shape in re.findall(r"\w+\[([\d,]+)\]", program.as_text())]
+    assert max(math.prod(shape) for shape in shapes) <= widest < length * length
+    assert program.memory_analysis().temp_size_in_bytes <= temporary

@@ -185,7 +185,7 @@ class Mask(eqx.Module):
     key_groups: jax.Array | None = None  # [s], or [b, s]: the group of each key
     everywhere: jax.Array | None = None  # [b, s], keys that no window hides from their own segment
 
-    def rows(self, start: jax.Array, size: int) -> Mask:
+    def rows(self, start: Any, size: int) -> Mask:
         """The mask of `size` queries from `start`."""
 
         def part(x: Any) -> Any:
@@ -198,6 +198,20 @@ class Mask(eqx.Module):
             query_blocks=part(self.query_blocks),
             query_sees=part(self.query_sees),
         )
+
+    def keys(self, start: Any, size: int) -> Mask:
+        """The mask of `size` keys from `start`."""
+
+        def part(x: Any) -> Any:
+            return None if x is None else jax.lax.dynamic_slice_in_dim(x, start, size, axis=x.ndim - 1)
+
+        names = ("key_slots", "key_segments", "key_blocks", "key_groups", "everywhere")
+        return dataclasses.replace(self, **{name: part(getattr(self, name)) for name in names})
+
+    def of_itself(self) -> bool:
+        """Whether the queries are the keys, column by column, and nothing but order, window and segments decides."""
+        more = (self.query_blocks, self.query_sees, self.everywhere)
+        return self.query_slots is self.key_slots and all(x is None for x in more)
 
     def padded(self, pad: int) -> Mask:
         """The mask with `pad` queries more, which see nothing but padding."""

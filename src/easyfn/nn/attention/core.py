@@ -14,7 +14,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ..cache.cache import Held, key_scores, value_sums
-from ..context import Runtime
+from ..context import Mask, Runtime
+from .slices import in_slices, in_window
 
 MASKED = -1e30  # finite: a row that sees nothing becomes uniform, never NaN
 
@@ -39,32 +40,34 @@ def attend_here(
     `mask` is a `Mask`, or what answers to the same methods: `rows`, `padded` and `visible`.
 
     When the score matrix has more than `runtime.attention_chunk` entries it is made in slices of queries, and again in
-    the backward pass, so memory grows with the number of keys only.
+    the backward pass, so memory grows with the number of keys only. Where queries see their own sequence, a slice is given
+    no keys that a window or the causal order hides from all of it.
     """
-    batch, heads, length, _ = q.shape
-    chunk = runtime.attention_chunk
-    size = batch * heads * length * k.shape[2]
+    length, chunk = q.shape[2], runtime.attention_chunk
+    size = q.shape[0] * q.shape[1] * length * k.shape[2]
     if size <= chunk or weights or length == 1:
         return _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, key)
 
-    rows = max(16, length * chunk // size)
-    count = -(-length // rows)
-    pad = count * rows - length
+    def exact(q: jax.Array, k: Held, v: Held, mask: Any, bias: jax.Array | None, at: Any) -> jax.Array:
+        part_key = None if key is None else jax.random.fold_in(key, at)
+        return _attend(q, k, v, mask, bias, scale, softcap, sinks, False, dropout_rate, part_key)[0]
 
-    @jax.checkpoint
-    def some(start: jax.Array) -> jax.Array:
-        part = lax.dynamic_slice_in_dim(padded_q, start, rows, axis=2)
-        part_bias = None if padded_bias is None else lax.dynamic_slice_in_dim(padded_bias, start, rows, axis=2)
-        part_mask = None if padded_mask is None else padded_mask.rows(start, rows)
-        part_key = None if key is None else jax.random.fold_in(key, start)
-        return _attend(part, k, v, part_mask, part_bias, scale, softcap, sinks, False, dropout_rate, part_key)[0]
-
-    padded_q = jnp.pad(q, ((0, 0), (0, 0), (0, pad), (0, 0)))
-    padded_bias = bias if bias is None or not pad else jnp.pad(bias, ((0, 0), (0, 0), (0, pad), (0, 0)))
-    padded_mask = None if mask is None else mask.padded(pad)
-    out = lax.map(some, jnp.arange(count) * rows)
-    out = jnp.moveaxis(out, 0, 2).reshape(batch, heads, count * rows, v.shape[-1])
-    return out[:, :, :length], None
+    own = isinstance(mask, Mask) and mask.of_itself()
+    if own and mask.window is not None and mask.window < length:
+        return in_window(exact, q, k, v, mask, bias, chunk), None
+    if not (own and mask.causal):
+        return in_slices(exact, q, k, v, mask, bias, chunk), None
+    # Of a causal square half is hidden: in four parts 5/8 of it are computed. XLA may hold scores of all parts at once.
+    count = min(4, -(-size // chunk))
+    step = -(-length // count)
+    parts = []
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        seen = mask.rows(start, stop - start).keys(0, stop)
+        cut = None if bias is None else bias[:, :, start:stop, :stop]
+        part = (q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], seen, cut)
+        parts.append(in_slices(exact, *part, chunk // count, start))
+    return jnp.concatenate(parts, axis=2), None
 
 
 def scores_of(
