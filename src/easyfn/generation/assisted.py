@@ -147,22 +147,33 @@ def propose(carry: Carry, keys: Any, data: Data, plan: Plan) -> tuple[Proposal, 
     two = jnp.take_along_axis(carry.ids, column, axis=1)  # the last but one was perhaps not run yet
     out = run_tokens(data.draft, jnp.maximum(two, 0), carry.draft, **plan.inputs)
 
-    def one(state: Any, i: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array | None]]:
-        ids, cache, memories, logits = state
+    def choose(
+        ids: Any, memories: Any, logits: jax.Array, i: jax.Array
+    ) -> tuple[Any, Any, jax.Array, jax.Array | None]:
         scores, memories = _rowwise(memories, ids, logits, carry.length + i, data, plan)
         if keys is None:
             token, q = jnp.argmax(scores, axis=-1).astype(jnp.int32), None
         else:
             draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, i), row)
             token, q = jax.vmap(draw)(keys, scores).astype(jnp.int32), jax.nn.softmax(scores, axis=-1)
-        ids = _put(ids, token[:, None], carry.length + i)
+        return _put(ids, token[:, None], carry.length + i), memories, token, q
+
+    def one(state: Any, i: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array | None]]:
+        ids, cache, memories, logits = state
+        ids, memories, token, q = choose(ids, memories, logits, i)
         out = run_tokens(data.draft, token[:, None], cache, **plan.inputs)
         return (ids, out.cache, memories, last(out).astype(jnp.float32)), (token, q)
 
     first = (carry.ids, out.cache, carry.memories, last(out).astype(jnp.float32))
-    (_, cache, _, _), (tokens, q) = jax.lax.scan(one, first, jnp.arange(plan.drafted, dtype=jnp.int32))
+    before = jnp.arange(plan.drafted - 1, dtype=jnp.int32)
+    (ids, cache, memories, logits), (tokens, q) = jax.lax.scan(one, first, before)
+    # The last one is not run: the next round begins with it where it is kept.
+    _, _, token, q_last = choose(ids, memories, logits, jnp.int32(plan.drafted - 1))
+    tokens = jnp.concatenate([tokens, token[None]])
+    if q_last is not None:
+        q = jnp.moveaxis(jnp.concatenate([q, q_last[None]]), 0, 1)
     full = jnp.full(carry.length.shape, plan.drafted, jnp.int32)
-    return Proposal(tokens.T, full, None if q is None else jnp.moveaxis(q, 0, 1)), cache
+    return Proposal(tokens.T, full, q), cache
 
 
 def look_up(carry: Carry, plan: Plan) -> Proposal:
