@@ -1,6 +1,6 @@
 """easyfn: any Hugging Face checkpoint as an immutable Equinox pytree, and everything you do to it a free function."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any as _Any
 
 from jax import P as P
 
@@ -153,7 +153,8 @@ if TYPE_CHECKING:
         reorder as reorder,
     )
     from .nn.adopt import adopt as adopt
-    from .planning import Hardware as Hardware, Plan as Plan, plan as plan
+    from .planning.hardware import Hardware as Hardware
+    from .planning.plan import Plan as Plan, plan as plan
     from .quant import (
         QuantConfig as QuantConfig,
         calibrate as calibrate,
@@ -227,6 +228,9 @@ if TYPE_CHECKING:
         saved_steps as saved_steps,
     )
     from .train.step import TrainState as TrainState, to_state as to_state, train_step as train_step
+
+    def __getattr__(name: str) -> _Any: ...  # rooms that are asked for by name, as `ef.serve`
+
 
 _teachers(_TEACHERS)
 _later(__name__)
