@@ -170,7 +170,7 @@ def propose(carry: Carry, keys: Any, data: Data, plan: Plan) -> tuple[Proposal, 
     # The last one is not run: the next round begins with it where it is kept.
     _, _, token, q_last = choose(ids, memories, logits, jnp.int32(plan.drafted - 1))
     tokens = jnp.concatenate([tokens, token[None]])
-    if q_last is not None:
+    if q is not None and q_last is not None:
         q = jnp.moveaxis(jnp.concatenate([q, q_last[None]]), 0, 1)
     full = jnp.full(carry.length.shape, plan.drafted, jnp.int32)
     return Proposal(tokens.T, full, q), cache
@@ -216,6 +216,8 @@ def _rowwise(
 
 def score(carry: Carry, ids: jax.Array, logits: Any, data: Data, plan: Plan) -> tuple[jax.Array, Any]:
     """Scores `(rows, drafted + 1, vocab)` after the processors, and their memories after each, `(drafted + 1, ...)`."""
+    if not join(*plan.processors, data.numbers):
+        return logits.astype(jnp.float32), carry.memories  # of none
     place = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
 
     def one(memories: Any, xs: tuple[jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, Any]]:
