@@ -36,6 +36,7 @@ TEACHERS: Mapping[str, tuple[str, ...]] = {
     "easyfn.nn.image_text.ImageText": ("easyfn.inputs.image",),
     "easyfn.nn.native_tower.NativeTower": ("easyfn.inputs.image",),
     "easyfn.nn.patch_tower.PatchTower": ("easyfn.inputs.image",),
+    "easyfn.nn.pixtral.PixtralTower": ("easyfn.inputs.image",),
     "easyfn.nn.seq2seq.Seq2Seq": ("easyfn.forward.seq2seq",),
     "easyfn.nn.seq2seq.Seq2SeqLM": ("easyfn.forward.seq2seq", "easyfn.tasks.seq2seq_lm"),
     "easyfn.nn.text_to_text.T5Encoder": ("easyfn.models.text_to_text",),
