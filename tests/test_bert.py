@@ -234,6 +234,15 @@ def test_real_sentence_embeddings():
     close = ours @ ours.T
     assert min(close[0, 1], close[2, 3]) > 0.4 > 0.2 > close[:2, 2:].max()
     assert ef.task(model) == "sentence-embedding"
+    long = "many words " * 200  # cut at 128 tokens, the last of which still ends the text
+    ids = AutoTokenizer.from_pretrained(path)([*SENTENCES, long], truncation=True, max_length=128, padding=True)
+    want = ef.forward(model, **{k: np.array(v) for k, v in ids.items()}).embeddings
+    for words in (ef.tokenizer(path), AutoTokenizer.from_pretrained(path)):
+        found = ef.embed(model, [*SENTENCES, long], tokenizer=words, length=128, batch_size=4)
+        np.testing.assert_allclose(found, want, atol=2e-6)
+    np.testing.assert_allclose(ef.embed(model, SENTENCES[0], tokenizer=words), want[0], atol=2e-6)
+    with pytest.raises(TypeError, match="task='sentence-embedding'"):
+        ef.embed(model.model, SENTENCES, tokenizer=words)
 
 
 def test_a_saved_sentence_embedding_is_a_sentence_transformers_folder(tmp_path, monkeypatch):

@@ -30,6 +30,16 @@ def model():
     return ef.init(CONFIG, key=KEY)
 
 
+def test_the_names_that_errors_tell_are_there():
+    import re
+
+    from easyfn.core.habits import ELSEWHERE, HABITS
+
+    texts = [*ELSEWHERE.values(), *(text for table in HABITS.values() for text in table.values())]
+    named = {name for text in texts for name in re.findall(r"\bef\.(\w+)", text)}
+    assert [name for name in sorted(named) if not hasattr(ef, name)] == []
+
+
 # --- a folder that is written can be loaded
 
 

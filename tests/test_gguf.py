@@ -483,3 +483,20 @@ def test_models_that_are_refused(tmp_path, small, key):
     with pytest.raises(ValueError, match="merge_lora"):
         ef.save(ef.apply_lora(model, key=key), out)
     assert not list(tmp_path.iterdir())
+
+
+def test_floats_are_rounded_to_blocks(tmp_path):
+    """As the gguf package rounds them; what is read back are those values, packed."""
+    from gguf import GGMLQuantizationType, quants
+
+    model = ef.load("examples/tiny", dtype="float32", progress=False)
+    weight = np.asarray(model.model.layers[0].mlp.up_proj.weight)
+    for kind in ("Q4_0", "Q4_1", "Q5_0", "Q8_0"):
+        path = ef.save_gguf(model, tmp_path / f"{kind}.gguf", kind=kind)
+        tensors = ef.read_gguf(path).tensors
+        assert tensors["blk.0.ffn_up.weight"].kind == kind and tensors["token_embd.weight"].kind == "Q8_0"
+        each = GGMLQuantizationType[kind]
+        want = quants.dequantize(quants.quantize(weight, each), each)
+        assert np.array_equal(ef.dense(ef.load(path).model.layers[0].mlp.up_proj.weight), want)
+    with pytest.raises(ValueError, match="kind is one of Q4_0"):
+        ef.save_gguf(model, tmp_path / "x.gguf", kind="Q4_K")

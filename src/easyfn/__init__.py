@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .data.pack import best_fit as best_fit, packed_row as packed_row, padded as padded
     from .engine.engine import Engine as Engine, EngineStats as EngineStats
     from .engine.request import EngineFull as EngineFull, Request as Request
+    from .evaluation.embed import embed as embed
     from .evaluation.harness import lm_eval_model as lm_eval_model
     from .evaluation.likelihood import (
         loglikelihoods as loglikelihoods,

@@ -87,13 +87,17 @@ def quantize(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     free(args.out, args.force, args.checkpoint, args.adapter)
+    if args.kind and not args.out.endswith(".gguf"):
+        raise Wrong(f"--kind is of a .gguf file, and {args.out} is a folder")
     import easyfn as ef
 
     model = _load(args)
     if args.adapter:
         model = ef.merge_lora(ef.load_adapter(model, args.adapter))
     if args.out.endswith(".gguf"):
-        ef.save_gguf(model, args.out, metadata=_tokenizer_metadata(args.checkpoint, model.config.vocab_size))
+        ef.save_gguf(
+            model, args.out, kind=args.kind, metadata=_tokenizer_metadata(args.checkpoint, model.config.vocab_size)
+        )
     else:
         ef.save(model, args.out, max_shard_size=args.max_shard_size)
         copy_texts(args.checkpoint, args.out)
@@ -168,6 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("out", help="a new folder, or file.gguf")
     p.add_argument("--adapter", help="a folder with a PEFT adapter, to be merged")
     p.add_argument("--max-shard-size", default="5GB", help="of a file")
+    p.add_argument("--kind", choices=["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"], help="of a .gguf: round matrices to it")
     dtype_option(p)
     p.add_argument("--force", action="store_true", help="put it in the place of what is there")
     p.set_defaults(run=convert)

@@ -10,12 +10,9 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .checked import count, dtype, method, port, share, whole
-
-if TYPE_CHECKING:
-    from easyfn.serve.door import Door
 
 
 def run(args: argparse.Namespace) -> None:
@@ -23,9 +20,9 @@ def run(args: argparse.Namespace) -> None:
     from .parts import extra
 
     uvicorn = extra("uvicorn", "serve")
-    from easyfn.serve.door import Door
+    import easyfn as ef
 
-    door, failed = Door(), list[BaseException]()
+    door, failed = ef.serve.Door(), list[BaseException]()
     config = uvicorn.Config(
         door, host=args.host, port=args.port, timeout_graceful_shutdown=args.shutdown_timeout, ws="none"
     )
@@ -70,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     sys.exit(code)
 
 
-def _prepare(args: argparse.Namespace, door: Door, address: str) -> None:
+def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
     """Loads, compiles, and opens the door."""
     import easyfn as ef
 

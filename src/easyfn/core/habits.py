@@ -153,6 +153,7 @@ ELSEWHERE = {
     "create_train_state": "ef.to_state(model, optimizer)",
     "state_dict": "ef.to_state_dict(model), or ef.params(model)",
     "load_state_dict": "ef.from_state_dict(config, tensors), or ef.with_params(model, params)",
+    "SentenceTransformer": "ef.load(path), and ef.embed(model, texts, tokenizer=ef.tokenizer(path))",
     "num_parameters": "ef.num_params(model)",
 }
 

@@ -1,7 +1,8 @@
 """An OpenAI-compatible server on an engine: `app` for your own server, `python -m easyfn serve` for one of its own.
 
 `body`, `messages` and `asked` read what a client wants; `service` is what the server knows of its model;
-`job` brings the engine's tokens to the client, `text` as text and `replies` as JSON; `app` is the application.
+`job` brings the engine's tokens to the client, `text` as text and `replies` as JSON; `app` is the application,
+`door` answers before there is one.
 """
 
 try:
@@ -12,3 +13,4 @@ except ImportError as error:
 from ..io.template import ChatTemplate as ChatTemplate
 from ..io.tokenizer import chat_template as chat_template
 from .app import app as app
+from .door import Door as Door

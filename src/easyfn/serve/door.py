@@ -18,6 +18,14 @@ class Door:
 
     `stage` is what `/health` says meanwhile, with status 503, as everything else does. `open` lets requests through, and
     closes the engine when the server ends.
+
+    ```python
+    import easyfn as ef
+    from starlette.testclient import TestClient
+    door = ef.serve.Door()
+    with TestClient(door) as client:
+        assert client.get("/health").json() == {"status": "loading"}
+    ```
     """
 
     def __init__(self) -> None:

@@ -31,6 +31,7 @@ FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15,
     "Q5_K": 17, "Q6_K": 18, "BF16": 32,
 }  # fmt: skip
+ROUNDED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # what the gguf package rounds floats to
 # Fields of configs that matter in training only, or say what others say.
 _IDLE = frozenset(
     """extra generation num_labels router_aux_loss_coef router_jitter_noise initializer_range initializer_factor
@@ -39,7 +40,9 @@ _IDLE = frozenset(
 )
 
 
-def save_gguf(model: Any, path: Any, *, dtype: Any = None, metadata: Mapping[str, Any] | None = None) -> Path:
+def save_gguf(
+    model: Any, path: Any, *, dtype: Any = None, kind: str | None = None, metadata: Mapping[str, Any] | None = None
+) -> Path:
     """Writes a language model as one `.gguf` file (extra `gguf`).
 
     **Arguments**
@@ -47,6 +50,8 @@ def save_gguf(model: Any, path: Any, *, dtype: Any = None, metadata: Mapping[str
     - `path`: of the file.
     - `dtype`: of the plain matrices: float32, float16 or bfloat16; `None` keeps each array's own. Vectors are written in
       float32, as llama.cpp wants them.
+    - `kind`: Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0: what plain matrices are rounded to, by llama.cpp's own rule. Below 8 bits embedding
+      and head are Q8_0, and rows that no block divides stay as they are.
     - `metadata`: more keys, or other values: the tokenizer that llama.cpp needs (`tokenizer.ggml.tokens`, ...; those of
       another file: `ef.read_gguf(file).metadata`), `general.name`, ... A value of `None` leaves a key out.
 
@@ -74,15 +79,17 @@ def save_gguf(model: Any, path: Any, *, dtype: Any = None, metadata: Mapping[str
     floats = None if dtype is None else float_dtype(dtype)
     if floats is not None and floats not in FLOATS.values():
         raise ValueError(f"save: a .gguf file has no {floats}; write {', '.join(str(d) for d in FLOATS.values())}")
+    if kind is not None and kind not in ROUNDED:
+        raise ValueError(f"save: kind is one of {', '.join(ROUNDED)}, not {kind!r}")
     package()
     said, extra = config_metadata(model.config)
     plan = {name: Written("F32", value.shape, value.nbytes) for name, value in extra.items()}
     # Twice: once for what the header says, once for the bytes, so that one array at a time is in the host's memory.
-    plan |= {name: written for name, written, _ in _tensors(model, floats)}
+    plan |= {name: written for name, written, _ in _tensors(model, floats, kind)}
     _check(model.config, said, extra, plan)
     counts: Counter[str] = Counter()
-    for kind, shape, _ in plan.values():
-        counts[kind] += int(np.prod(shape)) if len(shape) > 1 else 0
+    for each, shape, _ in plan.values():
+        counts[each] += int(np.prod(shape)) if len(shape) > 1 else 0
     target = Path(path).expanduser()
     keys = {
         **said,
@@ -95,7 +102,7 @@ def save_gguf(model: Any, path: Any, *, dtype: Any = None, metadata: Mapping[str
 
     def arrays() -> Iterator[np.ndarray]:
         yield from extra.values()
-        for _, _, array in _tensors(model, floats):
+        for _, _, array in _tensors(model, floats, kind):
             yield array
 
     with beside(target, "save") as folder:
@@ -105,7 +112,7 @@ def save_gguf(model: Any, path: Any, *, dtype: Any = None, metadata: Mapping[str
     return target
 
 
-def _tensors(model: Any, floats: Any) -> Iterator[tuple[str, Written, np.ndarray]]:
+def _tensors(model: Any, floats: Any, rounded: str | None) -> Iterator[tuple[str, Written, np.ndarray]]:
     """Every tensor of the file to be, by its name: what the header says of it, and its bytes."""
     disk, config = disk_format("gguf"), model.config
     names = rules(build(config, task(model)), strict=True)
@@ -122,6 +129,8 @@ def _tensors(model: Any, floats: Any) -> Iterator[tuple[str, Written, np.ndarray
             if kind:
                 _, block, nbytes = KINDS[kind]
                 shape = (*value.shape[:-1], value.shape[-1] // nbytes * block)
+            elif kind := _rounded_kind(name, value, rounded):
+                value, shape = _round(value, kind), value.shape
             else:
                 value, shape = _plain(name, value, floats), value.shape
                 kind = next(k for k, d in FLOATS.items() if d == value.dtype)
@@ -129,15 +138,19 @@ def _tensors(model: Any, floats: Any) -> Iterator[tuple[str, Written, np.ndarray
 
 
 def _plain(name: str, value: np.ndarray, floats: Any) -> np.ndarray:
-    """In the dtype of the file: vectors, positions, routers and what belongs to states in float32, as llama.cpp has it."""
-    small = value.ndim < 2 or any(
-        part in name for part in ("position_embd", "token_types", "ffn_gate_inp.", "ssm_conv1d")
-    )
-    small = small or name.endswith(("ssm_a", "ssm_d", "ssm_norm.weight"))
-    wanted = np.dtype(np.float32) if small else np.dtype(floats or value.dtype)
+    """In the dtype of the file."""
+    wanted = np.dtype(np.float32) if _stays(name, value) else np.dtype(floats or value.dtype)
     if wanted not in FLOATS.values() or not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(f"save: {name} holds {value.dtype}, which a .gguf file has not")
     return value.astype(wanted)
+
+
+def _stays(name: str, value: np.ndarray) -> bool:
+    """Vectors, positions, routers and what belongs to states: float32, as llama.cpp has it."""
+    small = value.ndim < 2 or any(
+        part in name for part in ("position_embd", "token_types", "ffn_gate_inp.", "ssm_conv1d")
+    )
+    return small or name.endswith(("ssm_a", "ssm_d", "ssm_norm.weight"))
 
 
 def _check(config: Any, said: Mapping[str, Any], extra: Mapping[str, Any], plan: Mapping[str, Written]) -> None:
@@ -170,3 +183,16 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(_same, a, b))
     return bool(a == b)
+
+
+def _rounded_kind(name: str, value: np.ndarray, wanted: str | None) -> str:
+    """The kind of blocks that a plain matrix is rounded to, or none."""
+    if wanted is None or _stays(name, value) or value.shape[-1] % KINDS[wanted][1]:
+        return ""
+    return "Q8_0" if name in ("token_embd.weight", "output.weight") else wanted
+
+
+def _round(value: np.ndarray, kind: str) -> np.ndarray:
+    from gguf import GGMLQuantizationType, quants
+
+    return quants.quantize(value.astype(np.float32), GGMLQuantizationType[kind])

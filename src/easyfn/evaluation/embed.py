@@ -1,0 +1,93 @@
+"""Texts as vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..forward.forward import forward
+from ..tasks.task import task
+
+
+def embed(
+    model: Any, texts: str | Sequence[str], *, tokenizer: Any, batch_size: int = 32, length: int | None = None
+) -> np.ndarray:
+    """One vector for each text, `(texts, embed)` in float32; for one string one vector. As sentence-transformers' `encode`.
+
+    - `model`: of the task `"sentence-embedding"`: what `ef.load` makes of a sentence-transformers checkpoint.
+    - `tokenizer`: of [`easyfn.tokenizer`][], or of transformers.
+    - `length`: tokens that a text is cut to, the special ones among them: by default the tokenizer's own limit, else the
+      model's. sentence-transformers cuts at `max_seq_length` of `sentence_bert_config.json`.
+    - Texts are sorted by length and padded to widths that double, so that a few programs serve all.
+
+    ```python
+    import easyfn as ef, jax
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    tokenizer = Tokenizer(models.WordLevel({"?": 0, "a": 1, "b": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    config = ef.models.BertConfig(vocab_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=32)
+    model = ef.init(config, task="sentence-embedding", key=jax.random.key(0))
+    vectors = ef.embed(model, ["a b", "b"], tokenizer=tokenizer)
+    assert vectors.shape == (2, 32)
+    ```
+    """
+    if task(model) != "sentence-embedding":
+        raise TypeError(
+            f"ef.embed reads texts with a model of the task 'sentence-embedding', and this one's is {task(model)!r}: "
+            "ef.load(path, task='sentence-embedding')"
+        )
+    one = isinstance(texts, str)
+    own, limit = _cutter(tokenizer, length, model)
+    rows = [_ids(own, text, limit) for text in ([texts] if one else texts)]
+    order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
+    found: list[Any] = [None] * len(rows)
+    for start in range(0, len(rows), batch_size):
+        part = order[start : start + batch_size]
+        size = min(batch_size, 1 << (len(part) - 1).bit_length())
+        width = max(8, 1 << (max(len(rows[n]) for n in part) - 1).bit_length())
+        width = min(width, getattr(model.config, "max_position_embeddings", None) or width)
+        ids, mask = np.zeros((2, size, width), np.int32)
+        mask[len(part) :, 0] = 1
+        for place, n in enumerate(part):
+            ids[place, : len(rows[n])], mask[place, : len(rows[n])] = rows[n], 1
+        vectors = np.asarray(_vectors(model, ids, mask))
+        for place, n in enumerate(part):
+            found[n] = vectors[place]
+    if one:
+        return found[0]
+    return np.stack(found) if found else np.zeros((0, model.config.hidden_size), np.float32)
+
+
+@jax.jit
+def _vectors(model: Any, ids: Any, mask: Any) -> Any:
+    return forward(model, ids, attention_mask=mask).embeddings
+
+
+def _cutter(tokenizer: Any, length: int | None, model: Any) -> tuple[Any, int | None]:
+    """A tokenizer that neither cuts nor pads, beside the caller's own, and where to cut."""
+    limits = [length, getattr(model.config, "max_position_embeddings", None)]
+    if hasattr(tokenizer, "no_truncation"):
+        limits.insert(1, (tokenizer.truncation or {}).get("max_length"))
+        tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+    return tokenizer, next((limit for limit in limits if limit), None)
+
+
+def _ids(tokenizer: Any, text: str, limit: int | None) -> list[int]:
+    """The tokens of a text, cut so that the special ones stay."""
+    found = tokenizer.encode(text)
+    if hasattr(found, "ids"):
+        ids, special = found.ids, found.special_tokens_mask
+    else:
+        ids = list(found)
+        special = tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)
+    if not ids:
+        raise ValueError(f"ef.embed: the tokenizer makes no token of {text!r}")
+    if limit is None or len(ids) <= limit:
+        return ids
+    behind = next(n for n, mark in enumerate(reversed(special)) if not mark)  # special tokens at the end
+    return ids[: limit - behind] + ids[len(ids) - behind :]
