@@ -127,3 +127,20 @@ def test_beams_and_rows(name):
         )
     got = ef.generate(model, ids, **inputs, max_new_tokens=4, num_beams=2, eos_token_id=None)
     assert np.array_equal(got.sequences[:, -4:], want[:, -4:].numpy())
+
+
+def test_tiles_are_chosen_as_the_processor_chooses():
+    """It rounds quotients to 64 bits: of some images it counts one row of pixels less than they have."""
+    from transformers.image_processing_utils import select_best_resolution
+
+    from easyfn.nn.packing import AnyResolution
+
+    resolutions = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+    pack = AnyResolution(8, resolutions, tile=336, side=24)
+    odd = np.array([[622, 1243], [630, 1259], [1043, 2085], [1082, 2163], [1243, 622], [49, 98], [336, 672]])
+    sizes = np.concatenate([odd, np.random.RandomState(0).randint(1, 3000, (500, 2))])
+    rows, columns = pack.grid(jax.numpy.asarray(sizes, "int32"))
+    ours = np.stack([np.asarray(rows), np.asarray(columns)], axis=1) * 336
+    np.testing.assert_array_equal(
+        ours, [select_best_resolution(tuple(size), list(resolutions)) for size in sizes.tolist()]
+    )

@@ -18,6 +18,25 @@ from .grid_vision import patches
 from .linear import declare
 
 
+def scaled(number: jax.Array, size: jax.Array, of: jax.Array) -> jax.Array:
+    """`int(number * (size / of))` as Python computes it in 64-bit floats, for integers up to 32767.
+
+    Where the exact result is an integer and the quotient was rounded down, that may be one less: image processors
+    choose the tiles of an image by it.
+    """
+    exact = number * size // of
+    power = lambda n: 31 - jax.lax.clz(n)  # of the highest bit
+    more = power(size) - power(of)
+    less = jnp.where(more >= 0, size < of << jnp.maximum(more, 0), size << jnp.maximum(-more, 0) < of)
+    shift = 52 - more + less  # the 53 bits of the quotient are those of 2**shift * size / of
+    double = lambda i, rest: jnp.where(i < shift, rest * 2 % of, rest)
+    rest = jax.lax.fori_loop(0, 72, double, jnp.broadcast_to(size % of, exact.shape))
+    # The product lacks rest * number / of / 2**shift. It rounds to the float below the integer if that is more than half a step.
+    half = shift + power(jnp.maximum(exact - 1, 1)) - 53
+    lost = (number * size % of == 0) & (rest * 2 < of) & (rest * number > of * 2.0**half)
+    return exact - lost
+
+
 class AnyResolution(eqx.Module):
     """LLaVA-NeXT's: an image small as a whole, and then large in tiles, without the padding of its tiles, `image_newline`
     behind each row (Liu et al. 2024, "LLaVA-NeXT").
@@ -43,9 +62,8 @@ class AnyResolution(eqx.Module):
         height, width = image_sizes[:, :1], image_sizes[:, 1:]
         high, wide = (jnp.asarray(np.array(self.resolutions).T[i])[None] for i in (0, 1))
         narrow = wide * height <= high * width  # the width is what limits
-        across = jnp.where(narrow, wide, width * high // height)
-        down = jnp.where(narrow, height * wide // width, high)
-        kept = jnp.minimum(across * down, height * width)
+        limit, of, other = (jnp.where(narrow, *both) for both in ((wide, high), (width, height), (height, width)))
+        kept = jnp.minimum(scaled(of, limit, of) * scaled(other, limit, of), height * width)
         wasted = jnp.where(kept == jnp.max(kept, axis=1, keepdims=True), high * wide - kept, np.iinfo(np.int32).max)
         best = jnp.argmin(wasted, axis=1)
         return high[0][best] // self.tile, wide[0][best] // self.tile
