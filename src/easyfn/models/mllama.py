@@ -65,6 +65,7 @@ class MllamaTextConfig(LlamaFields):
     """The keys of Llama 3.2 Vision's `text_config`."""
 
     model_type: ClassVar[str] = "mllama_text_model"
+    unsaid: ClassVar[tuple[str, ...]] = ("attention_dropout",)
     vocab_size: Size = 128256
     hidden_size: Size = 4096
     intermediate_size: Size = 14336

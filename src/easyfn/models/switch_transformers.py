@@ -14,6 +14,7 @@ from ..config.fields import Size
 from ..names.rules import experts, rename
 from ..nn import T5MLP, Context, Linear, PlainExperts, experts_per_token
 from .text_to_text import T5Fields, text_to_text_family
+from .translation import one_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,7 @@ text_to_text_family(
     SwitchTransformersConfig,
     scale=lambda c: c.tie_word_embeddings,
     mlps=switch_mlp,
+    settle=one_table,
     layers=[
         experts(f"{_OURS}.experts.up_proj", f"{_THEIRS}.experts.expert_{{e}}.wi.weight"),
         experts(f"{_OURS}.experts.down_proj", f"{_THEIRS}.experts.expert_{{e}}.wo.weight"),
