@@ -5,15 +5,18 @@
 
 The facts come from the code: the file of a family, its first line of documentation, its tasks. What is measured comes from
 the reference cases of `tests/families` and is kept in `docs/families.json`: the largest difference to transformers, in
-float32, of a forward pass with padding and of ten steps of cached decoding, and the root mean square difference of the
-bfloat16 logits over that of transformers' own.
+float32, of a forward pass with padding and of ten steps of cached decoding; the root mean square difference of the
+bfloat16 logits over that of transformers' own; and the keys of its config that are refused at other values than those
+implemented, as the checks of the config name them.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,13 @@ HEAD = """# Families
 
 Written by `python benchmarks/families.py`; a test fails when it is out of date. Each family is one file of `easyfn/models`, found
 by its name. Differences are to transformers {transformers} in float32, the largest over a small random model with awkward
-settings: of a forward pass with rows padded on both sides, and of the logits of ten tokens decoded with a cache. `bfloat16`: how
-far rounding moves our logits, over how far it moves transformers'. A dash: not measured, or nothing to measure.
+settings: of a forward pass with rows padded on both sides, and of the logits of ten tokens decoded with a cache after rows padded
+on the left. `bfloat16`: how far rounding moves our logits over how far it moves transformers'. *Refused*: keys of its config that
+are implemented for some values alone (another value, and a key that the family does not know, is refused by name). A dash: not
+measured, or nothing to measure.
 
-| model type | what | tasks | lines | forward | decode | bfloat16 |
-|---|---|---|---|---|---|---|
+| model type | what | tasks | lines | forward | decode | bfloat16 | refused |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -60,6 +65,7 @@ def page() -> str:
         seen = measured.get(model_type, {})
         numbers = [f"{seen[k]:.0e}" if k in seen else "—" for k in ("forward", "decode")]
         numbers.append(f"{seen['bfloat16']:.2f}" if "bfloat16" in seen else "—")
+        numbers.append(", ".join(f"`{key}`" for key in seen.get("refused", [])) or "—")
         lines.append(
             f"| `{model_type}` | {fact['what']} | {fact['tasks']} | {fact['lines']} | " + " | ".join(numbers) + " |"
         )
@@ -84,61 +90,129 @@ def readme() -> str:
 
 
 def measure(only: list[str]) -> None:
-    """Fills docs/families.json from the reference cases."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    import jax.numpy as jnp
-    import numpy as np
+    """Fills docs/families.json from the reference cases; a family that cannot be measured is said, and the others go on."""
+    flags = "--xla_backend_optimization_level=0"  # each program runs once, as in tests/conftest.py
+    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    # not of benchmarks, whose families.py is this file
+    sys.path[:] = [str(ROOT / "tests"), *(p for p in sys.path if Path(p).resolve() != ROOT / "benchmarks")]
+    import jax
     import torch
     import transformers
 
-    import easyfn as ef
-    from cases import CASES, VOCAB, names
-    from test_families import ANSWERS, forward, given, torch_inputs
+    from cases import CASES, IMAGES, names
 
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
     held = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
     held["transformers"] = transformers.__version__
-    for name in names(variant=False):
-        case = CASES[name]
+    for turn, name in enumerate([*names(variant=False), *(n for n, case in IMAGES.items() if not case.variant)]):
+        case = (CASES | IMAGES)[name]
         model_type = case.torch().config.model_type
         if only and model_type not in only:
             continue
+        try:
+            row = differences(case) | {"refused": refused(case)}
+        except Exception as error:
+            print(model_type, f"FAILED {type(error).__name__}: {error}", flush=True)
+            continue
+        held[model_type] = row
+        print(model_type, row, flush=True)
+        MEASURED.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
+        if turn % 20 == 19:  # every family has programs of its own
+            jax.clear_caches()
+
+
+def differences(case: Any) -> dict[str, Any]:
+    """The largest differences of a case to transformers: forward, bfloat16, and decoding where it generates from text."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import torch
+
+    import easyfn as ef
+    from cases import IMAGES
+    from test_families import ANSWERS, given, torch_inputs
+
+    module, row = case.torch(), {}
+    if case.name in IMAGES and case.inputs is None:
+        drawn = ef.sample_inputs(case.model(), 2, 9, key=jax.random.key(0))
+        inputs, mask = {k: np.asarray(v) for k, v in drawn.items()}, None
+    else:
         inputs, mask = given(case)
-        module, row = case.torch(), {}
-        with torch.no_grad():
-            want = module(**torch_inputs(module, inputs))
-        answer = next(k for k in ANSWERS if k in want)
-        exact = want[answer].float().numpy()
-        real = slice(None) if mask is None or exact.shape[:2] != mask.shape else mask > 0
+    told = torch_inputs(module, inputs)
+    with torch.no_grad():
+        want = module(**told)
+    known = {**ANSWERS, **{k: k for k in ("logits_per_image", "image_embeds", "encoder_last_hidden_state")}}
+    answer = next(k for k in known if k in want)
+    exact = want[answer].float().numpy()
+    real = slice(None) if mask is None or exact.shape[:2] != mask.shape else mask > 0
+    forward = jax.jit(lambda model, inputs: ef.forward(model, **inputs))
 
-        def off(model: Any, inputs: Any = inputs, answer: str = answer, exact: Any = exact, real: Any = real) -> Any:
-            got = np.asarray(getattr(forward(model, inputs), ANSWERS[answer]), np.float32)
-            return np.abs(got - exact)[real]
+    def off(model: Any) -> Any:
+        return np.abs(np.asarray(getattr(forward(model, inputs), known[answer]), np.float32) - exact)[real]
 
-        row["forward"] = float(off(case.model()).max())
-        low = case.make().to(torch.bfloat16)
-        cast = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in torch_inputs(low, inputs).items()}
+    row["forward"] = float(off(case.model()).max())
+    low = case.make().to(torch.bfloat16)
+    cast = {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in told.items()}
+    try:
         with torch.no_grad():
             theirs = np.abs(low(**cast)[answer].float().numpy() - exact)[real]
         ours = off(ef.cast(case.model(), jnp.bfloat16))
         row["bfloat16"] = float(np.sqrt((ours**2).mean() / (theirs**2).mean()))
-        if case.generates and case.inputs is None:
-            ids = np.random.RandomState(3).randint(3, VOCAB, (3, 11))
-            options = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
-            options |= {"output_logits": True, "return_dict_in_generate": True}
-            with torch.no_grad():
-                made = module.generate(
-                    torch.tensor(ids),
-                    attention_mask=torch.ones(3, 11, dtype=torch.long),
-                    use_cache=not case.encoder_decoder,
-                    **options,
-                )
-            logits = ef.generate(case.model(), ids, **options).logits
-            row["decode"] = float(
-                max(np.abs(np.asarray(a) - b.numpy()).max() for a, b in zip(logits, made.logits, strict=True))
-            )
-        held[model_type] = row
-        print(model_type, row, flush=True)
-        MEASURED.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
+    except RuntimeError as error:  # which the reference does not run in bfloat16
+        print(case.name, "bfloat16:", error, flush=True)
+    if case.generates and case.inputs is None:
+        row["decode"] = decoded(case)
+    return row
+
+
+def decoded(case: Any) -> float:
+    """The largest difference of the logits of ten greedy tokens after rows padded on the left, as long as all tokens agree."""
+    import numpy as np
+    import torch
+
+    import easyfn as ef
+    from cases import VOCAB
+
+    ids = np.random.RandomState(3).randint(3, VOCAB, (3, 11))
+    mask = np.ones_like(ids)
+    mask[1, :2] = mask[2, :4] = 0
+    ids = np.where(mask > 0, ids, 0)
+    if case.encoder_decoder:  # encoders count places
+        ids, mask = ids[:, ::-1].copy(), mask[:, ::-1].copy()
+    options: dict[str, Any] = {"max_new_tokens": 10, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
+    options |= {"repetition_penalty": 1.3, "output_logits": True, "return_dict_in_generate": True}  # no token for ever
+    with torch.no_grad():
+        made = case.torch().generate(
+            torch.tensor(ids), attention_mask=torch.tensor(mask), use_cache=not case.encoder_decoder, **options
+        )
+    model = ef.from_torch(case.torch()) if case.encoder_decoder else case.model()
+    ours = ef.generate(model, ids, attention_mask=mask, **options)
+    np.testing.assert_array_equal(np.asarray(ours.sequences), made.sequences.numpy())
+    return float(max(np.abs(np.asarray(a) - b.numpy()).max() for a, b in zip(ours.logits, made.logits, strict=True)))
+
+
+def refused(case: Any) -> list[str]:
+    """The keys that the family's config checks for the only values it has, seen while it reads the case's `config.json`."""
+    from easyfn.config import config
+    from easyfn.registry.family import family_of
+
+    found: dict[str, None] = {}
+
+    def watch(frame: Any, event: str, arg: Any) -> None:
+        if event == "call" and frame.f_code is config.only.__code__:
+            found[frame.f_locals["key"]] = None
+
+    hf = case.torch()
+    known = family_of(hf.config.model_type)
+    sys.setprofile(watch)
+    try:
+        config.read(known.config, {**hf.config.to_dict(), "architectures": [type(hf).__name__]}, known.ignore)
+    finally:
+        sys.setprofile(None)
+    return sorted(found)
 
 
 def main() -> None:
