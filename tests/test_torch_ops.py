@@ -78,7 +78,9 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(
-    "op", [A.add.Tensor, A.mul.Tensor, A.maximum.default, A.eq.Tensor, A.lt.Tensor, A.div.Tensor], ids=str
+    "op",
+    [A.add.Tensor, A.mul.Tensor, A.maximum.default, A.max.other, A.min.other, A.eq.Tensor, A.lt.Tensor, A.div.Tensor],
+    ids=str,
 )
 def test_two_arguments_promote_as_in_torch(op):
     for x, y in PAIRS:
@@ -298,6 +300,9 @@ def test_products_and_attention():
     check(A.addmm.default, t(3), t(2, 4), t(4, 3), beta=2, alpha=3)
     check(A.linear.default, t(2, 3, 4), t(5, 4), t(5))
     check(A.linear.default, t(4), t(5, 4))
+    for x, y in [(t(4), t(4)), (t(2, 4), t(4)), (t(4), t(4, 3)), (t(3, 1, 2, 4), t(2, 4, 5)), (t(0, 4), t(4, 3))]:
+        check(A.matmul.default, x, y)
+    check(A.to.device, t(2, dtype=I), "cpu", F)
 
 
 @pytest.mark.parametrize("groups,stride,padding,dilation", [(1, 1, 0, 1), (2, 2, 1, 2)])
@@ -344,6 +349,15 @@ def test_norms_pools_and_resizing():
         check(A.upsample_bicubic2d.vec, x, [9, 4], corners, None)
     check(A.upsample_nearest2d.vec, x, None, [2.0, 1.5])
     check(A.grid_sampler_2d.default, x, t(2, 3, 3, 2) / 3, 0, 0, False)
+
+
+@pytest.mark.parametrize("sizes", [[2, 0, 3], [0, 0, 5], [5, 0, 0]])
+def test_rows_of_experts(sizes):
+    x, w = t(5, 4), t(3, 6, 4)
+    ends = np.cumsum(sizes)
+    wanted = torch.cat([x[e - n : e] @ w[i].T for i, (n, e) in enumerate(zip(sizes, ends, strict=True))])
+    run = ef.torch_op["easyfn.grouped_linear.default"].function
+    same(wanted, run(*(jax.numpy.asarray(v) for v in (x.numpy(), w.numpy(), ends))))
 
 
 def test_what_depends_on_values_is_refused_in_words():

@@ -219,6 +219,67 @@ def test_a_damaged_program_is_refused_by_place(reader, tmp_path, damage):
     assert words in str(caught.value)
 
 
+class Writes(nn.Module):
+    """Writes into arrays: into new ones, in front of and behind views of them, and through a view."""
+
+    def __init__(self, view):
+        super().__init__()
+        self.view = view
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        y = self.fc(x)
+        y += 1.5
+        z = y.relu()
+        y *= 2
+        n = torch.arange(x.shape[0])
+        n.mul_(3).add_(n)
+        w = torch.where(x > 0, n[:, None], 7)
+        w.clamp_(max=5)
+        part = y[:, 1:]
+        if self.view:
+            y[:, 0] = 9.0
+            part.add_(1)
+        dropped = nn.functional.dropout(z, 0.5, self.training)  # in eval mode the array itself
+        z.add_(w)
+        return y, z, part, n, dropped
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_what_writes_into_arrays_is_the_same_without_writing(view):
+    module = Writes(view).eval()
+    model = ef.from_torch(module, (torch.ones(3, 4),))
+    assert not any(node.op.split(".")[1].endswith("_") for node in model.config.graph.nodes)
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    with torch.no_grad():
+        wanted = module(torch.tensor(x))
+    for a, b in zip(ef.forward(model, x), wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+class Simple(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x):
+        y = x @ self.weight
+        y += 1
+        return y.softmax(-1)
+
+
+def test_a_graph_of_known_operators_is_not_taken_apart(monkeypatch):
+    """Taking it apart traces the module again. A matrix that a product reaches from the right is a linear weight."""
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", lambda *_: pytest.fail("taken apart"))
+    module = Simple()
+    model = ef.from_torch(module, (torch.ones(3, 4),))
+    assert ef.params(model)["weight"].shape == (6, 4)
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    np.testing.assert_allclose(ef.forward(model, x), module(torch.tensor(x)).detach(), atol=1e-6)
+    assert ef.has_lora(ef.apply_lora(model, "all-linear", rank=2, key=jax.random.key(0)))
+
+
 def test_a_program_is_copied_and_pickled():
     model = ef.from_torch(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh()), (torch.ones(3, 4),))
     for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

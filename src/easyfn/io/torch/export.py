@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..dtypes import to_numpy
+from .decompose import INLINED, drop_dropout, is_plain
+from .experts import operators
 from .graph import DType, Graph, Input, Node, Ref, missing_operators
 from .ops import torch_op
 from .prepare import example_dict, prepared
@@ -48,16 +50,18 @@ def export(module: Any, example_inputs: Any, *, dynamic: Any = None) -> tuple[Gr
             structure[:] = [_structure(self.module(**named, **fixed), found, torch)]
             return tuple(found)
 
-    hold = stop_gradient(torch)
+    hold = operators(torch).stop_gradient.default  # decomposing makes of `detach` an `alias`, and of `no_grad` nothing
     with prepared(module, fixed):
         program = _export(torch, Whole(), tensors, dynamic)
-    table = torch.export.default_decompositions()
-    for overload in list(table):
-        if KEPT.fullmatch(str(overload)):
-            table.pop(overload)
+    drop_dropout(torch, program.graph_module)
     _mark_detached(torch, program.graph_module, hold)
-    with _quiet(torch):
-        program = program.run_decompositions(table)
+    if not is_plain(torch, program.graph_module, operator_name):
+        table = torch.export.default_decompositions()
+        for overload in list(table):
+            if KEPT.fullmatch(str(overload)):
+                table.pop(overload)
+        with _quiet(torch):
+            program = program.run_decompositions(table)
     return _graph(torch, module, program, structure[0], list(tensors))
 
 
@@ -88,18 +92,6 @@ def _export(torch: Any, whole: Any, tensors: Mapping[str, Any], dynamic: Any) ->
 def default_axes(tensor: Any) -> tuple[int, ...]:
     """The sizes that may change if the module lets them: the batch, and of sequences everything; of images, the batch."""
     return tuple(range(tensor.ndim if tensor.ndim < 4 else 1))
-
-
-_library: list[Any] = []
-
-
-def stop_gradient(torch: Any) -> Any:
-    """An operator for where gradients stop: decomposing makes of `detach` an `alias`, and of `no_grad` nothing."""
-    if not _library:
-        _library.append(torch.library.Library("easyfn", "FRAGMENT"))
-        _library[0].define("stop_gradient(Tensor x) -> Tensor")
-        _library[0].impl("stop_gradient", lambda x: x.clone(), "CompositeExplicitAutograd")
-    return torch.ops.easyfn.stop_gradient.default
 
 
 def _mark_detached(torch: Any, module: Any, hold: Any) -> None:
@@ -270,7 +262,7 @@ class _Builder:
 
     def call(self, node: Any) -> Any:
         name = operator_name(self.torch, node.target)
-        if name in ("higher_order.wrap_with_set_grad_enabled", "higher_order.wrap_with_autocast"):
+        if name in INLINED:
             skip = 1 if name.endswith("enabled") else 4
             inner, *passed = [self.value(a) for a in node.args[skip:]]
             places = [n for n in inner.graph.nodes if n.op == "placeholder"]

@@ -25,7 +25,7 @@ DTYPES = frozenset(
     """bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 bfloat16 float32 float64 complex64
     complex128""".split()  # noqa: SIM905
 )
-ROLES = frozenset(["linear", "head", "embedding", "conv", "bias", "norm", "other", "buffer"])
+ROLES = frozenset(["linear", "head", "embedding", "conv", "bias", "norm", "experts", "other", "buffer"])
 
 
 class BadProgram(ValueError):

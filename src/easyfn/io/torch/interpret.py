@@ -20,6 +20,7 @@ from ...nn.output import Output
 from ...registry.family import Family
 from .graph import DType, Graph, Node, Ref, WeightOf, computed_dtype, missing_operators
 from .ops import Turned, as_dense, torch_op
+from .roles import slot_of
 
 AGAIN = frozenset(["architectures", "dtype", "torch_dtype"])  # of `config.json`: what `save` says anew
 NO_FAMILY = "torch"  # the model_type of a module that has no config of its own
@@ -172,18 +173,6 @@ def _(part: Part | Program) -> dict[str, Slot]:
 
 
 # ---- the tree of a graph
-
-
-def slot_of(weight: WeightOf) -> Slot:
-    """What verbs need to know of a weight. The wide axis of a linear weight is the one that tensor parallelism splits."""
-    shape = weight.shape[::-1] if weight.turned else weight.shape
-    if weight.role in ("embedding", "head"):
-        return Slot(weight.role, ("vocab", "embed"))
-    if weight.role == "linear":
-        return Slot("linear", ("mlp", "embed") if shape[0] >= shape[1] else ("embed", "mlp"))
-    if weight.role == "norm":
-        return Slot("norm", (None,) * len(shape), "zeros" if weight.path.endswith("bias") else "ones")
-    return Slot(weight.role, (None,) * len(shape), "zeros" if weight.role == "bias" else "normal")
 
 
 def build_tree(config: ProgramConfig, leaves: Mapping[str, Any]) -> Program:

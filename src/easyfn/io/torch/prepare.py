@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .experts import followed
+
 
 def example_dict(module: Any, example_inputs: Any) -> dict[str, Any]:
     """The example inputs by the names of the arguments of `module.forward`, arrays as tensors."""
@@ -42,39 +44,40 @@ def example_dict(module: Any, example_inputs: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def prepared(module: Any, fixed: dict[str, Any]) -> Iterator[None]:
     """Eval mode, and of transformers' modules no cache, named outputs, and kernels that can be followed; all put back."""
+    import torch
+
     modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    config = getattr(module, "config", None)
-    names = inspect.signature(module.forward).parameters
-    hf = hasattr(config, "to_diff_dict")
-    settings: list[tuple[Any, str, Any]] = []
-    if hf:
-        any_name = any(p.kind is p.VAR_KEYWORD for p in names.values())
-        if "use_cache" in names:
-            fixed.setdefault("use_cache", False)
-        elif any_name and config is not None and getattr(config, "use_cache", None):
-            settings.append((config, "use_cache", config.use_cache))
-            config.use_cache = False
-        if "return_dict" in names or any_name:
-            fixed.setdefault("return_dict", True)
-        for each in _configs(config):
-            for name, want in (
-                ("_experts_implementation_internal", "batched_mm"),
-                ("_attn_implementation_internal", None),
-            ):
-                have = getattr(each, name, None)
-                if want is None:
-                    want = have if have in ("eager", "sdpa", None) else "sdpa"
-                if have != want and hasattr(each, name):
-                    settings.append((each, name, have))
-                    setattr(each, name, want)
-    try:
-        yield
-    finally:
-        for owner, name, value in settings:
-            setattr(owner, name, value)
-        for part, mode in modes:
-            part.training = mode
+    before: list[tuple[Any, str, Any]] = []
+    hf = hasattr(getattr(module, "config", None), "to_diff_dict")
+    with followed(torch, module) if hf else contextlib.nullcontext("") as experts:
+        try:
+            module.eval()
+            for owner, name, value in _settings(module, fixed, experts) if hf else ():
+                before.append((owner, name, getattr(owner, name)))
+                setattr(owner, name, value)
+            yield
+        finally:
+            for owner, name, value in before:
+                setattr(owner, name, value)
+            for part, mode in modes:
+                part.training = mode
+
+
+def _settings(module: Any, fixed: dict[str, Any], experts: str) -> Iterator[tuple[Any, str, Any]]:
+    """What the config of a transformers module should say; what its forward pass takes as an argument goes to `fixed`."""
+    config, names = module.config, inspect.signature(module.forward).parameters
+    any_name = any(p.kind is p.VAR_KEYWORD for p in names.values())
+    if "use_cache" in names:
+        fixed.setdefault("use_cache", False)
+    elif any_name and getattr(config, "use_cache", None):
+        yield config, "use_cache", False
+    if "return_dict" in names or any_name:
+        fixed.setdefault("return_dict", True)
+    for each in _configs(config):
+        if hasattr(each, "_experts_implementation_internal"):
+            yield each, "_experts_implementation_internal", experts
+        if getattr(each, "_attn_implementation_internal", None) not in ("eager", "sdpa", None):
+            yield each, "_attn_implementation_internal", "sdpa"
 
 
 def _configs(config: Any) -> list[Any]:

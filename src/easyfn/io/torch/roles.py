@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...core.weight import Slot
 from ...tasks.task import tasks
 from .graph import Node, Ref, WeightOf
 
@@ -59,8 +60,10 @@ def _role(uses: set[tuple[str, int]], shape: tuple[int, ...]) -> tuple[str, bool
         return "", False
     if len(shape) == 2 and set(ops) <= {"linear", "embedding"} and at("linear", 1) and at("embedding", 0):
         return ("embedding" if "embedding" in ops else "linear"), False
-    if len(shape) == 2 and set(ops) <= {"mm", "addmm"} and at("mm", 1) and at("addmm", 2):
+    if len(shape) == 2 and set(ops) <= {"mm", "addmm", "matmul"} and at("mm", 1) and at("matmul", 1) and at("addmm", 2):
         return "linear", True
+    if len(shape) == 3 and set(ops) == {"grouped_linear"} and at("grouped_linear", 1):
+        return "experts", False
     if all(name.startswith("conv") for name in ops) and all(place == 1 for _, place in uses):
         return "conv", False
     if len(shape) == 1 and (set(ops) <= {"linear", "addmm"} or all(name.startswith("conv") for name in ops)):
@@ -88,3 +91,17 @@ def _output_weight(module: Any) -> Any:
 def task_named(name: str) -> str:
     """The task that the name of a transformers class ends in."""
     return next((task for task, each in tasks().items() if name.endswith(each.classes)), "base")
+
+
+def slot_of(weight: WeightOf) -> Slot:
+    """What verbs need to know of a weight. The wide axis of a linear weight is the one that tensor parallelism splits."""
+    shape = weight.shape[::-1] if weight.turned else weight.shape
+    if weight.role in ("embedding", "head"):
+        return Slot(weight.role, ("vocab", "embed"))
+    if weight.role == "linear":
+        return Slot("linear", ("mlp", "embed") if shape[0] >= shape[1] else ("embed", "mlp"))
+    if weight.role == "experts":
+        return Slot("experts", ("experts", *(("mlp", "embed") if shape[1] >= shape[2] else ("embed", "mlp"))))
+    if weight.role == "norm":
+        return Slot("norm", (None,) * len(shape), "zeros" if weight.path.endswith("bias") else "ones")
+    return Slot(weight.role, (None,) * len(shape), "zeros" if weight.role == "bias" else "normal")

@@ -2,6 +2,7 @@
 
 from . import (
     elementwise as elementwise,
+    experts as experts,
     index as index,
     layers as layers,
     make as make,

@@ -215,6 +215,8 @@ for _name, _function in {
     op(*(f"aten.{_name}.{kind_}" for kind_ in ("default", "Tensor", "Scalar", "Tensor_Scalar", "Scalar_Tensor")))(
         lambda x, other, _f=_function: _f(*together(x, other))
     )
+op("aten.max.other")(lambda x, other: jnp.maximum(*together(x, other)))
+op("aten.min.other")(lambda x, other: jnp.minimum(*together(x, other)))
 
 for _name, _function in {
     "logical_and": jnp.logical_and,

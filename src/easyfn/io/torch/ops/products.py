@@ -41,7 +41,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
 def mm(x: Any, other: Any) -> Any:
     if isinstance(other, Turned):
         return dot(other.weight, x)
-    return jnp.matmul(*_common(x, dense(other)))
+    return jnp.matmul(*_common(x, as_dense(other)))
 
 
 @op("aten.addmm.default", weights=(2,))
@@ -52,9 +52,14 @@ def addmm(bias: Any, x: Any, other: Any, *, beta: Any = 1, alpha: Any = 1) -> An
     return (bias if beta == 1 else bias * beta) + (product if alpha == 1 else product * alpha)
 
 
-@op("aten.bmm.default", "aten.matmul.default", "aten.mv.default", "aten.dot.default", "aten.vdot.default")
+@op("aten.matmul.default", weights=(1,))
 def matmul(x: Any, other: Any) -> Any:
-    return jnp.matmul(*_common(x, other))
+    if isinstance(other, Turned) and x.ndim > 1:
+        return dot(other.weight, x)
+    return jnp.matmul(*_common(x, as_dense(other)))
+
+
+op("aten.bmm.default", "aten.mv.default", "aten.dot.default", "aten.vdot.default")(matmul)
 
 
 @op("aten.baddbmm.default")

@@ -48,6 +48,11 @@ def to(x: Any, dtype: Any = None, *_: Any, **__: Any) -> Any:
     return x.astype(dtype)
 
 
+@op("aten.to.device")
+def to_device(x: Any, device: Any = None, dtype: Any = None, *_: Any, **__: Any) -> Any:
+    return to(x, dtype)
+
+
 @op("aten.type_as.default", "aten.to.other")
 def type_as(x: Any, other: Any, *_: Any, **__: Any) -> Any:
     return to(x, other.dtype)
