@@ -3,8 +3,8 @@
     python benchmarks/torch_sweep.py --class AutoModelForCausalLM --out sweep.jsonl [--only llama,gpt2] [--minutes 60]
 
 Each model is tried in a process of its own, with limits of time and memory. One line of JSON a type: `built` (could a
-config be shrunk and the model run in torch), `exported`, `ran`, the largest difference beside the largest output, at the
-example's size and at another where the program allows one, operators that are missing, and the error of what failed.
+config be shrunk and the model run in torch), `exported`, `ran`, the largest difference beside the largest output, at a
+size that is not the example's where the program allows one, operators that are missing, and the error of what failed.
 `--table sweep.jsonl` prints the table of docs/torch.md.
 """
 
@@ -50,7 +50,7 @@ def flat(value, found: dict, path: str = "") -> dict:
     return found
 
 
-def attempt(kind: str, model_type: str, name: str, reached=lambda stage: None) -> dict:
+def attempt(kind: str, model_type: str, name: str, dynamic: bool | None, reached=lambda stage: None) -> dict:
     import jax
     import numpy as np
     import torch
@@ -70,22 +70,24 @@ def attempt(kind: str, model_type: str, name: str, reached=lambda stage: None) -
         off, images = without_cache(module), "pixel_values" in given
         report |= {"built": True, "inputs": list(given)}
         reached(stage := "exported")
-        program = ef.from_torch(module, given)
+        program = ef.from_torch(module, given, dynamic=dynamic)
         report |= {
             "exported": True,
             "export_s": round(time.time() - start, 1),
+            "sizes": "any" if dynamic is None else "one",
             "operators": sorted(program.config.graph.operators()),
         }
         report["dynamic"] = sorted({s for i in program.config.graph.inputs for s in i.shape if isinstance(s, str)})
         reached(stage := "ran")
-        batches = [given]
+        batches = [("difference", given)]
         if report["dynamic"]:
-            batches.append(inputs_for(torch, module, 3, 7 if len(report["dynamic"]) == 1 else 11, images))
-        for n, batch in enumerate(batches):
+            other = inputs_for(torch, module, 3, 7 if len(report["dynamic"]) == 1 else 11, images)
+            batches.insert(0, ("difference_other", other))
+        for which, batch in batches:
             try:
                 out = jax.jit(ef.forward)(program, **{k: v.numpy() for k, v in batch.items()})
             except ValueError as error:
-                if n:  # a size that the program does not take
+                if which == "difference_other":  # a size that the program does not take
                     report["other_size"] = str(error)[:160]
                     continue
                 raise
@@ -103,9 +105,8 @@ def attempt(kind: str, model_type: str, name: str, reached=lambda stage: None) -
                     raise ValueError(f"{key}: not finite in one of the two")
                 gaps.append(np.abs(np.where(fine, a - b, 0)).max(initial=0))
                 scales.append(np.abs(np.where(fine, b, 0)).max(initial=0))
-            report["difference" if n == 0 else "difference_other"] = float(
-                max(g / max(s, 1) for g, s in zip(gaps, scales, strict=True))
-            )
+            report[which] = float(max(g / max(s, 1) for g, s in zip(gaps, scales, strict=True)))
+            break  # the example's own size says nothing more
         report["ran"] = True
     except BaseException as error:
         report |= {
@@ -131,7 +132,7 @@ def in_child(job: tuple, seconds: int, gigabytes: int) -> dict:
         os._exit(0)
     os.close(writer)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
-    signal.alarm(2 * seconds)
+    signal.alarm(20 * seconds)  # one that waits for something; on a busy machine a second of a processor takes long
     with os.fdopen(reader) as file:
         last = json.loads(file.read().splitlines()[-1])
     how = os.WTERMSIG(os.waitpid(child, 0)[1])
@@ -140,7 +141,7 @@ def in_child(job: tuple, seconds: int, gigabytes: int) -> dict:
         return last
     stage = last["failed"]
     limit = f"{seconds} s" if how in (signal.SIGKILL, signal.SIGXCPU) else f"{gigabytes} GiB"
-    kind, model_type, name = job
+    kind, model_type, name, _ = job
     return {"class": kind, "type": model_type, "name": name, "built": stage != "built", "exported": stage == "ran",
             "ran": False, "failed": stage, "error": f"stopped: more than {limit}"}  # fmt: skip
 
@@ -166,7 +167,11 @@ def latest(text: str) -> list[dict]:
 
 
 def equal(row: dict) -> bool:
-    return bool(row["ran"]) and max(row.get("difference", 1), row.get("difference_other", 0)) < 1e-4
+    return bool(row["ran"]) and largest(row) < 1e-4
+
+
+def largest(row: dict) -> float:
+    return max(row.get("difference", 0), row.get("difference_other", 0))
 
 
 REASONS = (  # of what could not be built, by what the error says
@@ -189,7 +194,7 @@ def table(rows: list[dict]) -> None:
     print("\n| built, but not equal | at | why |\n|---|---|---|")
     for r in rows:
         if r["built"] and not equal(r):
-            gap = max(r.get("difference", 0), r.get("difference_other", 0))
+            gap = largest(r)
             why = " ".join(r.get("error", f"difference {gap:.1e}").replace("|", "/").split())
             print(f"| {r['type']} ({r['name']}) | {r.get('failed', 'compared')} | {why[:220]} |")
     print("\n| not built | types |\n|---|---|")
@@ -212,6 +217,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--out", default="torch_sweep.jsonl")
     parser.add_argument("--again", action="store_true", help="try again what was not equal")
+    parser.add_argument("--one-size", action="store_true", help="sizes fixed to the example's: a third of the time")
     parser.add_argument("--table", nargs="+")
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--seconds", type=int, default=120)
@@ -238,8 +244,12 @@ def main() -> None:
                 continue
             name = name if isinstance(name, str) else name[0]
             report = whole.get((model_type, name))  # the same class under another auto class
-            report = {**report, "class": kind} if report else in_child(
-                (kind, model_type, name), options.seconds, options.gigabytes
+            report = (
+                {**report, "class": kind}
+                if report
+                else in_child(
+                    (kind, model_type, name, False if options.one_size else None), options.seconds, options.gigabytes
+                )
             )
             whole[model_type, name] = report
             with out.open("a") as file:

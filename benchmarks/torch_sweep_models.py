@@ -91,11 +91,11 @@ def shrunk(data: dict, kinds: bool = True, own: dict | None = None) -> dict:
             continue
         if isinstance(value, dict) and "mrope_section" in value:
             out[key] = {**value, "mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
-        elif isinstance(value, dict) and not key.startswith(NAMES):
+        elif isinstance(value, dict) and not str(key).startswith(NAMES):
             out[key] = shrunk(value, kinds)
         elif key in SMALL and isinstance(value, int) and not isinstance(value, bool):
             out[key] = min(value, SMALL[key]) if value > 0 else value
-        elif key.endswith(("_token_id", "_token_index")) and isinstance(value, int) and value >= 90:
+        elif str(key).endswith(("_token_id", "_token_index")) and isinstance(value, int) and value >= 90:
             out[key] = SPECIAL.get(key.replace("_index", "_id"), 3)
         elif key in lists:
             if kinds:
