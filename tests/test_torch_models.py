@@ -1,5 +1,6 @@
 """Modules of transformers converted by `ef.from_torch(module, example_inputs)`, beside torch and beside the native family."""
 
+import functools
 import json
 
 import jax
@@ -26,6 +27,19 @@ MODULES = {
                                                    decoder_ffn_dim=37, max_position_embeddings=64)),
     "lfm2": lambda: T.Lfm2ForCausalLM(T.Lfm2Config(**{**TEXT, "num_hidden_layers": 3}, num_key_value_heads=2,
                                                    layer_types=["conv", "full_attention", "conv"])),
+    "dbrx": lambda: T.DbrxForCausalLM(T.DbrxConfig(
+        vocab_size=99, d_model=32, n_heads=4, n_layers=1, max_seq_len=64,
+        attn_config={"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        ffn_config={"hidden_size": 32, "ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2})),
+    "jetmoe": lambda: T.JetMoeForCausalLM(T.JetMoeConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=1, num_key_value_heads=2, kv_channels=8, intermediate_size=16,
+        num_local_experts=4, num_experts_per_tok=2)),
+    "mixtral": lambda: T.MixtralForCausalLM(T.MixtralConfig(
+        **{**TEXT, "num_hidden_layers": 1, "intermediate_size": 36}, num_key_value_heads=2, num_local_experts=4)),
+    "longcat_flash": lambda: T.LongcatFlashForCausalLM(T.LongcatFlashConfig(
+        vocab_size=99, hidden_size=32, num_layers=1, num_attention_heads=4, ffn_hidden_size=48, q_lora_rank=16,
+        kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, head_dim=8, moe_topk=3,
+        n_routed_experts=4, zero_expert_num=2, expert_ffn_hidden_size=16)),
 }  # fmt: skip
 
 
@@ -46,14 +60,19 @@ def batch(name, rows, length):
     return {"input_ids": torch.randint(3, 99, (rows, length)), "attention_mask": mask}
 
 
+@functools.cache
+def converted(name):
+    module = made(name)
+    return module, ef.from_torch(module, batch(name, 2, 7))
+
+
 def arrays(inputs):
     return {name: value.numpy() for name, value in inputs.items()}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_equals_torch_at_another_size(name, tmp_path):
-    module = made(name)
-    model = ef.from_torch(module, batch(name, 2, 7))
+    module, model = converted(name)
     other = batch(name, 3, 11)
     with torch.no_grad():
         wanted = module(**other)[0].numpy()
@@ -71,9 +90,8 @@ def test_equals_torch_at_another_size(name, tmp_path):
 
 
 def test_a_type_with_a_family_is_the_same_model():
-    module = made("gpt2")
-    example = batch("gpt2", 2, 7)
-    model, native = ef.from_torch(module, example), ef.from_torch(module)
+    module, model = converted("gpt2")
+    example, native = batch("gpt2", 2, 7), ef.from_torch(module)
     given = arrays(batch("gpt2", 3, 9))
     loss = lambda m: ef.compute_loss(m, given)[0]
     np.testing.assert_allclose(loss(model), loss(native), atol=1e-5)
@@ -87,6 +105,42 @@ def test_a_type_with_a_family_is_the_same_model():
         one, two = (ef.generate(m, ids, **prompt, **more).sequences for m in (model, native))
         assert (np.asarray(one) == np.asarray(two)).all()
     assert ef.forward(model, ids).logits.shape == (2, 6, 99)  # a mask that is left out hides nothing
+
+
+def scores(model, given):
+    """Logits of what is no padding, which the two treat each in its own way."""
+    logits = ef.forward(model, **given).logits
+    return logits * given["attention_mask"][..., None] if "attention_mask" in given else logits
+
+
+SCORES = jax.jit(scores)
+
+
+@pytest.mark.parametrize("name", ["llama"])
+def test_numbers_gradients_adapters_and_quantized_files_are_the_natives(name, tmp_path):
+    from safetensors.numpy import load_file
+
+    module, model = converted(name)
+    native, given = ef.from_torch(module), arrays(batch(name, 2, 7))
+    np.testing.assert_allclose(SCORES(model, given), SCORES(native, given), atol=1e-4)
+    slope = jax.jit(jax.grad(lambda m, i: jax.numpy.sin(scores(m, i)).sum()))
+    ours, theirs = (ef.to_state_dict(slope(m, given)) for m in (model, native))
+    assert set(ours) == set(theirs)
+    for path, got in ours.items():
+        np.testing.assert_allclose(got, theirs[path], atol=1e-4 * max(1, np.abs(theirs[path]).max()), err_msg=path)
+    adapted = ef.apply_lora(native, "attention|attn", rank=2, key=jax.random.key(0))
+    adapted = ef.with_params(adapted, {k: v + 0.05 for k, v in ef.params(adapted).items() if k.endswith(".b")})
+    ef.save_adapter(adapted, tmp_path / "adapter")
+    wanted, got = SCORES(adapted, given), SCORES(ef.load_adapter(model, tmp_path / "adapter"), given)
+    assert np.abs(wanted - SCORES(native, given)).max() > 1e-3
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+    folders = tmp_path / "ours", tmp_path / "theirs"
+    quantized = [ef.quantize(m, "8bit") for m in (model, native)]
+    for each, folder in zip(quantized, folders, strict=True):
+        ef.save(each, folder)
+    one, two = (load_file(folder / "model.safetensors") for folder in folders)
+    assert set(one) == set(two) and all((one[k] == two[k]).all() for k in one)
+    np.testing.assert_allclose(*(SCORES(ef.load(f, progress=False), given) for f in folders), atol=1e-4)
 
 
 def test_generating_is_refused_in_words():
