@@ -38,6 +38,21 @@ measured, or nothing to measure.
 |---|---|---|---|---|---|---|---|
 """
 
+ABSENT = """
+## Classes of transformers that are not here
+
+Of these families transformers 5.24 has other classes too. `ef.load` of a checkpoint that names one says so, lists what there is,
+and takes `task=` for one of it; `ef.load(path, via="torch")` runs what torch can export.
+
+- One half as a language model: `ForCausalLM` of bart, blenderbot, blenderbot-small, camembert, electra, marian, mbart, pegasus,
+  roberta, whisper and xlm-roberta; `BertLMHeadModel`.
+- T5Gemma's classifiers of texts and tokens, and its encoder alone.
+- Objectives of pretraining: `AlbertForPreTraining`, `Wav2Vec2ForPreTraining`, `ForMaskedImageModeling` of deit, swin and vit.
+- Sound frame by frame, or as a speaker: `Wav2Vec2ForAudioFrameClassification`, `Wav2Vec2ForXVector`.
+- Two heads at once: `GPT2DoubleHeadsModel`, `OpenAIGPTDoubleHeadsModel`.
+- The `Backbone` of beit, convnext, dinov2, dinov3_vit and swin; `BeitForSemanticSegmentation`; `EsmForProteinFolding`.
+"""
+
 
 def facts() -> dict[str, dict[str, Any]]:
     """What the code says of every built-in family, by model type."""
@@ -69,7 +84,7 @@ def page() -> str:
         lines.append(
             f"| `{model_type}` | {fact['what']} | {fact['tasks']} | {fact['lines']} | " + " | ".join(numbers) + " |"
         )
-    return HEAD.format(transformers=measured.get("transformers", "5")) + "\n".join(lines) + "\n"
+    return HEAD.format(transformers=measured.get("transformers", "5")) + "\n".join(lines) + "\n" + ABSENT
 
 
 def readme() -> str:

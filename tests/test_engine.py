@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import easyfn as ef
-from cases import CASES, VOCAB
+from cases import CASES, IMAGES, VOCAB, in_test_all
+from image_prompts import IMAGE
+from test_vision import model_of
 
 LENGTH = 40
 RANDOM = np.random.RandomState(0)
@@ -70,6 +72,55 @@ def test_every_request_is_as_if_alone(name):
     assert stats.running == stats.waiting == 0 and stats.free_pages == stats.num_pages
     if name in ("llama", "llama stacked", "gemma3", "gpt2"):
         assert stats.preemptions > 0
+
+
+def one_row(name, row):
+    """A row of a prompt with images, without its padding, as keyword arguments."""
+    made = IMAGES[name].inputs("left")
+    keep, shape = made["attention_mask"][row] > 0, made["attention_mask"].shape
+    by_token = {k: v[row : row + 1][:, keep] for k, v in made.items() if v.shape[:2] == shape}
+    begins = (made["input_ids"] == IMAGE) & (np.roll(made["input_ids"], 1, axis=1) != IMAGE)
+    ends = np.cumsum([0, *begins.sum(axis=1)])
+    mine = slice(ends[row], ends[row + 1])
+    found = {"pixel_values": made["pixel_values"][mine]}
+    if "image_grid_thw" in made:
+        patches = np.cumsum([0, *made["image_grid_thw"].prod(axis=1)])
+        found = {"image_grid_thw": made["image_grid_thw"][mine]}
+        found["pixel_values"] = made["pixel_values"][patches[mine.start] : patches[mine.stop]]
+        if row == 0:
+            found |= {k: v for k, v in made.items() if "video" in k}
+    elif "pixel_attention_mask" in made:
+        found = {k: made[k][row : row + 1] for k in ("pixel_values", "pixel_attention_mask")}
+    by_token.pop("attention_mask")
+    return {**by_token, **found}
+
+
+@pytest.mark.parametrize(
+    "name",
+    in_test_all(["qwen2-vl"], ["qwen2-vl", "gemma3-images", "llava", "paligemma", "idefics3", "internvl"]),
+)
+def test_images_enter_once_and_other_rows_do_not_notice(name):
+    """Two prompts with images, of which one gives way for lack of pages, beside a text; as `generate` makes each alone."""
+    model, options = model_of(name), {"max_new_tokens": 6, "do_sample": False, "eos_token_id": EOS}
+    rows = [one_row(name, 0), one_row(name, 1), {"input_ids": PROMPTS[2][None]}]
+    expected = []
+    for row in rows:
+        given = dict(row)
+        out = ef.generate(model, given.pop("input_ids"), **given, **options)
+        expected.append(out.new_tokens[0, : int(out.lengths[0]) - out.prompt_length].tolist())
+    longest = max(row["input_ids"].shape[1] for row in rows) + 6
+    engine = small(model, max_model_length=longest, num_pages=-(-longest // 4) + 5)
+    requests = [engine.submit(row["input_ids"][0], **options, **_beside(row)) for row in rows]
+    finish(engine, requests)
+    assert [request.tokens for request in requests] == expected
+    assert engine.stats().free_pages == engine.stats().num_pages and engine.stats().prefix_hits == 0
+    ids = rows[1]["input_ids"][0]
+    with pytest.raises(ValueError, match="places for them"):
+        engine.submit(np.where(np.cumsum(ids == IMAGE) == 1, 20, ids), **options, **_beside(rows[1]))
+
+
+def _beside(row):
+    return {name: value for name, value in row.items() if name != "input_ids"}
 
 
 def test_few_programs_and_none_after_the_warm_up(llama, greedy):

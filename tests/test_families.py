@@ -199,6 +199,40 @@ def test_all_transforms_at_once(name):
         assert np.isfinite(g).all() and (choice or np.abs(g).max() > 0), path
 
 
+def test_heads_on_decoders_are_named_as_transformers_names_them():
+    """Every class is one of transformers, of that config; and of heads that tag and answer, where they and the decoder are in a
+    file, and how wide they are."""
+    import torch
+    import transformers
+
+    from easyfn.names.rules import tensors
+    from easyfn.registry.family import abstract_config
+
+    heads, compared = ("score", "classifier", "qa_outputs"), 0
+    for name in (n for n in FAMILIES if CASES[n].task == "causal-lm" and CASES[n].inputs is None):
+        module = CASES[name].torch()
+        known = ef.families()[module.config.model_type]
+        for architecture, task in known.architectures.items():
+            if architecture in ("LLaMAForCausalLM",):  # of old files
+                continue
+            cls = getattr(transformers, architecture, None) or getattr(inspect.getmodule(type(module)), architecture)
+            assert cls.config_class is type(module.config), architecture
+            if task not in ("token-classification", "question-answering"):
+                continue
+            with torch.device("meta"):
+                theirs = {n: tuple(x.shape) for n, x in cls(module.config).state_dict().items()}
+            model = abstract_config(CASES[name].model().config, task, None)
+            found = [t for some in tensors(model, known.names(model)).values() for t in some]
+            ours = {n: t.shape for t in found for n in t.names}
+            first, second = ({n.split(".")[0] for n in names} for names in (ours, theirs))
+            assert first == second, architecture
+            assert {n: ours[n] for n in ours if n.split(".")[0] in heads} == {
+                n: theirs[n] for n in theirs if n.split(".")[0] in heads
+            }, architecture
+            compared += 1
+    assert compared > 55
+
+
 def test_the_pages_name_every_family():
     """docs/families.md and README.md are what `python benchmarks/families.py` writes."""
     path = Path(__file__).parent.parent / "benchmarks/families.py"

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 import easyfn as ef
-from cases import IMAGES
+from cases import IMAGES, in_test_all
 from test_vision import close, model_of, torch_run
 
 NAMES = [n for n, c in IMAGES.items() if c.task == "causal-lm"]
@@ -72,6 +73,36 @@ def test_other_spellings_of_files(name):
     again = ef.from_state_dict(ef.read_config(module.config), held)
     for path, value in ef.params(again).items():
         assert np.array_equal(value, ef.params(model)[path]), path
+
+
+@pytest.mark.parametrize("name", in_test_all(["llava-next", "qwen2-vl"], SMALLER))
+def test_without_a_head(name, tmp_path):
+    """`LlavaModel` and its like: hidden states, and the names and bytes of files."""
+    module, inputs = IMAGES[name].torch().model, prompt(name)
+    mask = inputs["attention_mask"]
+    model = ef.from_torch(module)
+    assert ef.task(model) == "base" and ef.torch_class(model) is type(module)
+    want = torch_run(module, {**inputs, **told(name, mask)})["last_hidden_state"]
+    got = jax.jit(lambda m, x: ef.forward(m, **x).last_hidden_state)(model, inputs)
+    close(np.asarray(got)[mask > 0], want[mask > 0], "hidden states")
+    module.save_pretrained(tmp_path / "theirs")
+    ef.save(ef.load(tmp_path / "theirs", progress=False), tmp_path / "ours")
+    theirs, ours = (load_file(tmp_path / side / "model.safetensors") for side in ("theirs", "ours"))
+    assert theirs.keys() == ours.keys() and all(np.array_equal(theirs[n], ours[n]) for n in theirs)
+
+
+@pytest.mark.parametrize("pad", ["left", "right"])
+def test_a_classifier_of_images_and_text(pad):
+    """Gemma 3's reads the last token that is no padding, and has transformers' loss."""
+    name, inputs = "gemma3-classifier", {**prompt("gemma3-images", pad)}
+    labels = {"labels": np.array([2, 0])}
+    mask = inputs["attention_mask"]
+    given = {k: torch.tensor(v) for k, v in {**inputs, **told("gemma3", mask), **labels}.items()}
+    with torch.no_grad():
+        want = IMAGES[name].torch()(**given)
+    got = ef.forward(model_of(name), **inputs).logits
+    close(got, want.logits.numpy(), "logits")
+    np.testing.assert_allclose(ef.compute_loss(model_of(name), {**inputs, **labels})[0], want.loss.item(), rtol=1e-4)
 
 
 def test_what_does_not_fit():

@@ -61,3 +61,8 @@ def _():
 @case("bert-question-answering", task="question-answering", causal=False, variant=True)
 def _():
     return _bert("BertForQuestionAnswering")
+
+
+@case("bert-multiple-choice", task="multiple-choice", causal=False, variant=True)
+def _():
+    return _bert("BertForMultipleChoice", classifier_dropout=0.3)

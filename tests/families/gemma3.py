@@ -1,6 +1,6 @@
 """Gemma 3 with images: several in a row, each seen both ways by itself, in layers with a window and without."""
 
-from cases import SMALL, images, reference
+from cases import IMAGES, SMALL, images, reference
 from image_prompts import squares
 
 from .vit import SIZES
@@ -15,3 +15,12 @@ def _():
     vision = {"model_type": "siglip_vision_model", **SIZES, "image_size": 40, "vision_use_head": False}
     config = Gemma3Config(text_config=text, vision_config=vision, image_token_index=7, mm_tokens_per_image=4)
     return reference(Gemma3ForConditionalGeneration, config)
+
+
+@images("gemma3-classifier", task="sequence-classification", variant=True)
+def _():
+    from transformers import Gemma3ForSequenceClassification
+
+    config = IMAGES["gemma3-images"].make().config
+    config.num_labels, config.id2label = 3, {i: f"LABEL_{i}" for i in range(3)}
+    return reference(Gemma3ForSequenceClassification, config)

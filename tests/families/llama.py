@@ -66,3 +66,17 @@ def _rope(kind: str) -> Callable[[], Any]:
 
 for _kind in ROPES:
     case(f"llama-{_kind}", variant=True)(_rope(_kind))
+
+
+@case("llama-tokens", task="token-classification", variant=True)
+def _():
+    from transformers import LlamaConfig, LlamaForTokenClassification
+
+    return reference(LlamaForTokenClassification, LlamaConfig(**{**SMALL, "num_hidden_layers": 2}, num_labels=5))
+
+
+@case("llama-answers", task="question-answering", variant=True)
+def _():
+    from transformers import LlamaConfig, LlamaForQuestionAnswering
+
+    return reference(LlamaForQuestionAnswering, LlamaConfig(**{**SMALL, "num_hidden_layers": 2}))

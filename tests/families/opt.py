@@ -26,3 +26,10 @@ def _():
 @case("opt-bare", variant=True)
 def _():
     return _opt(enable_bias=False, layer_norm_elementwise_affine=False)
+
+
+@case("opt-answers", task="question-answering", variant=True)
+def _():
+    from transformers import OPTForQuestionAnswering
+
+    return reference(OPTForQuestionAnswering, _opt(word_embed_proj_dim=20).config)

@@ -4,6 +4,8 @@ from typing import Any
 
 from cases import VOCAB, case, reference
 
+from .bart import marked
+
 
 def small(family: str, head: str, **more: Any) -> Any:
     """A tiny model of T5's kin: `head` of the transformers classes that begin with `family`."""
@@ -37,3 +39,18 @@ def _():
 @case("t5-encoder", task="encoder", causal=False, variant=True)
 def _():
     return small("T5", "EncoderModel")
+
+
+@case("t5-classifier", task="sequence-classification", encoder_decoder=True, inputs=marked, variant=True)
+def _():
+    return small("T5", "ForSequenceClassification", num_labels=4)
+
+
+@case("t5-answers", task="question-answering", encoder_decoder=True, inputs=marked, variant=True)
+def _():
+    return small("T5", "ForQuestionAnswering", num_layers=1)
+
+
+@case("t5-tokens", task="token-classification", causal=False, variant=True)
+def _():
+    return small("T5", "ForTokenClassification", num_labels=5)

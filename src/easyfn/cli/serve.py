@@ -83,6 +83,7 @@ def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
     tokenizer = tokenizer_of(folder)
     template = ef.serve.chat_template(folder, file=args.chat_template)
     model = ef.load(args.checkpoint, dtype=args.dtype, quantize=args.quantize)
+    processor = None if args.no_images else _processor(folder, model)
     engine = ef.Engine(
         _adapted(model, args.adapter),
         max_batch_size=args.max_batch_size,
@@ -93,7 +94,7 @@ def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
         prefill_chunk=args.prefill_chunk,
         max_waiting=args.max_waiting,
     )
-    app = ef.serve.app(engine, tokenizer, model_name=name, chat_template=template, api_key=key)
+    app = ef.serve.app(engine, tokenizer, model_name=name, chat_template=template, api_key=key, processor=processor)
     if not args.no_warm_up:
         door.stage = "warming up"
         print("warming up", flush=True)
@@ -108,7 +109,24 @@ def _files_of(checkpoint: str) -> str:
         return checkpoint
     import huggingface_hub
 
-    return huggingface_hub.snapshot_download(checkpoint, allow_patterns=["*token*.json", "chat_template.jinja"])
+    return huggingface_hub.snapshot_download(
+        checkpoint, allow_patterns=["*token*.json", "chat_template.jinja", "*processor*.json"]
+    )
+
+
+def _processor(folder: str, model: Any) -> Any:
+    """transformers' processor of a model that reads images, if the checkpoint has one."""
+    import easyfn as ef
+
+    if not any(one.kind == "image" for one in ef.inputs(model).fields.values()):
+        return None
+    if not Path(folder).is_dir() or not any(Path(folder).glob("*processor_config.json")):
+        print("easyfn serve: the checkpoint has no preprocessor_config.json, so images are refused", file=sys.stderr)
+        return None
+    from .parts import extra
+
+    extra("PIL.Image", "images")
+    return extra("transformers", "torch").AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 
 def _adapted(model: Any, adapters: list[str]) -> Any:
@@ -157,6 +175,7 @@ def add(commands: Any) -> None:
     p.add_argument("--num-pages", type=whole, help="pages of the cache")
     p.add_argument("--memory-fraction", type=share, help="of the free memory for the cache, instead of --num-pages")
     p.add_argument("--prefill-chunk", type=whole, default=128, help="prompt tokens of a step")
+    p.add_argument("--no-images", action="store_true", help="refuse images, though the model reads them")
     p.add_argument("--no-warm-up", action="store_true", help="compile at the first requests, not before they may come")
     p.add_argument("--shutdown-timeout", type=count, default=30, metavar="SECONDS", help="to finish what runs")
     p.set_defaults(run=run)

@@ -18,6 +18,7 @@ from ..forward.paged import free_memory, init_paged_cache, page_bytes
 from ..generation.model import decoder_prompt, encodes
 from ..nn.cache.cache import CrossKV, layer_cache
 from ..nn.context import Runtime
+from .beside import padded
 from .programs import Board, Facts, Given, Programs, begin
 from .request import Request
 from .scheduler import Row
@@ -139,21 +140,25 @@ class Device:
     def prefill(self, row: Row, budget: int) -> tuple[int, jax.Array | None]:
         """The next piece of a row, of at most `budget` tokens: its length, and, after the last one, the new token
         `(1,)`. A piece of length 0 was not run: the budget is too small."""
-        left, fresh = row.target - row.length, row.length == 0
-        lengths = self.pieces[:1] if fresh and self.encodes else [n for n in self.pieces if n <= budget]
-        if not lengths or lengths[0] > budget:
+        left, fresh, request = row.target - row.length, row.length == 0, row.request
+        beside = request._wanted.inputs if fresh else {}
+        if beside:  # images are read with their whole prompt, which may be the only piece of a step
+            lengths, most = (self.sources, len(request.prompt)) if budget == self.pieces[-1] else ([], 0)
+        else:
+            lengths, most = self.pieces[:1] if fresh and self.encodes else [n for n in self.pieces if n <= budget], left
+        if not lengths or (lengths[0] > budget and not beside):
             return 0, None
-        size = next((n for n in lengths if n >= left), lengths[-1])
-        count = min(left, size)
+        size = next((n for n in lengths if n >= most), lengths[-1])
+        count = min(most, size)
         given = self.programs.given(1, self._width(row.length, size))
         fill(given, 0, row, count)
         if count == left:
             given = add_bias(given, [(0, row)])
-        request = row.request
+        beside = padded(self.model, beside, np.asarray(request.prompt), size)
         source = self._source(request._wanted.source) if fresh else None
         memory = (np.bool_(request._memory is None), self._memory(request))
         run = self.programs.prefill(
-            self.board, given, row.number, self._history(request._all), size, source, memory, fresh
+            self.board, given, row.number, self._history(request._all), size, source, memory, fresh, beside
         )
         self.board, token = run()
         row.length += count
@@ -217,7 +222,7 @@ class Device:
 
         def piece(size: int, width: int, source: Any, fresh: bool) -> None:
             given = self.programs.given(1, width)
-            self.programs.prefill(self.board, given, 0, history, size, source, memory, fresh)
+            self.programs.prefill(self.board, given, 0, history, size, source, memory, fresh, {})
 
         for size in self.pieces[:1] if self.encodes else self.pieces:
             for length in self.sources if self.encodes else [0]:
@@ -234,6 +239,7 @@ def fill(given: Given, place: int, row: Row, count: int) -> None:
     given.length[place] = row.length
     given.count[place] = count
     given.prompt_length[place] = len(request.prompt)
+    given.moved[place] = request._wanted.moved if row.length else 0
     given.adapter[place] = request._adapter
     pages = row.pages[: given.table.shape[1]]
     given.table[place, : len(pages)] = pages

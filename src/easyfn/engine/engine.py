@@ -110,7 +110,6 @@ class Engine:
         self.model = model
         self.max_model_length = longest(model, max_model_length)
         self.page_size = page_size
-        self.page_size = page_size
         self.prefill_chunk = prefill_chunk
         self.max_waiting = max_waiting
         self.config = config
@@ -160,7 +159,9 @@ class Engine:
         """Puts one prompt in line and returns at once.
 
         - `ids`: integers `(tokens,)`; every one is a token, there is no padding. Of an encoder-decoder its source.
-        - `key`, `config`, `options`: as in [`easyfn.generate`][] for a batch of this row alone.
+        - `key`, `config`, `options`: as in [`easyfn.generate`][] for a batch of this row alone; what a processor made of images
+          (`pixel_values=`, `image_grid_thw=`, ...) too. A prompt with images is run as one piece, whatever `prefill_chunk`
+          is, by a program for images of these shapes, and its pages are not shared.
         - `adapter`: one of the model's named adapters, see [`easyfn.with_adapters`][].
         - `constraint`: what the text must match, with `start() -> state`, `allowed(state) -> bool (vocab,)` and
           `advance(state, token) -> state`.

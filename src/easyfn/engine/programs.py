@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,7 @@ class Given(NamedTuple):
     length: Any  # [rows] slots that are written
     count: Any  # [rows] tokens to run; 0: the row is left alone
     prompt_length: Any  # [rows]
+    moved: Any  # [rows] what is added to the length for the position of the next token
     adapter: Any  # [rows], -1 = none
     biased: Any  # [rows] bool
     table: Any  # [rows, pages]
@@ -88,6 +90,7 @@ class Programs:
             length=zeros(),
             count=zeros(),
             prompt_length=zeros(),
+            moved=zeros(),
             adapter=np.full((rows,), -1, np.int32),
             biased=np.zeros((rows,), bool),
             table=np.full((rows, width), -1, np.int32),
@@ -111,20 +114,23 @@ class Programs:
         source: Any,
         memory: Any,
         fresh: bool,
+        beside: Mapping[str, np.ndarray],
     ) -> Any:
         """The next `given.count[0]` tokens of a row, in a piece of `length`: a call that returns `(board, the token that
         follows (1,))`. A row that has nothing yet is `fresh`.
 
         `history` `(1, columns)` are all tokens of the row; `source`, of a row that begins, what an encoder reads: `(ids,
-        mask)`, both `(1, n)`; `memory` `(whether it is new, of each processor)`.
+        mask)`, both `(1, n)`; `memory` `(whether it is new, of each processor)`; `beside` what the model reads with these
+        tokens, images.
         """
         shapes = None if source is None else source[0].shape
-        name = ("prefill", length, fresh, shapes, None if fresh else given.table.shape)
+        kinds = tuple((n, x.shape, x.dtype.name) for n, x in sorted(beside.items()))
+        name = ("prefill", length, fresh, shapes, None if fresh else given.table.shape, kinds)
 
         def program(leaves: Any, board: Board, *arguments: Any) -> Any:
             return self._prefill(leaves, board, *arguments, size=length, fresh=fresh)
 
-        return self._ready(name, program, board, given, np.int32(row), history, source, memory)
+        return self._ready(name, program, board, given, np.int32(row), history, source, memory, dict(beside))
 
     def _ready(self, name: Any, program: Any, *arguments: Any) -> Any:
         """The compiled program, bound to its arguments: whoever only wants it compiled does not call it."""
@@ -155,6 +161,7 @@ class Programs:
         history: jax.Array,
         source: Any,
         memory: Any,
+        beside: dict[str, Any],
         *,
         size: int,
         fresh: bool,
@@ -171,7 +178,9 @@ class Programs:
             cut = lambda x, a: lax.dynamic_slice_in_dim(x, row, 1, axis=a)
             own = [x if a is None else cut(x, a) for x, a in zip(parts, axes, strict=True)]
         layers = jax.tree.unflatten(tree, own)
-        hidden, layers = self._forward(leaves, tokens, mask, layers, given, fresh=fresh, source=source, last=count - 1)
+        hidden, layers = self._forward(
+            leaves, tokens, mask, layers, given, fresh=fresh, source=source, last=count - 1, **beside
+        )
         put = lambda x, new, a: lax.dynamic_update_slice_in_dim(x, _fit(new, x, a).astype(x.dtype), row, axis=a)
         new = [n if a is None else put(x, n, a) for x, n, a in zip(parts, jax.tree.leaves(layers), axes, strict=True)]
         is_new, kept = memory
@@ -199,6 +208,7 @@ class Programs:
         fresh: bool,
         source: Any = None,
         last: Any = None,
+        **beside: Any,
     ) -> tuple[jax.Array, Any]:
         """Logits `(rows, 1, vocab)` of one column, and the caches."""
         model = jax.tree.unflatten(self.tree, leaves)
@@ -207,9 +217,10 @@ class Programs:
         table = given.table
         slots = max(table.shape[1] * self.facts.page_size, tokens.shape[1])
         before = jnp.arange(slots)[None] < given.length[:, None]
-        cache = Cache(layers, before.astype(jnp.int32), given.length, given.length, self.facts.batch_axes, table)
+        places = given.length + given.moved
+        cache = Cache(layers, before.astype(jnp.int32), places, given.length, self.facts.batch_axes, table)
         second = self.facts.encodes
-        inputs: dict[str, Any] = {"decoder_input_ids" if second else "input_ids": tokens}
+        inputs: dict[str, Any] = {"decoder_input_ids" if second else "input_ids": tokens, **beside}
         inputs[mask_name(model)] = mask.astype(jnp.int32)
         if source is not None:
             inputs |= {"input_ids": source[0], "attention_mask": source[1]}

@@ -51,7 +51,7 @@ class Scheduler:
             request = self.waiting[0]
             known = request._all
             names, shared = [b"adapter %d" % request._adapter], []
-            if self.prefix_cache:  # at least one token is run, for its logits
+            if self.prefix_cache and not request._wanted.inputs:  # at least one token is run, for its logits
                 names += digests(known[:-1], self.page_size, names[0])
                 shared = self.pages.known(names[1:])
             spare = any(self.rows)  # a slot more, lest a row that runs must give way for the first new token
@@ -97,7 +97,7 @@ class Scheduler:
     def name_pages(self, row: Row) -> None:
         """Makes known what is in the full pages of a row."""
         full = row.length // self.page_size
-        if not self.prefix_cache or full <= row.named:
+        if not self.prefix_cache or full <= row.named or row.request._wanted.inputs:  # ids do not say which image it is
             return
         new = row.request._all[row.named * self.page_size : full * self.page_size]
         for name in digests(new, self.page_size, row.name):

@@ -12,6 +12,7 @@ from ..generation import checks
 from ..generation.constraint import constrained
 from ..generation.model import decoder_prompt, encodes
 from ..generation.options import resolve, with_defaults
+from .beside import apart, held, moved
 from .controls import Controls
 from .sampler import EOS, numbers_of
 
@@ -61,6 +62,8 @@ class Wanted:
     controls: Controls
     stop: np.ndarray | None  # the table of `generation/stop.py`
     sample: bool
+    inputs: dict[str, np.ndarray]  # beside the prompt: images
+    moved: int  # by how much positions after the prompt are larger than its tokens are many
 
 
 def read(
@@ -78,6 +81,7 @@ def read(
     options = dict(options)
     second = encodes(model)
     given = options.pop("decoder_input_ids", None) if second else None
+    beside = {} if second else apart(model, options)
     ids = _one(model, ids, "ids")
     c = with_defaults(resolve(getattr(model, "config", None), config, options))
     for name, why in _REFUSED.items():
@@ -97,6 +101,7 @@ def read(
         own = {"decoder_input_ids": None if given is None else _one(model, given, "decoder_input_ids")[None]}
         prompt = np.asarray(decoder_prompt(model, ids[None], None, start, own)[0])[0]
     vocab_size = (second and getattr(model.config, "decoder_vocab_size", None)) or model.config.vocab_size
+    beside = held(model, ids, beside)
     max_length = checks.longest(model, c, len(prompt), None, in_pieces=True)
     words = (c.stop_strings,) if isinstance(c.stop_strings, str) else c.stop_strings
     raised = np.full((EOS,), -1, np.int32)
@@ -119,6 +124,8 @@ def read(
         ),
         stop=None if words is None else stop_table(words),
         sample=bool(c.do_sample),
+        inputs=beside,
+        moved=0 if second else moved(model, ids, beside),
     )
 
 

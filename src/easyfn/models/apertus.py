@@ -111,4 +111,4 @@ NAMES = (
 )
 
 
-decoder_family("Apertus", ApertusConfig, apertus, names=NAMES, classifies=False)
+decoder_family("Apertus", ApertusConfig, apertus, tags="score", names=NAMES, classifies=False)

@@ -28,4 +28,4 @@ def arcee(c: ArceeConfig) -> Decoder:
     return decoder(c, lambda _: Block(attention(c), plain(), norm(c), norm(c)))
 
 
-decoder_family("Arcee", ArceeConfig, arcee)
+decoder_family("Arcee", ArceeConfig, arcee, tags="score", answers="transformer")

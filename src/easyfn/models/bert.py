@@ -11,6 +11,7 @@ from ..core.frozen import Frozen
 from ..names.rules import Rule, rename
 from ..nn import (
     MaskedLM,
+    MultipleChoice,
     NextSentence,
     PooledClassifier,
     QuestionAnswering,
@@ -82,6 +83,7 @@ family(
         "sequence-classification": lambda c: PooledClassifier(TextEncoder(c), dropout=c.head_dropout),
         "token-classification": lambda c: TokenClassifier(TextEncoder(c, pooler=False), dropout=c.head_dropout),
         "question-answering": lambda c: QuestionAnswering(TextEncoder(c, pooler=False)),
+        "multiple-choice": lambda c: MultipleChoice(TextEncoder(c), dropout=c.head_dropout),
         "sentence-embedding": lambda c: sentence_embedding(TextEncoder(c)),
     },
     architectures={
@@ -92,6 +94,7 @@ family(
         "BertForSequenceClassification": "sequence-classification",
         "BertForTokenClassification": "token-classification",
         "BertForQuestionAnswering": "question-answering",
+        "BertForMultipleChoice": "multiple-choice",
     },
     names=_names,
     # directionality, pooler_*: TensorFlow's words, which transformers never read

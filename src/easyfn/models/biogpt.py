@@ -47,6 +47,7 @@ decoder_family(
     "BioGpt",
     BioGptConfig,
     biogpt,
+    tags="classifier",
     names=decoder_names("biogpt", {**FAIRSEQ, "norm": "layer_norm"}, lm_head="output_projection"),
     prefix="biogpt",
     ignore=("activation_dropout", "layerdrop", "layer_norm_eps"),  # transformers' norms have eps 1e-5 whatever it says

@@ -71,6 +71,8 @@ decoder_family(
     "Bloom",
     BloomConfig,
     bloom,
+    tags="classifier",
+    answers="transformer",
     names=NAMES,
     prefix="transformer",
     # How the training was split over devices, and remarks on it.

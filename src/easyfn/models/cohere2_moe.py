@@ -90,4 +90,11 @@ def cohere2_moe(c: Cohere2MoeConfig) -> Decoder:
     return Decoder(c, layers, norm(), head_dim=head_dim(c), rope={"default": c.rope_parameters})
 
 
-decoder_family("Cohere2Moe", Cohere2MoeConfig, cohere2_moe, head={"scale": lambda c: c.logit_scale}, names=per_expert())
+decoder_family(
+    "Cohere2Moe",
+    Cohere2MoeConfig,
+    cohere2_moe,
+    classifies=False,
+    head={"scale": lambda c: c.logit_scale},
+    names=per_expert(),
+)

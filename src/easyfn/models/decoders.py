@@ -9,8 +9,21 @@ from ..config.check import check
 from ..config.config import UnknownConfigKey
 from ..config.fields import head_dim
 from ..names.rules import Rule, rename
-from ..nn import MLP, Attention, Block, CausalLM, Decoder, GatedMLP, LayerNorm, RMSNorm, SequenceClassifier
+from ..nn import (
+    MLP,
+    Attention,
+    Block,
+    CausalLM,
+    Decoder,
+    GatedMLP,
+    LayerNorm,
+    QuestionAnswering,
+    RMSNorm,
+    SequenceClassifier,
+    TokenClassifier,
+)
 from ..registry.family import Family, family
+from .vision import under
 
 
 def decoder_family(
@@ -21,6 +34,8 @@ def decoder_family(
     head: Mapping[str, Callable[[Any], Any]] | None = None,
     architectures: Mapping[str, str] | None = None,
     classifies: bool = True,
+    tags: str | None = None,
+    answers: str | None = None,
     ignore_tensors: Callable[[Any], Sequence[str]] | Sequence[str] = (r"rotary_emb\.inv_freq$",),
     **facts: Any,
 ) -> Family:
@@ -28,17 +43,29 @@ def decoder_family(
 
     - `name` is what transformers' classes begin with: `"Llama"` of `LlamaForCausalLM`, `LlamaModel` and
       `LlamaForSequenceClassification` (if it `classifies`). `architectures` are all of them, where one word does not tell.
+    - `tags`: what files call the classifier of tokens (`"score"`), where transformers has one; `answers`: what they call the
+      decoder under the head of question answering (`"model"`, `"transformer"`), where it has that. Both heads are there for
+      every decoder; these say under which class they are saved.
     - `decoder(config)` builds the `Decoder`; `head` are arguments of `nn.CausalLM` as functions of the config.
     - `facts` (`names`, `ignore`, `prefix`, ...) are those of [`easyfn.family`][].
     """
     if "bias" in (head or {}):  # a tied head keeps its own
         facts["names"] = _with_head_bias(facts.get("names", ()))
+    classes = dict(architectures or decoder_classes(name or "", classifies))
+    first = name or next(n for n, kind in classes.items() if kind == "causal-lm").removesuffix("ForCausalLM")
+    if tags:
+        classes[f"{first}ForTokenClassification"] = "token-classification"
+    if answers:
+        classes[f"{first}ForQuestionAnswering"] = "question-answering"
+    other = answers if answers != facts.get("prefix", "model") else None
+    named = {key: head_rules(facts.pop(key), tags, other) for key in ("names", "modules") if key in facts}
     return family(
         config.model_type,
         config=config,
         tasks=decoder_tasks(decoder, **(head or {})),
-        architectures=architectures or decoder_classes(name or "", classifies),
+        architectures=classes,
         ignore_tensors=ignore_tensors,
+        **{"names": head_rules((), tags, other), **named},
         **facts,
     )
 
@@ -46,6 +73,20 @@ def decoder_family(
 def _with_head_bias(names: Any) -> Callable[[Any], list[Rule]]:
     """The rules, and where the file has the `bias` of a tied `CausalLM`."""
     return lambda model: [rename("bias", "lm_head.bias"), *(names(model) if callable(names) else names)]
+
+
+def head_rules(rules: Any, tags: str | None, answers: str | None) -> Callable[[Any], list[Rule]]:
+    """The rules of a decoder under every head: `rules` are those of the family, which stands under the name `answers` in
+    the head of question answering; see `decoder_family`."""
+    given = rules if callable(rules) else lambda model: rules
+
+    def names(model: Any) -> list[Rule]:
+        if isinstance(model, QuestionAnswering) and answers is not None:
+            return under(given(model.model), "model", answers)
+        scores = isinstance(model, TokenClassifier) and tags == "score"
+        return [*([rename("classifier.{rest}", "score.{rest}")] if scores else []), *given(model)]
+
+    return names
 
 
 def attention(config: Any, **own: Any) -> Attention:
@@ -151,7 +192,8 @@ def decoder_names(
 
 
 def decoder_tasks(decoder: Callable[[Any], Any], **head: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
-    """The tasks of a decoder built by `decoder(config)`: language model, hidden states, classification.
+    """The tasks of a decoder built by `decoder(config)`: language model, hidden states, classes of texts and of tokens,
+    answers.
 
     `head` are further arguments of `nn.CausalLM`, as functions of the config:
     `softcap=lambda c: c.final_logit_softcapping`.
@@ -164,7 +206,15 @@ def decoder_tasks(decoder: Callable[[Any], Any], **head: Callable[[Any], Any]) -
         "causal-lm": causal_lm,
         "base": decoder,
         "sequence-classification": lambda config: SequenceClassifier(decoder(config)),
+        "token-classification": lambda config: TokenClassifier(decoder(config), dropout=head_dropout(config)),
+        "question-answering": lambda config: QuestionAnswering(decoder(config)),
     }
+
+
+def head_dropout(config: Any) -> float:
+    """The rate before a classifier of tokens: the first of these keys that a config has, or 0.1."""
+    found = (getattr(config, key, None) for key in ("classifier_dropout", "hidden_dropout", "hidden_dropout_prob"))
+    return float(next((rate for rate in found if rate is not None), 0.1))
 
 
 def decoder_classes(name: str, classifies: bool = True) -> dict[str, str]:

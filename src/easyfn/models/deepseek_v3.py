@@ -36,4 +36,6 @@ def deepseek_v3(c: DeepseekV3Config) -> Decoder:
     )
 
 
-decoder_family("DeepseekV3", DeepseekV3Config, deepseek_v3, names=per_expert(), ignore_tensors=without_next_tokens)
+decoder_family(
+    "DeepseekV3", DeepseekV3Config, deepseek_v3, tags="score", names=per_expert(), ignore_tensors=without_next_tokens
+)

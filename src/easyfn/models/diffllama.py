@@ -127,4 +127,4 @@ def diffllama(c: DiffLlamaConfig) -> Decoder:
     return decoder(c, lambda _: Block(DifferentialAttention(c), mlp(c), norm(c), norm(c)))
 
 
-decoder_family("DiffLlama", DiffLlamaConfig, diffllama)
+decoder_family("DiffLlama", DiffLlamaConfig, diffllama, tags="score", answers="transformer")

@@ -42,4 +42,4 @@ def dots1(c: Dots1Config) -> Decoder:
     )
 
 
-decoder_family("Dots1", Dots1Config, dots1, names=per_expert())
+decoder_family("Dots1", Dots1Config, dots1, classifies=False, names=per_expert())

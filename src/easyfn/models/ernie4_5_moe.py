@@ -72,6 +72,7 @@ decoder_family(
     "Ernie4_5_Moe",
     Ernie4_5_MoeConfig,
     ernie4_5_moe,
+    classifies=False,
     head={"bias": lambda c: bool(c.use_bias)},
     names=(*per_expert(), rename(_BIAS % "gate", _BIAS % "moe_statics")),
 )

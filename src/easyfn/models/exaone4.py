@@ -46,4 +46,4 @@ def exaone4(c: Exaone4Config) -> Decoder:
     return decoder(c, block)
 
 
-decoder_family("Exaone4", Exaone4Config, exaone4)
+decoder_family("Exaone4", Exaone4Config, exaone4, tags="score", answers="transformer")

@@ -71,6 +71,7 @@ decoder_family(
     "ExaoneMoe",
     ExaoneMoeConfig,
     exaone_moe,
+    classifies=False,
     names=(*per_expert(), rename(_BIAS % "gate.", _BIAS % "")),
     ignore_tensors=(r"rotary_emb\.inv_freq$", r"^mtp\."),
 )

@@ -101,6 +101,8 @@ decoder_family(
     "Falcon",
     FalconConfig,
     falcon,
+    tags="classifier",
+    answers="transformer",
     names=names,
     prefix="transformer",
     ignore=("apply_residual_connection_post_layernorm",),  # of its first code; transformers does not read it

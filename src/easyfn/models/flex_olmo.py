@@ -44,4 +44,4 @@ def flex_olmo(c: FlexOlmoConfig) -> Decoder:
     )
 
 
-decoder_family("FlexOlmo", FlexOlmoConfig, flex_olmo, names=per_expert())
+decoder_family("FlexOlmo", FlexOlmoConfig, flex_olmo, classifies=False, names=per_expert())

@@ -37,4 +37,4 @@ def gemma(c: GemmaConfig) -> Decoder:
     return decoder(c, lambda _: Block(attention(c), mlp(c), norm(), norm()), norm(), embed_scale=c.hidden_size**0.5)
 
 
-decoder_family("Gemma", GemmaConfig, gemma, ignore=("use_bidirectional_attention", "hidden_activation"))
+decoder_family("Gemma", GemmaConfig, gemma, tags="score", ignore=("use_bidirectional_attention", "hidden_activation"))

@@ -44,6 +44,7 @@ decoder_family(
     "Gemma2",
     Gemma2Config,
     gemma2,
+    tags="score",
     head={"softcap": lambda c: c.final_logit_softcapping},
     ignore=("use_bidirectional_attention", "hidden_act"),  # files have both names; transformers reads hidden_activation
 )

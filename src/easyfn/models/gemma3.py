@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ..config.fields import CommonFields, Size, alias
 from ..names.rules import transposed
-from ..nn import CausalLM, RMSNorm
+from ..nn import CausalLM, RMSNorm, SequenceClassifier
 from ..nn.image_text import ImageText
 from ..nn.projectors import PooledProjector
 from ..nn.vision import pair
@@ -40,6 +40,7 @@ class Gemma3Config(CommonFields):
     vocab_size: ClassVar = of_text()
     hidden_size: ClassVar = of_text()
     max_position_embeddings: ClassVar = of_text()
+    pad_token_id: ClassVar = of_text()
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
@@ -65,8 +66,16 @@ NAMES = [transposed(f"{PROJECTION}.weight", f"{PROJECTION}_weight")]
 family(
     "gemma3",
     config=Gemma3Config,
-    tasks={"causal-lm": lambda c: CausalLM(gemma3(c), tied=c.tie_word_embeddings)},
-    architectures={"Gemma3ForConditionalGeneration": "causal-lm"},
+    tasks={
+        "causal-lm": lambda c: CausalLM(gemma3(c), tied=c.tie_word_embeddings),
+        "base": gemma3,
+        "sequence-classification": lambda c: SequenceClassifier(gemma3(c)),
+    },
+    architectures={
+        "Gemma3ForConditionalGeneration": "causal-lm",
+        "Gemma3Model": "base",
+        "Gemma3ForSequenceClassification": "sequence-classification",
+    },
     names=two_halves(NAMES),
     modules=in_model(NAMES),
     ignore=("boi_token_index", "eoi_token_index", "boi_token_id", "eoi_token_id"),  # of the processor

@@ -29,7 +29,7 @@ from ..nn.places import check_places, embed, place
 from ..nn.vision import attend_all, image_context
 from ..registry.family import family
 from .gemma4_text import PARTS, without_shared_keys
-from .image_text import of_text, part, sub_config
+from .image_text import of_text, part, sub_config, with_and_without_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,20 +320,23 @@ family(
     tasks={
         "causal-lm": lambda c: CausalLM(
             Gemma4(c), tied=c.tie_word_embeddings, softcap=c.text_config.final_logit_softcapping
-        )
-    },
-    architectures={"Gemma4ForConditionalGeneration": "causal-lm"},
-    names=[
-        *PARTS,
-        rename("model.embedding_projection.{rest}", "model.embed_vision.embedding_projection.{rest}"),
-        rename(f"{TOWER}.input_proj.{{rest}}", f"{TOWER}.patch_embedder.input_proj.{{rest}}"),
-        rename(f"{TOWER}.position_embedding_table", f"{TOWER}.patch_embedder.position_embedding_table"),
-        *(
-            rename(f"{TOWER}.layers.{{i}}.{part}.weight", f"{TOWER}.encoder.layers.{{i}}.{part}.linear.weight")
-            for part in LINEAR
         ),
-        rename(f"{TOWER}.layers.{{i}}.{{rest}}", f"{TOWER}.encoder.layers.{{i}}.{{rest}}"),
-    ],
+        "base": Gemma4,
+    },
+    architectures={"Gemma4ForConditionalGeneration": "causal-lm", "Gemma4Model": "base"},
+    names=with_and_without_head(
+        [
+            *PARTS,
+            rename("model.embedding_projection.{rest}", "model.embed_vision.embedding_projection.{rest}"),
+            rename(f"{TOWER}.input_proj.{{rest}}", f"{TOWER}.patch_embedder.input_proj.{{rest}}"),
+            rename(f"{TOWER}.position_embedding_table", f"{TOWER}.patch_embedder.position_embedding_table"),
+            *(
+                rename(f"{TOWER}.layers.{{i}}.{part}.weight", f"{TOWER}.encoder.layers.{{i}}.{part}.linear.weight")
+                for part in LINEAR
+            ),
+            rename(f"{TOWER}.layers.{{i}}.{{rest}}", f"{TOWER}.encoder.layers.{{i}}.{{rest}}"),
+        ]
+    ),
     ignore=("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_index", "eoa_token_id", "audio_config"),
     ignore_tensors=lambda c: without_shared_keys(c.text_config),
 )

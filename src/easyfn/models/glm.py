@@ -39,4 +39,4 @@ def glm(c: GlmConfig) -> Decoder:
     )
 
 
-decoder_family("Glm", GlmConfig, glm)
+decoder_family("Glm", GlmConfig, glm, tags="score")

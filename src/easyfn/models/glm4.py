@@ -46,4 +46,4 @@ NAMES = (
 )
 
 
-decoder_family("Glm4", Glm4Config, glm4, names=NAMES)
+decoder_family("Glm4", Glm4Config, glm4, tags="score", names=NAMES)

@@ -37,4 +37,6 @@ def glm4_moe(c: Glm4MoeConfig) -> Decoder:
     )
 
 
-decoder_family("Glm4Moe", Glm4MoeConfig, glm4_moe, names=per_expert(), ignore_tensors=without_next_tokens)
+decoder_family(
+    "Glm4Moe", Glm4MoeConfig, glm4_moe, classifies=False, names=per_expert(), ignore_tensors=without_next_tokens
+)

@@ -53,4 +53,11 @@ def glm4_moe_lite(c: Glm4MoeLiteConfig) -> Decoder:
     )
 
 
-decoder_family("Glm4MoeLite", Glm4MoeLiteConfig, glm4_moe_lite, names=per_expert(), ignore_tensors=without_next_tokens)
+decoder_family(
+    "Glm4MoeLite",
+    Glm4MoeLiteConfig,
+    glm4_moe_lite,
+    classifies=False,
+    names=per_expert(),
+    ignore_tensors=without_next_tokens,
+)

@@ -21,8 +21,10 @@ from ..nn import (
     LayerNorm,
     Linear,
     Output,
+    QuestionAnswering,
     Ring,
     SequenceClassifier,
+    TokenClassifier,
     activation,
     attend,
     attend_to,
@@ -37,6 +39,7 @@ from ..nn import (
     split_heads,
 )
 from ..registry.family import family
+from .decoders import head_dropout
 
 
 @dataclass(frozen=True)
@@ -211,11 +214,15 @@ family(
         "causal-lm": lambda c: CausalLM(GPT2(c), tied=c.tie_word_embeddings),
         "base": GPT2,
         "sequence-classification": lambda c: SequenceClassifier(GPT2(c)),
+        "token-classification": lambda c: TokenClassifier(GPT2(c), dropout=head_dropout(c)),
+        "question-answering": lambda c: QuestionAnswering(GPT2(c)),
     },
     architectures={
         "GPT2LMHeadModel": "causal-lm",
         "GPT2Model": "base",
         "GPT2ForSequenceClassification": "sequence-classification",
+        "GPT2ForTokenClassification": "token-classification",
+        "GPT2ForQuestionAnswering": "question-answering",
     },
     names=_names,
     ignore=(

@@ -75,6 +75,7 @@ decoder_family(
     "GPTBigCode",
     GPTBigCodeConfig,
     gpt_bigcode,
+    tags="classifier",
     names=NAMES,
     prefix="transformer",
     # The precision and the kernels of the softmax: ours is in float32 always.

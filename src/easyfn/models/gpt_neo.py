@@ -16,6 +16,7 @@ class GPTNeoConfig(CommonFields):
     the same layer by layer, wins."""
 
     model_type: ClassVar[str] = "gpt_neo"
+    classifier_dropout: float | int = 0.1
     vocab_size: Size
     hidden_size: Size
     num_layers: int
@@ -83,10 +84,11 @@ decoder_family(
     "GPTNeo",
     GPTNeoConfig,
     gpt_neo,
+    tags="classifier",
+    answers="transformer",
     names=NAMES,
     prefix="transformer",
     ignore=(
-        "classifier_dropout",
         "summary_type",
         "summary_use_proj",
         "summary_activation",

@@ -16,6 +16,7 @@ class GPTNeoXConfig(CommonFields):
     """The keys of a GPT-NeoX `config.json`. `use_parallel_residual=False` is a plain pre-norm layer."""
 
     model_type: ClassVar[str] = "gpt_neox"
+    classifier_dropout: float | int = 0.1
     vocab_size: Size
     hidden_size: Size
     intermediate_size: Size
@@ -70,10 +71,11 @@ decoder_family(
     "GPTNeoX",
     GPTNeoXConfig,
     gpt_neox,
+    tags="classifier",
+    answers="gpt_neox",
     names=decoder_names("gpt_neox", NAMES, lm_head="embed_out"),
     modules=decoder_names("gpt_neox", NAMES),
     prefix="gpt_neox",
-    ignore=("classifier_dropout",),
     ignore_tensors=(r"attention\.(bias|masked_bias)$", r"rotary_emb\.inv_freq$"),
     aliases={"embed_out.weight": ("lm_head.weight",)},
 )

@@ -75,6 +75,7 @@ decoder_family(
     "GptOss",
     GptOssConfig,
     gpt_oss,
+    tags="score",
     # Files hold the experts' matrices as (in, out).
     names=(
         transposed("{rest}layers.{i}.mlp.experts.gate_up_proj"),

@@ -58,6 +58,7 @@ decoder_family(
     "GPTJ",
     GPTJConfig,
     gptj,
+    answers="transformer",
     head={"bias": lambda c: True},
     names=decoder_names("transformer", {"layers.{i}.self_attn.o_proj": "h.{i}.attn.out_proj", **NAMES}),
     prefix="transformer",

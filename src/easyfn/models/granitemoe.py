@@ -22,4 +22,6 @@ def granitemoe(c: GraniteMoeConfig) -> Decoder:
     return granite_moe(c)
 
 
-decoder_family("GraniteMoe", GraniteMoeConfig, granitemoe, head={"scale": logits_scale}, names=GRANITE)
+decoder_family(
+    "GraniteMoe", GraniteMoeConfig, granitemoe, classifies=False, head={"scale": logits_scale}, names=GRANITE
+)

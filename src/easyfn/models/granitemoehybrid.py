@@ -58,6 +58,7 @@ decoder_family(
     "GraniteMoeHybrid",
     GraniteMoeHybridConfig,
     granitemoehybrid,
+    classifies=False,
     head={"scale": logits_scale},
     names=(
         mixer_is("mamba"),

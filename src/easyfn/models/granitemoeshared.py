@@ -28,6 +28,7 @@ decoder_family(
     "GraniteMoeShared",
     GraniteMoeSharedConfig,
     granitemoeshared,
+    classifies=False,
     head={"scale": logits_scale},
     names=GRANITE,
 )

@@ -10,7 +10,7 @@ from ..config.fields import CommonFields, Size
 from ..names.rules import Rule, rename
 from ..nn import CausalLM
 from ..registry.family import Family, family
-from .image_text import of_text
+from .image_text import of_text, with_and_without_head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,7 @@ def grid_family(
     model: Callable[[Any], Any],
     *,
     names: Sequence[Rule],
+    modules: Sequence[Rule] | None = None,
     ignore: Sequence[str] = (),
     ignore_tensors: Sequence[str] = (),
     **facts: Any,
@@ -103,9 +104,10 @@ def grid_family(
     return family(
         config.model_type,  # type: ignore[attr-defined]
         config=config,
-        tasks={"causal-lm": lambda c: CausalLM(model(c), tied=c.tie_word_embeddings)},
-        architectures={f"{name}ForConditionalGeneration": "causal-lm"},
-        names=names,
+        tasks={"causal-lm": lambda c: CausalLM(model(c), tied=c.tie_word_embeddings), "base": model},
+        architectures={f"{name}ForConditionalGeneration": "causal-lm", f"{name}Model": "base"},
+        names=with_and_without_head(names),
+        modules=with_and_without_head(names if modules is None else modules),
         ignore=("vision_start_token_id", "vision_end_token_id", "vision_token_id", *ignore),  # of the processor
         ignore_tensors=(r"rotary_emb\.inv_freq$", r"rotary_pos_emb\.inv_freq$", *ignore_tensors),
         prefix="",

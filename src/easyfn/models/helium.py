@@ -31,4 +31,4 @@ def helium(c: HeliumConfig) -> Decoder:
     return decoder(c, lambda _: Block(attention(c, out_bias=False, interleaved=True), mlp(c), norm(c), norm(c)))
 
 
-decoder_family("Helium", HeliumConfig, helium)
+decoder_family("Helium", HeliumConfig, helium, tags="score")

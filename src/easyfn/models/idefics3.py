@@ -15,7 +15,7 @@ from ..nn.native_tower import NativeTower
 from ..nn.packing import RealImages
 from ..nn.projectors import SquareLinear
 from ..registry.family import Family, family
-from .image_text import LLAMA, of_text, part, part_names, sub_config
+from .image_text import LLAMA, of_text, part, part_names, sub_config, with_and_without_head
 from .siglip_vision_model import SIGLIP_NAMES
 from .vision import under
 
@@ -98,9 +98,9 @@ def idefics_family(name: str, config: type, model: Callable[[Any], Any]) -> Fami
     return family(
         config.model_type,  # type: ignore[attr-defined]
         config=config,
-        tasks={"causal-lm": lambda c: CausalLM(model(c), tied=c.tie_word_embeddings)},
-        architectures={f"{name}ForConditionalGeneration": "causal-lm"},
-        names=names,
+        tasks={"causal-lm": lambda c: CausalLM(model(c), tied=c.tie_word_embeddings), "base": model},
+        architectures={f"{name}ForConditionalGeneration": "causal-lm", f"{name}Model": "base"},
+        names=with_and_without_head(names),
         ignore=("image_seq_len", "freeze_config", "vocab_size", "use_reentrant_checkpointing"),
         ignore_tensors=(r"rotary_emb\.inv_freq$", r"embeddings\.position_ids$"),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 from ..config.check import Reader, short
@@ -48,6 +49,23 @@ def part_names(model: Any) -> list[Rule]:
     return list(family_of(model).names(model))
 
 
+def with_and_without_head(rules: Any) -> Callable[[Any], list[Rule]]:
+    """The rules of a model with a head, a list or a function of it, and of the same without one, where nothing is in `model`."""
+    given = rules if callable(rules) else lambda model: rules
+    short = lambda name: name.removeprefix("model.")
+
+    def names(model: Any) -> list[Rule]:
+        if hasattr(model, "model"):
+            return list(given(model))
+        return [
+            rule._replace(ours=short(rule.ours), theirs=tuple(map(short, rule.theirs)))
+            for rule in given(SimpleNamespace(model=model))
+            if rule.theirs != ("model.{rest}",)  # of files that call the text alone `model`
+        ]
+
+    return names
+
+
 # Other spellings of what `two_halves` names: of transformers' modules, and of towers before transformers 5.
 TWO_HALVES = {
     "language_model.model.{rest}": ("model.language_model.{rest}",),
@@ -74,7 +92,7 @@ def two_halves(first: Sequence[Rule] = (), tower: str = "vision_tower") -> Calla
             rename("model.{rest}", "{rest}"),
         ]
 
-    return names
+    return with_and_without_head(names)
 
 
 def in_model(first: Sequence[Rule] = ()) -> Callable[[Any], list[Rule]]:
@@ -85,7 +103,7 @@ def in_model(first: Sequence[Rule] = ()) -> Callable[[Any], list[Rule]]:
         rules = {f"model.{name}": family_of(half).modules(half) for name, half in halves.items()}
         return [*first, *(rule for place, own in rules.items() for rule in under(own, place, place))]
 
-    return modules
+    return with_and_without_head(modules)
 
 
 class of_text:

@@ -72,8 +72,8 @@ def internvl(c: InternVLConfig) -> ImageText:
 family(
     "internvl",
     config=InternVLConfig,
-    tasks={"causal-lm": lambda c: CausalLM(internvl(c), tied=c.tie_word_embeddings)},
-    architectures={"InternVLForConditionalGeneration": "causal-lm"},
+    tasks={"causal-lm": lambda c: CausalLM(internvl(c), tied=c.tie_word_embeddings), "base": internvl},
+    architectures={"InternVLForConditionalGeneration": "causal-lm", "InternVLModel": "base"},
     names=two_halves(),
     modules=in_model(),
     ignore=("image_seq_length",),  # of the processor

@@ -36,6 +36,8 @@ decoder_family(
     None,
     LlamaConfig,
     llama,
+    tags="score",
+    answers="transformer",
     architectures={**decoder_classes("Llama"), "LLaMAForCausalLM": "causal-lm"},  # as the first checkpoints have it
     ignore=("is_llama_config",),
 )

@@ -88,8 +88,8 @@ def tied(config: Any) -> bool:
 family(
     "llava",
     config=LlavaConfig,
-    tasks={"causal-lm": lambda c: CausalLM(llava(c), tied=tied(c))},
-    architectures={"LlavaForConditionalGeneration": "causal-lm"},
+    tasks={"causal-lm": lambda c: CausalLM(llava(c), tied=tied(c)), "base": llava},
+    architectures={"LlavaForConditionalGeneration": "causal-lm", "LlavaModel": "base"},
     names=two_halves(),
     modules=in_model(),
     ignore=IGNORED,

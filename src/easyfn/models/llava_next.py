@@ -44,8 +44,8 @@ def llava_next(c: LlavaNextConfig) -> ImageText:
 family(
     "llava_next",
     config=LlavaNextConfig,
-    tasks={"causal-lm": lambda c: CausalLM(llava_next(c), tied=c.tie_word_embeddings)},
-    architectures={"LlavaNextForConditionalGeneration": "causal-lm"},
+    tasks={"causal-lm": lambda c: CausalLM(llava_next(c), tied=c.tie_word_embeddings), "base": llava_next},
+    architectures={"LlavaNextForConditionalGeneration": "causal-lm", "LlavaNextModel": "base"},
     names=two_halves([rename("model.pack.image_newline", "image_newline")]),
     modules=in_model([rename("model.pack.image_newline", "model.image_newline")]),
     ignore=(*IGNORED, "use_image_newline_parameter"),

@@ -82,6 +82,7 @@ decoder_family(
     "MiniMaxM2",
     MiniMaxM2Config,
     minimax_m2,
+    classifies=False,
     names=(
         *per_expert("w1", "w3", "w2", theirs="block_sparse_moe"),
         rename(_OURS + "weight", _FILE + "gate.weight"),

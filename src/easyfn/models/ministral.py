@@ -28,4 +28,4 @@ def ministral(c: MinistralConfig) -> Decoder:
     return decoder(c, lambda i: Block(attention(c, window=windows[i]), mlp(c), norm(c), norm(c)))
 
 
-decoder_family("Ministral", MinistralConfig, ministral)
+decoder_family("Ministral", MinistralConfig, ministral, tags="score", answers="transformer")

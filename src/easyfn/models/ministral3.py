@@ -56,4 +56,4 @@ def ministral3(c: Ministral3Config) -> Decoder:
     return decoder(c, lambda _: Block(attention(c, **own), mlp(c), norm(c), norm(c)))
 
 
-decoder_family("Ministral3", Ministral3Config, ministral3)
+decoder_family("Ministral3", Ministral3Config, ministral3, tags="score", answers="model")

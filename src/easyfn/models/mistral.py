@@ -33,4 +33,4 @@ def mistral(c: MistralConfig) -> Decoder:
     )
 
 
-decoder_family("Mistral", MistralConfig, mistral)
+decoder_family("Mistral", MistralConfig, mistral, tags="score", answers="model")

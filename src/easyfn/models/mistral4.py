@@ -93,4 +93,4 @@ def mistral4(c: Mistral4Config) -> Decoder:
     )
 
 
-decoder_family("Mistral4", Mistral4Config, mistral4)
+decoder_family("Mistral4", Mistral4Config, mistral4, tags="score")

@@ -53,6 +53,8 @@ decoder_family(
     "Mixtral",
     MixtralConfig,
     mixtral,
+    tags="score",
+    answers="model",
     names=(
         *per_expert("w1", "w3", "w2", theirs="block_sparse_moe"),
         rename(_ROUTER % "mlp", _ROUTER % "block_sparse_moe"),

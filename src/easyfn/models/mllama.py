@@ -30,7 +30,7 @@ from ..nn.tiled_tower import TiledTower, gated
 from ..registry.family import family
 from .decoders import mlp, norm
 from .grids import in_modules
-from .image_text import TWO_HALVES, of_text
+from .image_text import TWO_HALVES, of_text, with_and_without_head
 
 RATIOS = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
 
@@ -332,10 +332,10 @@ NAMES = [
 family(
     "mllama",
     config=MllamaConfig,
-    tasks={"causal-lm": lambda c: CausalLM(Mllama(c), tied=False)},
-    architectures={"MllamaForConditionalGeneration": "causal-lm"},
-    names=NAMES,
-    modules=in_modules(TOWER_NAMES),
+    tasks={"causal-lm": lambda c: CausalLM(Mllama(c), tied=False), "base": Mllama},
+    architectures={"MllamaForConditionalGeneration": "causal-lm", "MllamaModel": "base"},
+    names=with_and_without_head(NAMES),
+    modules=with_and_without_head(in_modules(TOWER_NAMES)),
     ignore_tensors=(r"rotary_emb\.inv_freq$",),
     aliases={**TWO_HALVES, "vision_model.{rest}": ("model.vision_model.{rest}",)},
 )

@@ -105,6 +105,8 @@ decoder_family(
     "Mpt",
     MptConfig,
     mpt,
+    tags="classifier",
+    answers="transformer",
     names=NAMES,
     prefix="transformer",
     # Of training and initialisation, or kept by transformers without a use.

@@ -26,4 +26,4 @@ class MT5Config(T5Fields):
         return gated(data, "gated-gelu")
 
 
-text_to_text_family("MT5", MT5Config, scale=lambda c: False, settle=settle)
+text_to_text_family("MT5", MT5Config, scale=lambda c: False, settle=settle, classifies=True)

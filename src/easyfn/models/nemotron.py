@@ -31,4 +31,4 @@ def nemotron(c: NemotronConfig) -> Decoder:
     return decoder(c, lambda _: Block(attention(c), plain(), norm(), norm()), norm(), partial=True)
 
 
-decoder_family("Nemotron", NemotronConfig, nemotron)
+decoder_family("Nemotron", NemotronConfig, nemotron, tags="score", answers="transformer")

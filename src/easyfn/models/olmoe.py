@@ -44,4 +44,4 @@ def olmoe(c: OlmoeConfig) -> Decoder:
     )
 
 
-decoder_family("Olmoe", OlmoeConfig, olmoe, names=per_expert())
+decoder_family("Olmoe", OlmoeConfig, olmoe, classifies=False, names=per_expert())

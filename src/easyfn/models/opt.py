@@ -74,6 +74,7 @@ decoder_family(
     "OPT",
     OPTConfig,
     opt,
+    answers="model",
     names=decoder_names("model", {**FAIRSEQ, "norm": "final_layer_norm"}, inner="decoder."),
     ignore=("layerdrop", "activation_dropout"),  # noise that no released model was trained with
 )

@@ -81,9 +81,10 @@ family(
             paligemma(c),
             tied=c.tie_word_embeddings,
             softcap=getattr(c.text_config, "final_logit_softcapping", None),
-        )
+        ),
+        "base": paligemma,
     },
-    architectures={"PaliGemmaForConditionalGeneration": "causal-lm"},
+    architectures={"PaliGemmaForConditionalGeneration": "causal-lm", "PaliGemmaModel": "base"},
     names=two_halves(),
     modules=in_model(),
     ignore=("vocab_size", "hidden_size", "num_hidden_layers", "ignore_index", "num_image_tokens"),

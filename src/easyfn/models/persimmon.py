@@ -68,4 +68,4 @@ NAMES = decoder_names(
     },
 )
 
-decoder_family("Persimmon", PersimmonConfig, persimmon, names=NAMES)
+decoder_family("Persimmon", PersimmonConfig, persimmon, tags="score", names=NAMES)

@@ -54,4 +54,4 @@ NAMES = (
 )
 
 
-decoder_family("Phi", PhiConfig, phi, head={"bias": lambda c: True}, names=NAMES)
+decoder_family("Phi", PhiConfig, phi, tags="score", head={"bias": lambda c: True}, names=NAMES)

@@ -58,4 +58,4 @@ def phi3(c: Phi3Config) -> Decoder:
     )
 
 
-decoder_family("Phi3", Phi3Config, phi3)
+decoder_family("Phi3", Phi3Config, phi3, tags="score")

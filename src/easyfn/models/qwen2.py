@@ -42,5 +42,7 @@ decoder_family(
     "Qwen2",
     Qwen2Config,
     qwen2,
+    tags="score",
+    answers="transformer",
     ignore=("dual_chunk_attention_config",),  # another engine's way past 256k tokens; transformers does not read it
 )

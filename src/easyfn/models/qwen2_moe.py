@@ -62,5 +62,10 @@ def qwen2_moe(c: Qwen2MoeConfig) -> Decoder:
 
 
 decoder_family(
-    "Qwen2Moe", Qwen2MoeConfig, qwen2_moe, names=(*per_expert(), *module("mlp.shared_experts", "mlp.shared_expert"))
+    "Qwen2Moe",
+    Qwen2MoeConfig,
+    qwen2_moe,
+    tags="score",
+    answers="model",
+    names=(*per_expert(), *module("mlp.shared_experts", "mlp.shared_expert")),
 )

@@ -40,4 +40,4 @@ def qwen3(c: Qwen3Config, **own: Any) -> Decoder:
     )
 
 
-decoder_family("Qwen3", Qwen3Config, qwen3)
+decoder_family("Qwen3", Qwen3Config, qwen3, tags="score", answers="transformer")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from ..config.fields import Size
 from ..nn import Decoder
 from ..registry.family import family
-from .decoders import decoder_classes, decoder_tasks
+from .decoders import decoder_tasks
 from .hybrids import EXPERT_NAMES, SharedExpertFields, mixer_is, qwen_hybrid, shared_expert_moe, text_rope
 
 
@@ -35,7 +35,7 @@ family(
     "qwen3_5_moe_text",
     config=Qwen3_5MoeTextConfig,
     tasks=decoder_tasks(qwen3_5_moe),
-    architectures={**decoder_classes("Qwen3_5Moe"), "Qwen3_5MoeTextModel": "base"},
+    architectures={"Qwen3_5MoeForCausalLM": "causal-lm", "Qwen3_5MoeTextModel": "base"},
     names=(mixer_is("linear_attn"), *EXPERT_NAMES),
     ignore_tensors=(r"rotary_emb\.inv_freq$", r"^mtp\.", r"^model\.visual\."),
 )

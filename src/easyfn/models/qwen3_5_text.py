@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from ..config.fields import Size
 from ..nn import Decoder, GatedMLP
 from ..registry.family import family
-from .decoders import decoder_classes, decoder_tasks
+from .decoders import decoder_tasks
 from .hybrids import DeltaFields, mixer_is, qwen_hybrid, text_rope
 
 
@@ -38,7 +38,11 @@ family(
     "qwen3_5_text",
     config=Qwen3_5TextConfig,
     tasks=decoder_tasks(qwen3_5),
-    architectures={**decoder_classes("Qwen3_5"), "Qwen3_5TextModel": "base"},
+    architectures={
+        "Qwen3_5ForCausalLM": "causal-lm",
+        "Qwen3_5TextModel": "base",
+        "Qwen3_5TextForSequenceClassification": "sequence-classification",
+    },
     names=(mixer_is("linear_attn"),),
     ignore_tensors=(r"rotary_emb\.inv_freq$", r"^mtp\.", r"^model\.visual\."),
 )

@@ -53,4 +53,4 @@ def qwen3_moe(c: Qwen3MoeConfig, **own: Any) -> Decoder:
     )
 
 
-decoder_family("Qwen3Moe", Qwen3MoeConfig, qwen3_moe, names=per_expert())
+decoder_family("Qwen3Moe", Qwen3MoeConfig, qwen3_moe, tags="score", answers="transformer", names=per_expert())

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from ..config.fields import Size
 from ..nn import Decoder, GatedMLP
-from ..registry.family import family
-from .decoders import decoder_classes, decoder_tasks
+from .decoders import decoder_family
 from .hybrids import EXPERT_NAMES, SharedExpertFields, mixer_is, qwen_hybrid, shared_expert_moe
 
 
@@ -38,11 +37,12 @@ def qwen3_next(config: Qwen3NextConfig) -> Decoder:
     return qwen_hybrid(c, mlp, projections="two")
 
 
-family(
-    "qwen3_next",
-    config=Qwen3NextConfig,
-    tasks=decoder_tasks(qwen3_next),
-    architectures=decoder_classes("Qwen3Next"),
+decoder_family(
+    "Qwen3Next",
+    Qwen3NextConfig,
+    qwen3_next,
+    tags="score",
+    answers="transformer",
     names=(mixer_is("linear_attn"), *EXPERT_NAMES),
     ignore_tensors=(r"rotary_emb\.inv_freq$", r"^mtp\."),
 )

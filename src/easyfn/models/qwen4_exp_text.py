@@ -35,7 +35,7 @@ from ..nn import (
 from ..nn.recurrent.conv import before_first
 from ..nn.recurrent.ngram import NGramEmbedding
 from ..registry.family import family
-from .decoders import check_layer_types, decoder_classes, decoder_tasks
+from .decoders import check_layer_types, decoder_tasks
 from .hybrids import EXPERT_NAMES, SharedExpertFields, shared_expert_moe, text_rope
 
 
@@ -343,7 +343,7 @@ family(
     "qwen4_exp_text",
     config=Qwen4ExpTextConfig,
     tasks=decoder_tasks(qwen4_exp),
-    architectures={**decoder_classes("Qwen4Exp", classifies=False), "Qwen4ExpTextModel": "base"},
+    architectures={"Qwen4ExpForCausalLM": "causal-lm", "Qwen4ExpTextModel": "base"},
     names=names,
     modules=modules,
     constants=constants,

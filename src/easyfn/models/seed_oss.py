@@ -36,4 +36,4 @@ def seed_oss(c: SeedOssConfig) -> Decoder:
     )
 
 
-decoder_family("SeedOss", SeedOssConfig, seed_oss)
+decoder_family("SeedOss", SeedOssConfig, seed_oss, tags="score", answers="transformer")

@@ -41,4 +41,4 @@ def smollm3(c: SmolLM3Config) -> Decoder:
     return decoder(c, lambda i: Block(attention(c, **own[i]), mlp(c), norm(c), norm(c)))
 
 
-decoder_family("SmolLM3", SmolLM3Config, smollm3)
+decoder_family("SmolLM3", SmolLM3Config, smollm3, tags="score", answers="transformer")

@@ -48,4 +48,4 @@ NAMES = (
 )
 
 
-decoder_family("StableLm", StableLmConfig, stablelm, names=NAMES)
+decoder_family("StableLm", StableLmConfig, stablelm, tags="score", names=NAMES)

@@ -50,4 +50,4 @@ NAMES = (
 )
 
 
-decoder_family("Starcoder2", Starcoder2Config, starcoder2, names=NAMES)
+decoder_family("Starcoder2", Starcoder2Config, starcoder2, tags="score", names=NAMES)

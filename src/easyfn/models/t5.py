@@ -26,5 +26,6 @@ text_to_text_family(
     T5Config,
     scale=lambda c: c.scale_decoder_outputs,
     settle=settle,
+    classifies=True,
     architectures=("T5WithLMHeadModel",),
 )

@@ -8,7 +8,18 @@ from typing import Any
 
 from ..config.fields import CommonFields, Size, alias
 from ..names.rules import Rule, rename
-from ..nn import T5MLP, Embedding, Seq2Seq, Seq2SeqLM, T5Block, T5Encoder, T5Stack
+from ..nn import (
+    T5MLP,
+    Embedding,
+    LastMarkClassifier,
+    QuestionAnswering,
+    Seq2Seq,
+    Seq2SeqLM,
+    T5Block,
+    T5Encoder,
+    T5Stack,
+    TokenClassifier,
+)
 from ..registry.family import Family, family
 from ..tasks.task import task
 from .translation import Ids
@@ -33,6 +44,7 @@ class T5Fields(CommonFields):
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     dropout_rate: float = 0.1
+    classifier_dropout: float | int = 0.0
     layer_norm_epsilon: float = 1e-6
     initializer_factor: float = 1.0
     tie_word_embeddings: bool = True
@@ -96,15 +108,16 @@ def stack(c: Any, mlps: MLPs, *, decoder: bool, own_tables: bool) -> T5Stack:
 
 
 def _names(model: Any, layers: Sequence[Rule]) -> list[Rule]:
-    prefix = "model." if isinstance(model, Seq2SeqLM) else ""
+    ours = "model." if hasattr(model, "model") else ""
+    theirs = "transformer." if isinstance(model, (LastMarkClassifier, TokenClassifier)) else ""
     table = "relative_attention_bias.weight"
     return [
         *layers,
         *(
-            rename(f"{prefix}{stack}.{table}", f"{stack}.block.0.layer.0.SelfAttention.{table}")
+            rename(f"{ours}{stack}.{table}", f"{theirs}{stack}.block.0.layer.0.SelfAttention.{table}")
             for stack in ("encoder", "decoder")
         ),
-        rename("model.{rest}", "{rest}"),
+        rename("model.{rest}", f"{theirs}{{rest}}"),
     ]
 
 
@@ -117,6 +130,7 @@ def text_to_text_family(
     own_tables: bool = False,
     layers: Sequence[Rule] = (),
     architectures: Sequence[str] = (),
+    classifies: bool = False,
     ignore: Sequence[str] = (),
     **facts: Any,
 ) -> Family:
@@ -125,29 +139,50 @@ def text_to_text_family(
     - `scale(config)`: whether the decoder's output is multiplied by `d_model ** -0.5` before the head.
     - `own_tables`: every layer has a table of position biases of its own.
     - `layers`: rules for names inside the layers.
+    - `classifies`: transformers has classifiers of texts and of tokens, and question answering.
     """
 
     def side(c: Any, decoder: bool) -> T5Stack:
         return stack(c, mlps, decoder=decoder, own_tables=own_tables)
 
-    def both(c: Any) -> Seq2Seq:
+    def both(c: Any, restores: bool = False) -> Seq2Seq:
         table = Embedding(c.vocab_size, c.d_model, std=c.initializer_factor)
-        return Seq2Seq(c, table, side(c, False), side(c, True))
+        return Seq2Seq(c, table, side(c, False), side(c, True), restores=restores)
+
+    def encoder(c: Any) -> T5Encoder:
+        return T5Encoder(c, side(c, False))
 
     def language(c: Any) -> Seq2SeqLM:
         return Seq2SeqLM(both(c), tied=c.tie_word_embeddings, scale=c.d_model**-0.5 if scale(c) else 1.0)
 
+    def answers(c: Any) -> QuestionAnswering:
+        if c.num_labels != 2:
+            raise ValueError(
+                f"{c.model_type}: an answer has a start and an end, so num_labels is 2, not {c.num_labels}"
+            )
+        return QuestionAnswering(both(c, True))
+
+    # The decoder of these reads what the encoder does, as BART's.
+    heads = {
+        "sequence-classification": lambda c: LastMarkClassifier(both(c, True), dropout=c.classifier_dropout),
+        "token-classification": lambda c: TokenClassifier(encoder(c), dropout=c.classifier_dropout),
+        "question-answering": answers,
+    }
+    ends = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
     lm = (f"{name}ForConditionalGeneration", *architectures)
+    classes = {**dict.fromkeys(lm, "seq2seq-lm"), f"{name}Model": "base", f"{name}EncoderModel": "encoder"}
+    if classifies:
+        classes |= {name + end: head for end, head in zip(ends, heads, strict=True)}
     return family(
         config.model_type,
         config=config,
-        tasks={"seq2seq-lm": language, "base": both, "encoder": lambda c: T5Encoder(c, side(c, False))},
-        architectures={**dict.fromkeys(lm, "seq2seq-lm"), f"{name}Model": "base", f"{name}EncoderModel": "encoder"},
+        tasks={"seq2seq-lm": language, "base": both, "encoder": encoder, **(heads if classifies else {})},
+        architectures=classes,
         names=lambda model: _names(model, layers),
         # Files that were thinned out kept one of three names of one table.
         aliases={"shared.weight": ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")},
-        # n_positions was never read; the others say what feed_forward_proj says, or are for heads that are not here.
-        ignore=("n_positions", "dense_act_fn", "is_gated_act", "classifier_dropout", *ignore),
+        # n_positions was never read; the others say what feed_forward_proj says.
+        ignore=("n_positions", "dense_act_fn", "is_gated_act", *ignore),
         # A table that transformers does not read either.
         ignore_tensors=(r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",),
         prefix="",

@@ -27,4 +27,6 @@ class UMT5Config(T5Fields):
         return gated(scaled(data), "gated-gelu")
 
 
-text_to_text_family("UMT5", UMT5Config, scale=lambda c: c.scale_decoder_outputs, settle=settle, own_tables=True)
+text_to_text_family(
+    "UMT5", UMT5Config, scale=lambda c: c.scale_decoder_outputs, settle=settle, classifies=True, own_tables=True
+)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from ..core.weight import Slot, Weight, dense, slots
 from .activation import activation
-from .context import Context, dropout
-from .heads import head_logits, vocabulary_scores
+from .context import Context, called, dropout
+from .heads import head_logits, vocabulary_scores, width_of
 from .linear import Linear, along_last, declare
 from .norm import LayerNorm
 from .output import Output
@@ -279,12 +279,13 @@ class TokenClassifier(eqx.Module):
         config = model.config
         self.model = model
         self.classifier = classifier or Linear(
-            config.hidden_size, config.num_labels, True, axes=(None, "embed"), role="head"
+            width_of(model), config.num_labels, True, axes=(None, "embed"), role="head"
         )
         self.config = config
         self.dropout = dropout
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        called(self, context)
         out = self.model(context, cache, **inputs)
         return out.replace(logits=_answers(self.classifier, out.last_hidden_state, self.dropout, context))
 
@@ -320,11 +321,12 @@ class QuestionAnswering(eqx.Module):
 
     def __init__(self, model: Any, *, dropout: float = 0.0, classifier: Any = None) -> None:
         self.model = model
-        self.qa_outputs = classifier or _pair(model.config.hidden_size)
+        self.qa_outputs = classifier or _pair(width_of(model))
         self.config = model.config
         self.dropout = dropout
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        called(self, context)
         out = self.model(context, cache, **inputs)
         both = _answers(self.qa_outputs, out.last_hidden_state, self.dropout, context)
         return out.replace(start_logits=both[..., 0], end_logits=both[..., 1])

@@ -1,6 +1,6 @@
 """An OpenAI-compatible server on an engine: `app` for your own server, `python -m easyfn serve` for one of its own.
 
-`body`, `messages` and `asked` read what a client wants; `service` is what the server knows of its model;
+`body`, `messages`, `images` and `asked` read what a client wants; `service` is what the server knows of its model;
 `job` brings the engine's tokens to the client, `text` as text and `replies` as JSON; `app` is the application,
 `door` answers before there is one.
 """

@@ -15,11 +15,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from ..engine.beside import reads_images
 from ..io.template import ChatTemplate
 from . import asked as reading
 from .asked import Asked
 from .body import parse, read
 from .errors import ApiError
+from .images import Images
 from .job import Job, respond, submit
 from .replies import CHAT, COMPLETION, Shape
 from .service import Service, no_model
@@ -35,6 +37,10 @@ def app(
     chat_template: ChatTemplate | str | None = None,
     api_key: str | None = None,
     max_body_bytes: int = 8 * 2**20,
+    processor: Any = None,
+    max_images: int = 8,
+    max_image_bytes: int = 8 * 2**20,
+    max_image_pixels: int = 2**24,
 ) -> Starlette:
     """An OpenAI-compatible ASGI application on an [`easyfn.Engine`][]: run it with uvicorn, or mount it in your own.
 
@@ -48,6 +54,9 @@ def app(
       Without any, chats are refused.
     - `api_key`: what clients must give as bearer token under `/v1`; `None` lets everybody in.
     - `max_body_bytes`: of a request.
+    - `processor`: transformers' `AutoProcessor` of a model that reads images, or what is called as it is: chats may then hold
+      parts of type `image_url`, with data URLs, and the template gets lists of parts. `max_images` of a request,
+      `max_image_bytes` and `max_image_pixels` of each image, which are known before it is decoded. Needs the extra `images`.
 
     A full engine (`max_waiting`) answers 429; a client that goes away cancels what it asked for.
 
@@ -67,11 +76,18 @@ def app(
     assert said["usage"]["completion_tokens"] == 3
     ```
     """
+    images = None
+    if processor is not None:
+        if not reads_images(engine.model):
+            raise ValueError(f"serve.app: a processor is given, and {type(engine.model).__name__} reads no images")
+        images = Images(
+            engine.model, processor, most=max_images, max_bytes=max_image_bytes, max_pixels=max_image_pixels
+        )
     if chat_template is None:
-        chat_template = getattr(tokenizer, "chat_template", None)
+        chat_template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     if isinstance(chat_template, (str, dict)):
         chat_template = ChatTemplate(chat_template, **dict(getattr(tokenizer, "special_tokens_map", {})))
-    service = Service(engine, tokenizer, model_name, chat_template)
+    service = Service(engine, tokenizer, model_name, chat_template, images)
 
     def allowed(request: Request) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")  # the bytes that came

@@ -68,6 +68,7 @@ class Asked:
     options: dict[str, Any]
     stream: bool
     include_usage: bool
+    inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the images of the prompt
     echo: tuple[str, ...] = ()  # the texts of the prompts, if the answers begin with them
 
 
@@ -106,14 +107,18 @@ def chat(body: Body, service: Service) -> Asked:
     if own := set(more) & set(service.reserved):
         raise bad("chat_template_kwargs", f"chat_template_kwargs may not hold {', '.join(sorted(own))}")
     begin = bodies.flag(body, "add_generation_prompt", True)
-    messages, tools = messages_of(body), tools_of(body)
+    (messages, pictures), tools = messages_of(body, service.images), tools_of(body)
     try:
         text = service.template(messages, tools=tools, add_generation_prompt=begin, **more)
     except ValueError as error:
         raise bad("messages", str(error)) from error
     # The template writes the special tokens itself.
-    prompt = service.encode(text, bodies.flag(body, "add_special_tokens", False))
-    return _asked(body, service, model, adapter, "messages", [prompt], None)
+    special = bodies.flag(body, "add_special_tokens", False)
+    if not pictures:
+        return _asked(body, service, model, adapter, "messages", [service.encode(text, special)], None)
+    prompt, inputs = service.images.prompt(text, pictures, special)
+    asked = _asked(body, service, model, adapter, "messages", [prompt], None)
+    return dataclasses.replace(asked, inputs=inputs)
 
 
 def _ids(given: Any, service: Service, special: bool) -> list[int]:

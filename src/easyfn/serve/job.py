@@ -31,7 +31,8 @@ def submit(service: Service, asked: Asked) -> list[Any]:
         for prompt in asked.prompts:
             for _ in range(asked.n):
                 own = jax.random.fold_in(key, len(requests))[None]
-                requests.append(service.engine.submit(prompt, key=own, adapter=asked.adapter, **asked.options))
+                options = {**asked.options, **asked.inputs}
+                requests.append(service.engine.submit(prompt, key=own, adapter=asked.adapter, **options))
     except EngineFull as error:
         _cancel(requests)
         service.rejected += 1

@@ -14,17 +14,26 @@ from ..io.template import RESERVED, ChatTemplate
 from ..lora.named import adapter_names
 from .body import Body
 from .errors import ApiError, bad
+from .images import Images
 
 
 class Service:
     """A model under its names: texts to ids and back, and the limits of the engine."""
 
-    def __init__(self, engine: Any, tokenizer: Any, model_name: str, template: ChatTemplate | None) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        tokenizer: Any,
+        model_name: str,
+        template: ChatTemplate | None,
+        images: Images | None = None,
+    ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self._encoder = _encoder(tokenizer)
         self.model_name = model_name
         self.template = template
+        self.images = images
         self.reserved = RESERVED
         self.created = int(time.time())
         self.adapters = adapter_names(engine.model)
