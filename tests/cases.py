@@ -70,6 +70,7 @@ class Case:
     moe: bool = False
     inputs: Callable[[], dict[str, np.ndarray]] | None = None  # what a model takes that reads no plain `input_ids`
     variant: bool = False  # one more setting of a family that is here already: it agrees with torch, and that is all
+    left: bool = True  # the reference looks past padding on the left; else it is given rows without any
     files: bool = True  # the reference writes the tensors that it reads
     expected_failures: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name of a law -> the reason
 
@@ -189,8 +190,12 @@ def port(hf: Any, task: str = "causal-lm", dtype: Any = None) -> Any:
     known = family_of(hf.config.model_type)
     config = read(known.config, {**hf.config.to_dict(), "architectures": [type(hf).__name__]}, known.ignore)
     model = abstract_config(config, task, None)
-    held = {name: value.float().numpy() for name, value in hf.state_dict().items()}
-    held |= {name: np.asarray(value, np.float32) for name, value in tensors_of(hf).items()}  # under the names of files
+    held = {
+        name: value.float().numpy() if value.is_floating_point() else value.numpy()
+        for name, value in hf.state_dict().items()
+    }
+    written = tensors_of(hf).items()  # under the names of files
+    held |= {name: np.asarray(value, np.float32) if value.dtype.kind not in "iu" else value for name, value in written}
     new = {}
     for path, (found,) in tensors(model, known.names(model)).items():
         if found.names[0] not in held:  # a file may hold in pieces what the module holds whole
@@ -198,7 +203,7 @@ def port(hf: Any, task: str = "causal-lm", dtype: Any = None) -> Any:
         else:
             new[path] = found.join([held[n] for n in found.names])
         assert new[path].shape == found.shape, (path, new[path].shape, found.shape)
-        new[path] = jax.numpy.asarray(new[path], dtype)
+        new[path] = jax.numpy.asarray(new[path], dtype if new[path].dtype.kind == "f" else jax.numpy.int32)
     return replace(model, new)
 
 

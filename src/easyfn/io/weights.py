@@ -30,11 +30,14 @@ def entries(model: Any, dtype: Any = None) -> list[Entry]:
     found: list[Entry] = []
     latest: list[Any] = [None, None, None]
     wanted = None if dtype is None else dtype_in(model, dtype)
+    buffers = {path for f in find_slots(model, ("buffer",)) for path in expand(f.path)}
     for source, weight, disk in each_weight(model, Layer):
         pieces = _Pieces(source, weight, disk, latest)
         if disk is None:
             floating = jnp.issubdtype(weight.dtype, jnp.floating)
             kind = wanted(source.path) if wanted is not None and floating else np.dtype(weight.dtype)
+            if kind == np.int32 and source.path in buffers:  # torch's whole numbers, of which JAX has the half
+                kind = np.dtype(np.int64)
             for name, shape in zip(source.names, source.shapes(), strict=True):
                 found.append(Entry(name, tuple(shape), kind, partial(_read, pieces, name, kind), pieces))
         else:

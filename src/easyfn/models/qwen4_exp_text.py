@@ -28,6 +28,7 @@ from ..nn import (
     RMSNorm,
     StreamNorm,
     Streams,
+    TokenIds,
     cache_axes,
     layer_cache,
     rewindable,
@@ -204,17 +205,6 @@ def _(block: HyperBlock, batch_size: int, max_length: int, dtype: Any) -> dict[s
     return found
 
 
-class TokenIds(eqx.Module):
-    """The ids themselves, for every layer."""
-
-    layers: int = eqx.field(static=True)
-
-    def __call__(self, input_ids: jax.Array | None, x: jax.Array) -> jax.Array:
-        if input_ids is None:
-            raise ValueError("this Qwen4-Exp looks up n-grams by the ids of tokens: give input_ids, not inputs_embeds")
-        return jnp.broadcast_to(input_ids[:, None].astype(jnp.int32), (x.shape[0], self.layers, x.shape[1]))
-
-
 def qwen4_exp(c: Qwen4ExpTextConfig) -> Decoder:
     """The decoder: every layer reads a mixture of the streams, and what comes out is one more."""
     derived = lambda i: "linear_attention" if (i + 1) % c.full_attention_interval else "indexed_attention"
@@ -299,7 +289,7 @@ def qwen4_exp(c: Qwen4ExpTextConfig) -> Decoder:
         rope={"default": c.rope_parameters},
         partial=True,
         embed_norm=Streams(c.hc_count),
-        per_layer=TokenIds(c.num_hidden_layers) if c.ple_layer_ids else None,
+        per_layer=TokenIds(c.num_hidden_layers, "looks up n-grams") if c.ple_layer_ids else None,
     )
 
 

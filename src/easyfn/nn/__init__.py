@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ..core.later import later as _later
 
 if TYPE_CHECKING:
-    from .activation import ACTIVATIONS as ACTIVATIONS, activation as activation
+    from .activation import ACTIVATIONS as ACTIVATIONS, ClampedGate as ClampedGate, activation as activation
     from .attention.attention import (
         Attention as Attention,
         Temperature as Temperature,
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         split_qkv as split_qkv,
     )
     from .attention.block_indexer import BlockIndexer as BlockIndexer
+    from .attention.compressed import CompressedAttention as CompressedAttention, EntryIndexer as EntryIndexer
+    from .attention.compressor import Compressor as Compressor
     from .attention.core import merge_heads as merge_heads, split_heads as split_heads
     from .attention.disentangled import DisentangledAttention as DisentangledAttention, log_buckets as log_buckets
     from .attention.gated import GatedAttention as GatedAttention
@@ -101,8 +103,10 @@ if TYPE_CHECKING:
     )
     from .image_heads import ImageClassifier as ImageClassifier
     from .linear import Embedding as Embedding, Linear as Linear, along_last as along_last, declare as declare
+    from .manifold import ManifoldConnection as ManifoldConnection, ManifoldHead as ManifoldHead, Streamed as Streamed
     from .mlp import MLP as MLP, FusedGatedMLP as FusedGatedMLP, GatedMLP as GatedMLP
-    from .moe.experts import ClampedGate as ClampedGate, Experts as Experts
+    from .moe.experts import Experts as Experts
+    from .moe.hashed import HashRouter as HashRouter
     from .moe.layer import SparseMoE as SparseMoE
     from .moe.plain import PlainExperts as PlainExperts
     from .moe.router import Router as Router, Routing as Routing, experts_per_token as experts_per_token, route as route
@@ -158,6 +162,7 @@ if TYPE_CHECKING:
         T5Encoder as T5Encoder,
         T5Stack as T5Stack,
     )
+    from .token_ids import TokenIds as TokenIds
     from .translation import (
         TranslationAttention as TranslationAttention,
         TranslationBlock as TranslationBlock,

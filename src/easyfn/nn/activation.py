@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -50,3 +51,24 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClampedGate:
+    """`g * sigmoid(alpha * g) * (u + shift)` where `g = min(gate, limit)` and `u` is `up` between `-limit` and `limit`.
+
+    gpt-oss has `ClampedGate(7.0, 1.702, 1.0)`.
+    """
+
+    limit: float
+    alpha: float = 1.0
+    shift: float = 0.0
+
+    def __call__(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
+        return gate * jax.nn.sigmoid(self.alpha * gate) * (up + self.shift)
+
+
+def gated(act: str | ClampedGate, gate: jax.Array, up: jax.Array) -> jax.Array:
+    """What goes into the last layer of a gated MLP: `act(gate) * up` of a name, `act(gate, up)` of a function of both."""
+    return activation(act)(gate) * up if isinstance(act, str) else act(gate, up)

@@ -6,24 +6,34 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .activation import activation
+from .activation import ClampedGate, activation, gated
 from .context import Context, dropout
 from .linear import Linear
 
 
 class GatedMLP(eqx.Module):
-    """`down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202), with dropout on what comes out where a family has it."""
+    """`down(act(gate(x)) * up(x))` (Shazeer 2020, arXiv 2002.05202), with dropout on what comes out where a family has it.
+
+    `act` is the name of an activation, or a function of gate and up as [`easyfn.nn.ClampedGate`][] is.
+    """
 
     gate_proj: Linear
     up_proj: Linear
     down_proj: Linear
-    act: str = eqx.field(static=True)
+    act: str | ClampedGate = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
 
     def __init__(
-        self, hidden_size: int, intermediate_size: int, act: str = "silu", *, bias: bool = False, dropout: float = 0.0
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        act: str | ClampedGate = "silu",
+        *,
+        bias: bool = False,
+        dropout: float = 0.0,
     ) -> None:
-        activation(act)  # an unknown name fails here, not in the first forward pass
+        if isinstance(act, str):
+            activation(act)  # an unknown name fails here, not in the first forward pass
         self.gate_proj = Linear(hidden_size, intermediate_size, bias, axes=("mlp", "embed"))
         self.up_proj = Linear(hidden_size, intermediate_size, bias, axes=("mlp", "embed"))
         self.down_proj = Linear(intermediate_size, hidden_size, bias, axes=("embed", "mlp"))
@@ -31,7 +41,7 @@ class GatedMLP(eqx.Module):
         self.dropout = dropout
 
     def __call__(self, x: Float[Array, "*rows in_"], context: Context | None = None) -> Float[Array, "*rows out"]:
-        y = self.down_proj(activation(self.act)(self.gate_proj(x)) * self.up_proj(x))
+        y = self.down_proj(gated(self.act, self.gate_proj(x), self.up_proj(x)))
         return y if context is None else dropout(y, self.dropout, context, 4)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -10,26 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from ...core.weight import Slot, Weight, dense, ragged_dot, shape_of, slots
-from ..activation import activation
+from ..activation import ClampedGate, activation, gated
 from ..context import Runtime
 from ..linear import declare
 from ..parallel.experts import answer_across, expert_split
-
-
-@dataclasses.dataclass(frozen=True)
-class ClampedGate:
-    """`g * sigmoid(alpha * g) * (u + shift)` where `g = min(gate, limit)` and `u` is `up` between `-limit` and `limit`.
-
-    gpt-oss has `ClampedGate(7.0, 1.702, 1.0)`.
-    """
-
-    limit: float
-    alpha: float = 1.0
-    shift: float = 0.0
-
-    def __call__(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
-        return gate * jax.nn.sigmoid(self.alpha * gate) * (up + self.shift)
 
 
 class Experts(eqx.Module):
@@ -81,8 +64,7 @@ class Experts(eqx.Module):
         """The answers to rows `x` `(rows, embed)` that are sorted by expert, `sizes[e]` of them for expert `e`."""
         both = _with_bias(ragged_dot(self.gate_up_proj, x, sizes), self.gate_up_proj_bias, sizes)
         gate, up = (both[:, 0::2], both[:, 1::2]) if self.interleaved else jnp.split(both, 2, axis=-1)
-        inner = activation(self.act)(gate) * up if isinstance(self.act, str) else self.act(gate, up)
-        return _with_bias(ragged_dot(self.down_proj, inner, sizes), self.down_proj_bias, sizes)
+        return _with_bias(ragged_dot(self.down_proj, gated(self.act, gate, up), sizes), self.down_proj_bias, sizes)
 
     def __call__(self, x: jax.Array, chosen: jax.Array, weights: jax.Array, runtime: Runtime = Runtime()) -> jax.Array:
         """The chosen experts' answers added up. `x`: `(..., embed)`; `chosen`, `weights`: `(..., k)`.

@@ -18,8 +18,9 @@ class SparseMoE(eqx.Module):
     `gate(x, runtime)` answers a `Routing`, as [`easyfn.nn.Router`][] does. `shared_experts` answers every token beside them
     (DeepSeekMoE, arXiv 2401.06066), multiplied by the sigmoid of `shared_expert_gate` where there is one (Qwen2-MoE).
     `scale` multiplies the sum. Experts of the router with numbers behind those of `experts` cost nothing: what they answer is
-    what they are given (`zero_experts`, LongCat Flash). In training (`context.key`) the input is multiplied with noise from
-    `1 - jitter` to `1 + jitter`.
+    what they are given (`zero_experts`, LongCat Flash). A router that is `hashed` is given the ids of the tokens, too, which a
+    [`easyfn.nn.Decoder`][] brings with `per_layer` (DeepSeek-V4). In training (`context.key`) the input is multiplied with
+    noise from `1 - jitter` to `1 + jitter`.
 
     Returns the output and, if the context wants them, the router's logits `(batch * seq, experts)`, padding included.
 
@@ -37,6 +38,7 @@ class SparseMoE(eqx.Module):
     jitter: float = eqx.field(static=True)
     scale: float = eqx.field(static=True)
     zero_experts: bool = eqx.field(static=True)
+    hashed: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class SparseMoE(eqx.Module):
         jitter: float = 0.0,
         scale: float = 1.0,
         zero_experts: bool = False,
+        hashed: bool = False,
     ) -> None:
         self.gate = gate
         self.experts = experts
@@ -56,6 +59,7 @@ class SparseMoE(eqx.Module):
         self.jitter = jitter
         self.scale = scale
         self.zero_experts = zero_experts
+        self.hashed = hashed
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
         shared = None if self.shared_experts is None else self.shared_experts(x, context)
@@ -64,7 +68,8 @@ class SparseMoE(eqx.Module):
         if self.jitter and context.key is not None:
             key = jax.random.fold_in(context.key, 17)
             x = x * jax.random.uniform(key, x.shape, x.dtype, 1.0 - self.jitter, 1.0 + self.jitter)
-        routing = self.gate(x, context.runtime)
+        ids = (context.by_layer,) if self.hashed else ()
+        routing = self.gate(x, context.runtime, *ids)
         chosen, weights = routing.chosen, routing.weights
         if self.zero_experts:
             computes = chosen < self.experts.num_experts
@@ -75,5 +80,5 @@ class SparseMoE(eqx.Module):
         y = y + kept.astype(y.dtype) if self.zero_experts else y
         y = y if shared is None else y + shared
         y = y if self.scale == 1.0 else y * jnp.asarray(self.scale, y.dtype)
-        logits = routing.logits
-        return y, logits.reshape(-1, logits.shape[-1]) if context.wants("router_logits") else None
+        logits = routing.logits if context.wants("router_logits") else None
+        return y, None if logits is None else logits.reshape(-1, logits.shape[-1])

@@ -78,7 +78,7 @@ def _best_groups(scores: jax.Array, groups: int, topk_groups: int, best: int) ->
 class Routing(NamedTuple):
     """What a router says of tokens `(..., embed)`."""
 
-    logits: jax.Array  # [..., experts]
+    logits: Any  # [..., experts]; None of a router that does not choose by them
     weights: jax.Array  # [..., k], float32
     chosen: jax.Array  # [..., k]
 
