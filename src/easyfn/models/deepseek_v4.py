@@ -93,6 +93,13 @@ class DeepseekV4Config(CommonFields):
         only(data, "hidden_act", "silu")
         return _tables(_kinds(data))
 
+    @staticmethod
+    def denormalize(data: dict[str, Any]) -> dict[str, Any]:
+        """transformers says of its tables in keys of their own, too."""
+        main, far = data["rope_parameters"]["main"], data["rope_parameters"]["compress"]
+        bases = {"rope_theta": main["rope_theta"], "compress_rope_theta": far["rope_theta"]}
+        return {**data, **bases, "partial_rotary_factor": main.get("partial_rotary_factor", 1.0)}
+
 
 def _kinds(data: dict[str, Any]) -> dict[str, Any]:
     """The kinds of all layers, which older files say in numbers."""

@@ -38,13 +38,15 @@ class CompressedMask(eqx.Module):
     chosen: jax.Array | None  # [batch, queries, count]
 
     def rows(self, start: jax.Array, size: int) -> CompressedMask:
-        part = lambda a: None if a is None else lax.dynamic_slice_in_dim(a, start, size, axis=1)
-        mask, chosen = self.mask.rows(start, size), part(self.chosen)
+        part = lambda a: lax.dynamic_slice_in_dim(a, start, size, axis=1)
+        chosen = None if self.chosen is None else part(self.chosen)
+        mask = self.mask.rows(start, size)
         return CompressedMask(mask, part(self.segments), part(self.number), self.owner, self.ends, chosen)
 
     def padded(self, pad: int) -> CompressedMask:
-        behind = lambda a: None if a is None else jnp.pad(a, ((0, 0), (0, pad)) + ((0, 0),) * (a.ndim - 2))
-        mask, chosen = self.mask.padded(pad), behind(self.chosen)
+        behind = lambda a: jnp.pad(a, ((0, 0), (0, pad)) + ((0, 0),) * (a.ndim - 2))
+        chosen = None if self.chosen is None else behind(self.chosen)
+        mask = self.mask.padded(pad)
         return CompressedMask(mask, behind(self.segments), behind(self.number), self.owner, self.ends, chosen)
 
     def visible(self) -> jax.Array:
@@ -284,7 +286,7 @@ def _(layer: CompressedAttention, batch_size: int, max_length: int, dtype: Any) 
     if layer.compressor is None:
         return window
     count = max(max_length // layer.compressor.rate, 1)
-    found = {"window": window, "windows": empty_windows(batch_size, count)}
+    found: dict[str, Any] = {"window": window, "windows": empty_windows(batch_size, count)}
     found["entries"] = empty_compressed(layer.compressor, batch_size, count, dtype)
     if layer.indexer is not None:
         found["index"] = empty_compressed(layer.indexer.compressor, batch_size, count, dtype)

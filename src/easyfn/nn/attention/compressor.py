@@ -178,7 +178,7 @@ class Compressor(eqx.Module):
             jnp.concatenate([old.astype(new.dtype), jnp.take_along_axis(new, along(filled.order), axis=1)], axis=1)
             for old, new in zip(held, (values, gates), strict=True)
         ]
-        entries = self._entries(*ordered, filled)
+        entries = self._entries(ordered[0], ordered[1], filled)
         if cache is None:
             return entries, None
         kept = along(filled.total[:, None] + jnp.arange(self.span - 1)[None])
@@ -190,7 +190,8 @@ class Compressor(eqx.Module):
         def enter(buffer: jax.Array, new: jax.Array) -> jax.Array:
             return buffer.at[row, :, filled.place].set(jnp.swapaxes(new, 1, 2), mode="drop")
 
-        cache = Compressed(jax.tree.map(enter, cache.entries, stored(cache.entries, entries)), *rest)
+        into = jax.tree.map(enter, cache.entries, stored(cache.entries, entries))
+        cache = Compressed(into, rest[0], rest[1])
         return (entries if filled.here else cache.entries), cache
 
     def _entries(self, values: jax.Array, gates: jax.Array, filled: Filled) -> jax.Array:
