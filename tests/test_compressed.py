@@ -36,7 +36,7 @@ forward = jax.jit(lambda model, ids, mask, cache: ef.forward(model, ids, attenti
 def test_pieces_of_every_length(model):
     """Borders of pieces fall everywhere in windows of three and of five, in rows padded on both sides."""
     ids, mask = tokens(length=20)
-    want = ef.forward(model, ids, attention_mask=mask).logits
+    want = forward(model, ids, mask, None).logits
     for lengths in ([1] * 4 + [7, 2, 7], [7, 7, 2, 1, 1, 1, 1], [2, 7, 7, 1, 1, 1, 1]):
         cache, found = ef.init_cache(model, 3, 20), []
         for end, length in zip(np.cumsum(lengths), lengths, strict=True):
@@ -58,15 +58,23 @@ def test_what_is_far_is_read_as_entries(model):
     assert np.abs(ef.forward(blind, ids).logits - ef.forward(blind, far).logits)[0, -1].max() == 0
 
 
-def test_slices_int8_and_stacks(model):
+def test_slices(model):
     ids, mask = tokens(length=24)
-    want = ef.forward(model, ids, attention_mask=mask).logits
+    want = forward(model, ids, mask, None).logits
     sliced = ef.forward(model, ids, attention_mask=mask, runtime=ef.nn.Runtime(attention_chunk=500)).logits
     np.testing.assert_allclose(sliced[mask > 0], want[mask > 0], atol=2e-5)
-    cache = ef.init_cache(model, 3, 24, dtype="int8")
-    first = forward(model, ids[:, :17], mask[:, :17], cache)
-    rest = forward(model, ids[:, 17:], mask[:, 17:], first.cache).logits
-    assert np.abs(rest - want[:, 17:])[mask[:, 17:] > 0].max() < 0.1 * np.abs(want).max()
+
+
+def test_entries_in_int8(model):
+    """Nothing is chosen here but experts: a choice may turn on a rounding, of a token or two."""
+    everything = ef.abstract(dataclasses.replace(CONFIG, index_topk=64))
+    everything = ef.with_params(everything, ef.params(model))
+    ids, mask = tokens(length=24)
+    want = forward(everything, ids, mask, None).logits
+    first = forward(everything, ids[:, :17], mask[:, :17], ef.init_cache(everything, 3, 24, dtype="int8"))
+    assert any(leaf.dtype == np.int8 for leaf in jax.tree.leaves(first.cache.layers))
+    rest = forward(everything, ids[:, 17:], mask[:, 17:], first.cache).logits
+    assert np.quantile(np.abs(rest - want[:, 17:])[mask[:, 17:] > 0], 0.8) < 0.02 * np.abs(want).max()
 
 
 def test_in_pages(model):
