@@ -130,9 +130,8 @@ class Gemma3nBlock(eqx.Module):
         first = x[:, :, self.altup.active]
         if self.scaled:
             first = first * along_last(dense(self.altup.correct_output_scale).astype(x.dtype), first)
-        assert context.handed_on is not None
-        own = jnp.take(context.handed_on["per_layer_inputs"], context.layer, axis=2)
-        first = self.per_layer_projection(activation(self.act)(self.per_layer_input_gate(first)) * own)
+        assert context.by_layer is not None
+        first = self.per_layer_projection(activation(self.act)(self.per_layer_input_gate(first)) * context.by_layer)
         x = x.at[:, :, 1:].add(self.post_per_layer_input_norm(first)[:, :, None])
         return x, cache, {"attentions": weights, "handed_on": given}
 
@@ -217,7 +216,7 @@ class Gemma3nDecoder(eqx.Module):
         tables = {
             n: rope_table(p, c.head_dim, c.max_position_embeddings, context.position_ids) for n, p in self.rope.items()
         }
-        context = context.replace(rope=tables, handed_on={"per_layer_inputs": by_layer})
+        context = context.replace(rope=tables, by_layer=by_layer)
         streams = jnp.stack([x, *(_as_loud(p(x), x) for p in unstack(self.altup_projections))], axis=2)
         streams, cache, trace = fold(self.layers, streams, context, cache)
         if context.wants("hidden_states"):
@@ -228,19 +227,19 @@ class Gemma3nDecoder(eqx.Module):
         return Output(last_hidden_state=x, cache=cache, **trace)
 
     def _by_layer(self, x: jax.Array, ids: jax.Array | None) -> jax.Array:
-        """What each layer gets of the tokens on its own, `(batch, seq, layers, width)`: from a table, and from embeddings."""
+        """What each layer gets of the tokens on its own, `(batch, layers, seq, width)`: from a table, and from embeddings."""
         c = self.config
         shape = (*x.shape[:2], c.num_hidden_layers, c.hidden_size_per_layer_input)
         own = self.per_layer_model_projection(x) * jnp.asarray(c.hidden_size**-0.5, x.dtype)
         own = self.per_layer_projection_norm(own.reshape(shape))
         if ids is None:
-            return own
+            return jnp.moveaxis(own, 2, 1)
         known = (ids >= 0) & (ids < c.vocab_size_per_layer_input)
         table = self.embed_tokens_per_layer(jnp.where(known, ids, 0)).reshape(shape)
         if c.pad_token_id == 0:  # others than those share the row of padding, which is not trained
             table = jnp.where(known[..., None, None], table, jax.lax.stop_gradient(table))
         table = table * jnp.asarray(c.hidden_size_per_layer_input**0.5, table.dtype)
-        return (own + table) * jnp.asarray(2**-0.5, x.dtype)
+        return jnp.moveaxis((own + table) * jnp.asarray(2**-0.5, x.dtype), 2, 1)
 
 
 def _number(value: float | int | None) -> float | None:
