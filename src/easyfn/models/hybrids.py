@@ -103,6 +103,22 @@ class SharedExpertFields(DeltaFields):
     router_aux_loss_coef: float = 0.001
 
 
+def qwen_delta(config: Any, **own: Any) -> GatedDeltaNet:
+    """The gated delta net of a config with Qwen's keys."""
+    c = config
+    return GatedDeltaNet(
+        c.hidden_size,
+        key_heads=c.linear_num_key_heads,
+        value_heads=c.linear_num_value_heads,
+        key_dim=c.linear_key_head_dim,
+        value_dim=c.linear_value_head_dim,
+        kernel=c.linear_conv_kernel_dim,
+        act=c.hidden_act,
+        eps=c.rms_norm_eps,
+        **own,
+    )
+
+
 def qwen_hybrid(config: Any, mlp: Callable[[int], Any], *, projections: str, **own: Any) -> Decoder:
     """Qwen's decoder of gated delta nets with gated attention at every fourth layer; `mlp` makes that of a layer's number.
     `own` are further arguments of `decoders.decoder`."""
@@ -118,17 +134,7 @@ def qwen_hybrid(config: Any, mlp: Callable[[int], Any], *, projections: str, **o
         bias=c.attention_bias,
         dropout=c.attention_dropout,
     )
-    delta = lambda: GatedDeltaNet(
-        c.hidden_size,
-        key_heads=c.linear_num_key_heads,
-        value_heads=c.linear_num_value_heads,
-        key_dim=c.linear_key_head_dim,
-        value_dim=c.linear_value_head_dim,
-        kernel=c.linear_conv_kernel_dim,
-        act=c.hidden_act,
-        eps=c.rms_norm_eps,
-        projections=projections,
-    )
+    delta = lambda: qwen_delta(c, projections=projections)
     kinds = kinds_of_layers(c, ("linear_attention", "full_attention"), derived)
     return hybrid_decoder(
         c, kinds, {"full_attention": gated, "linear_attention": delta}, mlp, norm, partial=True, **own
@@ -156,6 +162,30 @@ def shared_expert_moe(config: Any) -> SparseMoE:
 
 
 EXPERT_NAMES = (*per_expert(), rename("{rest}.shared_experts.{tail}", "{rest}.shared_expert.{tail}"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lfm2Fields(CommonFields):
+    """The keys of Liquid AI's decoders."""
+
+    vocab_size: Size = 65536
+    hidden_size: Size = 2560
+    num_hidden_layers: int = 32
+    num_attention_heads: Size = 32
+    num_key_value_heads: Size = 8
+    head_dim: Size | None = None
+    max_position_embeddings: Size = 128000
+    norm_eps: float = 1e-5
+    rope_parameters: Frozen = rope(1000000.0)
+    conv_bias: bool = False
+    conv_L_cache: Size = 3
+    tie_word_embeddings: bool = True
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        if "tie_embedding" in data:  # the first files' word; it wins
+            data = {**data, "tie_word_embeddings": data.pop("tie_embedding")}
+        return data
 
 
 def lfm2_decoder(config: Any, kinds: Sequence[str], mlp: Callable[[int], Any]) -> Decoder:

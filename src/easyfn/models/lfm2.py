@@ -5,47 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.config import labels, rope_parameters
-from ..core.frozen import Frozen
+from ..config.fields import Size
 from ..nn import Decoder, GatedMLP
 from ..registry.family import family
 from .decoders import decoder_tasks
-from .hybrids import LFM2_NAMES, kinds_of_layers, lfm2_decoder
+from .hybrids import LFM2_NAMES, Lfm2Fields, kinds_of_layers, lfm2_decoder
 
 
-@dataclass(frozen=True)
-class Lfm2Config:
+@dataclass(frozen=True, kw_only=True)
+class Lfm2Config(Lfm2Fields):
     """The keys of an LFM2 `config.json`. `layer_types`, or else `full_attn_idxs`, says which layers attend."""
 
     model_type: ClassVar[str] = "lfm2"
-    vocab_size: int = 65536
-    hidden_size: int = 2560
-    intermediate_size: int = 12288
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 8
-    head_dim: int | None = None
-    max_position_embeddings: int = 128000
-    norm_eps: float = 1e-5
-    rope_parameters: Frozen = Frozen(rope_type="default", rope_theta=1000000.0)
-    conv_bias: bool = False
-    conv_L_cache: int = 3
-    block_multiple_of: int = 256
+    intermediate_size: Size = 12288
+    block_multiple_of: Size = 256
     block_ffn_dim_multiplier: float | int | None = 1.0
     block_auto_adjust_ff_dim: bool = True
     full_attn_idxs: tuple[int, ...] | None = None
     layer_types: tuple[str, ...] | None = None
-    tie_word_embeddings: bool = True
-    num_labels: int = 2
-    extra: Frozen = Frozen()
-    generation: Frozen = Frozen()
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        for ours, older in (("tie_word_embeddings", "tie_embedding"), ("intermediate_size", "block_ff_dim")):
-            if older in data:  # its first files' words; they win
-                data = {**{k: v for k, v in data.items() if k != older}, ours: data[older]}
-        return labels(rope_parameters(data, theta=1000000.0))
+        data = Lfm2Fields.normalize(data)
+        if "block_ff_dim" in data:  # its first files' word; it wins
+            data = {**data, "intermediate_size": data.pop("block_ff_dim")}
+        return data
 
 
 def width(config: Lfm2Config) -> int:

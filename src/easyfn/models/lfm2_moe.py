@@ -5,52 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.config import labels, rope_parameters
-from ..core.frozen import Frozen
+from ..config.fields import Size
 from ..nn import Decoder, Experts, GatedMLP, Router, SparseMoE
 from ..registry.family import family
 from .decoders import decoder_tasks
-from .hybrids import LFM2_NAMES, kinds_of_layers, lfm2_decoder
+from .hybrids import LFM2_NAMES, Lfm2Fields, kinds_of_layers, lfm2_decoder
 
 
-@dataclass(frozen=True)
-class Lfm2MoeConfig:
+@dataclass(frozen=True, kw_only=True)
+class Lfm2MoeConfig(Lfm2Fields):
     """The keys of an LFM2-MoE `config.json`. The first `num_dense_layers` layers have no experts."""
 
     model_type: ClassVar[str] = "lfm2_moe"
     layer_types: tuple[str, ...]
-    vocab_size: int = 65536
-    hidden_size: int = 2048
-    intermediate_size: int = 7168
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 8
-    head_dim: int | None = None
-    max_position_embeddings: int = 128000
-    norm_eps: float = 1e-5
-    rope_parameters: Frozen = Frozen(rope_type="default", rope_theta=1000000.0)
-    conv_bias: bool = False
-    conv_L_cache: int = 3
-    moe_intermediate_size: int = 1792
+    hidden_size: Size = 2048
+    intermediate_size: Size = 7168
+    moe_intermediate_size: Size = 1792
     num_dense_layers: int = 2
-    num_experts: int = 32
-    num_experts_per_tok: int = 4
+    num_experts: Size = 32
+    num_experts_per_tok: Size = 4
     use_expert_bias: bool = True
-    routed_scaling_factor: float = 1.0
+    routed_scaling_factor: float | int = 1.0
     norm_topk_prob: bool = True
-    tie_word_embeddings: bool = True
-    num_labels: int = 2
-    extra: Frozen = Frozen()
-    generation: Frozen = Frozen()
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        if "tie_embedding" in data:
-            data = {
-                **{k: v for k, v in data.items() if k != "tie_embedding"},
-                "tie_word_embeddings": data["tie_embedding"],
-            }
-        return labels(rope_parameters(data, theta=1000000.0))
 
 
 def lfm2_moe(config: Lfm2MoeConfig) -> Decoder:

@@ -37,7 +37,7 @@ from ..nn.recurrent.conv import before_first
 from ..nn.recurrent.ngram import NGramEmbedding
 from ..registry.family import family
 from .decoders import check_layer_types, decoder_tasks
-from .hybrids import EXPERT_NAMES, SharedExpertFields, shared_expert_moe, text_rope
+from .hybrids import EXPERT_NAMES, SharedExpertFields, qwen_delta, shared_expert_moe, text_rope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,12 +158,14 @@ def empty_ngrams(layer: NGramLayer, batch_size: int, dtype: Any) -> NGramState:
     """The state before the first token."""
     embedding = layer.ple_embedding
     ids = jnp.full((batch_size, embedding.size - 1), embedding.end, jnp.int32)
-    return NGramState(before_first(layer.conv1d, batch_size, dtype), ids, jnp.zeros((batch_size,), jnp.int32))
+    state = before_first(layer.conv1d, batch_size, dtype)
+    assert state.conv is not None
+    return NGramState(state.conv, ids, state.segment_ids)
 
 
 @layer_cache.register(NGramLayer)
 def _(layer: NGramLayer, batch_size: int, max_length: int, dtype: Any) -> NGramState:
-    return empty_ngrams(layer, batch_size, dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.float32)
+    return empty_ngrams(layer, batch_size, dtype)
 
 
 class HyperBlock(eqx.Module):
@@ -222,18 +224,7 @@ def qwen4_exp(c: Qwen4ExpTextConfig) -> Decoder:
         return HyperConnection(c.hc_count, c.hidden_size, c.hc_lowrank, c.rms_norm_eps, last=last)
 
     def delta() -> GatedDeltaNet:
-        return GatedDeltaNet(
-            c.hidden_size,
-            key_heads=c.linear_num_key_heads,
-            value_heads=c.linear_num_value_heads,
-            key_dim=c.linear_key_head_dim,
-            value_dim=c.linear_value_head_dim,
-            kernel=c.linear_conv_kernel_dim,
-            act=c.hidden_act,
-            gate=gate,
-            eps=c.rms_norm_eps,
-            projections="four",
-        )
+        return qwen_delta(c, gate=gate, projections="four")
 
     def attention() -> GatedAttention:
         heads, dim, budget, ratio = (

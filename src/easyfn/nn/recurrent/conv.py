@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ...core.weight import Slot, Weight, dense, shape_of, slots
 from ..linear import along_last, declare
-from .state import Documents
+from .state import Documents, RecurrentState
 
 
 class CausalConv1d(eqx.Module):
@@ -80,11 +80,17 @@ class CausalConv1d(eqx.Module):
         return y, new.astype(state.dtype)
 
 
-def before_first(conv: CausalConv1d, batch_size: int, dtype: Any) -> jax.Array:
-    """The inputs before the first token `(batch, (kernel - 1) * dilation, channels)`: none. Of layers in a stacked run, for
-    one of them."""
-    shape = shape_of(conv.weight)
-    return jnp.zeros((batch_size, (shape[-1] - 1) * conv.dilation, shape[-3]), dtype)
+def before_first(conv: CausalConv1d | None, batch_size: int, dtype: Any, *ssm: int) -> RecurrentState:
+    """The state before the first token: no inputs of the convolution `(batch, (kernel - 1) * dilation, channels)`, and zeros
+    of `(batch, *ssm)`. Of layers in a stacked run, for one of them."""
+    inputs = None
+    if conv is not None:
+        if not jnp.issubdtype(dtype, jnp.floating):  # int8 is for keys and values: a state is added to at every token
+            dtype = dense(conv.weight).dtype
+        shape = shape_of(conv.weight)
+        inputs = jnp.zeros((batch_size, (shape[-1] - 1) * conv.dilation, shape[-3]), dtype)
+    memory = jnp.zeros((batch_size, *ssm), jnp.float32) if ssm else None
+    return RecurrentState(inputs, memory, jnp.zeros((batch_size,), jnp.int32))
 
 
 @slots.register(CausalConv1d)

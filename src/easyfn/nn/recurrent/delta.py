@@ -241,17 +241,10 @@ def _(layer: GatedDeltaNet) -> dict[str, Slot]:
     }
 
 
-def empty_state(layer: GatedDeltaNet, batch_size: int, dtype: Any) -> RecurrentState:
-    """The state before the first token."""
-    return RecurrentState(
-        before_first(layer.conv1d, batch_size, dtype),
-        jnp.zeros((batch_size, layer.value_heads, layer.key_dim, layer.value_dim), jnp.float32),
-        jnp.zeros((batch_size,), jnp.int32),
-    )
-
-
 @layer_cache.register(GatedDeltaNet)
 def _(layer: GatedDeltaNet, batch_size: int, max_length: int, dtype: Any) -> RecurrentState:
-    if not jnp.issubdtype(dtype, jnp.floating):  # int8 is for keys and values: a state is added to at every token
-        dtype = dense(layer.norm.weight).dtype
     return empty_state(layer, batch_size, dtype)
+
+
+def empty_state(layer: GatedDeltaNet, batch_size: int, dtype: Any) -> RecurrentState:
+    return before_first(layer.conv1d, batch_size, dtype, layer.value_heads, layer.key_dim, layer.value_dim)

@@ -159,17 +159,10 @@ def _(layer: KimiDeltaAttention) -> dict[str, Slot]:
     return {"A_log": Slot("other", (None,) * 4, a_log), "dt_bias": Slot("other", (None,), biases)}
 
 
-def empty_state(layer: KimiDeltaAttention, batch_size: int, dtype: Any) -> RecurrentState:
-    """The state before the first token."""
-    return RecurrentState(
-        before_first(layer.conv1d, batch_size, dtype),
-        jnp.zeros((batch_size, layer.heads, layer.head_dim, layer.head_dim), jnp.float32),
-        jnp.zeros((batch_size,), jnp.int32),
-    )
-
-
 @layer_cache.register(KimiDeltaAttention)
 def _(layer: KimiDeltaAttention, batch_size: int, max_length: int, dtype: Any) -> RecurrentState:
-    if not jnp.issubdtype(dtype, jnp.floating):  # int8 is for keys and values: a state is added to at every token
-        dtype = dense(layer.o_norm.weight).dtype
     return empty_state(layer, batch_size, dtype)
+
+
+def empty_state(layer: KimiDeltaAttention, batch_size: int, dtype: Any) -> RecurrentState:
+    return before_first(layer.conv1d, batch_size, dtype, layer.heads, layer.head_dim, layer.head_dim)

@@ -14,6 +14,7 @@ from ..cache.cache import layer_cache
 from ..context import Context
 from ..linear import Linear, declare
 from ..norm import RMSNorm
+from .conv import before_first
 from .ssd import scan_chunks, scan_step
 from .state import Documents, RecurrentState
 
@@ -101,9 +102,7 @@ def _(layer: LightningAttention) -> dict[str, Slot]:
 
 
 def empty_state(layer: LightningAttention, batch_size: int) -> RecurrentState:
-    """The state before the first token."""
-    ssm = jnp.zeros((batch_size, layer.heads, layer.head_dim, layer.head_dim), jnp.float32)
-    return RecurrentState(None, ssm, jnp.zeros((batch_size,), jnp.int32))
+    return before_first(None, batch_size, None, layer.heads, layer.head_dim, layer.head_dim)
 
 
 @layer_cache.register(LightningAttention)

@@ -167,17 +167,10 @@ def _(mixer: MambaMixer) -> dict[str, Slot]:
     return {"A_log": Slot("other", ("mlp", None), a_log), "D": Slot("other", ("mlp",), "ones")}
 
 
-def empty_state(mixer: MambaMixer, batch_size: int, dtype: Any) -> RecurrentState:
-    """The state before the first token."""
-    return RecurrentState(
-        before_first(mixer.conv1d, batch_size, dtype),
-        jnp.zeros((batch_size, *shape_of(mixer.A_log)[-2:]), jnp.float32),
-        jnp.zeros((batch_size,), jnp.int32),
-    )
-
-
 @layer_cache.register(MambaMixer)
 def _(mixer: MambaMixer, batch_size: int, max_length: int, dtype: Any) -> RecurrentState:
-    if not jnp.issubdtype(dtype, jnp.floating):  # int8 is for keys and values: a state is added to at every token
-        dtype = dense(mixer.conv1d.weight).dtype
     return empty_state(mixer, batch_size, dtype)
+
+
+def empty_state(mixer: MambaMixer, batch_size: int, dtype: Any) -> RecurrentState:
+    return before_first(mixer.conv1d, batch_size, dtype, *shape_of(mixer.A_log)[-2:])

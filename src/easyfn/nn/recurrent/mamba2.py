@@ -134,17 +134,10 @@ def _(mixer: Mamba2Mixer) -> dict[str, Slot]:
     }
 
 
-def empty_state(mixer: Mamba2Mixer, batch_size: int, dtype: Any) -> RecurrentState:
-    """The state before the first token."""
-    return RecurrentState(
-        before_first(mixer.conv1d, batch_size, dtype),
-        jnp.zeros((batch_size, mixer.heads, mixer.head_dim, mixer.state), jnp.float32),
-        jnp.zeros((batch_size,), jnp.int32),
-    )
-
-
 @layer_cache.register(Mamba2Mixer)
 def _(mixer: Mamba2Mixer, batch_size: int, max_length: int, dtype: Any) -> RecurrentState:
-    if not jnp.issubdtype(dtype, jnp.floating):  # int8 is for keys and values: a state is added to at every token
-        dtype = dense(mixer.conv1d.weight).dtype
     return empty_state(mixer, batch_size, dtype)
+
+
+def empty_state(mixer: Mamba2Mixer, batch_size: int, dtype: Any) -> RecurrentState:
+    return before_first(mixer.conv1d, batch_size, dtype, mixer.heads, mixer.head_dim, mixer.state)

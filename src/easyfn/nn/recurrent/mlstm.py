@@ -17,6 +17,7 @@ from ...core.weight import Slot, Weight, dense, slots
 from ..cache.cache import layer_cache
 from ..context import Context
 from ..linear import Linear, along_last, declare
+from .conv import before_first
 from .state import Documents, RecurrentState
 
 NEVER = -1e38  # the exponent of what is not there: finite, so that no difference is NaN
@@ -191,8 +192,7 @@ def _(norm: HeadsNorm) -> dict[str, Slot]:
 def empty_state(layer: MatrixLSTM, batch_size: int) -> RecurrentState:
     """The state before the first token: no memory, relative to an exponent of 0."""
     keys, values = layer.dims
-    memory = jnp.zeros((batch_size, layer.heads, keys, values + 2), jnp.float32)
-    return RecurrentState(None, memory, jnp.zeros((batch_size,), jnp.int32))
+    return before_first(None, batch_size, None, layer.heads, keys, values + 2)
 
 
 @layer_cache.register(MatrixLSTM)

@@ -122,17 +122,10 @@ class GriffinMixer(eqx.Module):
         return y, None if cache is None else RecurrentState(conv, ssm, documents.last)
 
 
-def empty_state(layer: GriffinMixer, batch_size: int, dtype: Any) -> RecurrentState:
-    """The state before the first token."""
-    return RecurrentState(
-        before_first(layer.conv_1d, batch_size, dtype),
-        jnp.zeros((batch_size, shape_of(layer.conv_1d.weight)[-3]), jnp.float32),
-        jnp.zeros((batch_size,), jnp.int32),
-    )
-
-
 @layer_cache.register(GriffinMixer)
 def _(layer: GriffinMixer, batch_size: int, max_length: int, dtype: Any) -> RecurrentState:
-    if not jnp.issubdtype(dtype, jnp.floating):  # int8 is for keys and values: a state is added to at every token
-        dtype = dense(layer.conv_1d.weight).dtype
     return empty_state(layer, batch_size, dtype)
+
+
+def empty_state(layer: GriffinMixer, batch_size: int, dtype: Any) -> RecurrentState:
+    return before_first(layer.conv_1d, batch_size, dtype, shape_of(layer.conv_1d.weight)[-3])

@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ...core.weight import dense
 from ..cache.cache import layer_cache
 from ..context import Context
 from ..linear import Linear
@@ -37,13 +36,10 @@ class ShortConv(eqx.Module):
         return y, None if cache is None else RecurrentState(conv, None, documents.last)
 
 
-def empty_state(layer: ShortConv, batch_size: int, dtype: Any) -> RecurrentState:
-    """The state before the first token."""
-    return RecurrentState(before_first(layer.conv, batch_size, dtype), None, jnp.zeros((batch_size,), jnp.int32))
-
-
 @layer_cache.register(ShortConv)
 def _(layer: ShortConv, batch_size: int, max_length: int, dtype: Any) -> RecurrentState:
-    if not jnp.issubdtype(dtype, jnp.floating):  # int8 is for keys and values
-        dtype = dense(layer.conv.weight).dtype
     return empty_state(layer, batch_size, dtype)
+
+
+def empty_state(layer: ShortConv, batch_size: int, dtype: Any) -> RecurrentState:
+    return before_first(layer.conv, batch_size, dtype)
