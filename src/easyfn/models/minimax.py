@@ -9,37 +9,25 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..config.fields import LlamaFields, Size, alias, head_dim, rope
-from ..core.frozen import Frozen
-from ..names.rules import rename
-from ..nn import Decoder, Experts, Router, SparseMoE
+from ..config.fields import Size, head_dim
+from ..nn import Decoder
 from ..nn.block import Result, feed_forward
 from ..nn.context import Context
 from ..nn.recurrent.lightning import LightningAttention
 from .decoders import attention, check_layer_types, decoder, decoder_family, norm
-from .mixtures import per_expert
+from .mixtures import MIXTRAL, MixtralFields, mixtral_experts
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiniMaxConfig(LlamaFields):
+class MiniMaxConfig(MixtralFields):
     """The keys of a MiniMax `config.json`. Without `layer_types` every second layer is linear, from the second on."""
 
     model_type: ClassVar[str] = "minimax"
-    num_experts = alias("num_local_experts")
     vocab_size: Size = 32000
     hidden_size: Size = 4096
     intermediate_size: Size = 14336
     num_hidden_layers: int = 32
     num_attention_heads: Size = 32
-    num_key_value_heads: Size | None = 8
-    max_position_embeddings: Size = 131072
-    rms_norm_eps: float = 1e-5
-    rope_parameters: Frozen = rope(1000000.0)
-    sliding_window: Size | None = None
-    num_experts_per_tok: Size = 2
-    num_local_experts: Size = 8
-    router_aux_loss_coef: float = 0.001
-    router_jitter_noise: float = 0.0
     layer_types: tuple[str, ...] | None = None
     block_size: Size = 256
     full_attn_alpha_factor: float | int = 1
@@ -93,11 +81,7 @@ def minimax(c: MiniMaxConfig) -> Decoder:
         factors = [getattr(c, f"{name}_attn_{which}_factor") for which in ("alpha", "beta")]
         return MiniMaxBlock(
             attention(c, window=c.sliding_window) if full else lightning(i),
-            SparseMoE(
-                Router(c.hidden_size, c.num_local_experts, c.num_experts_per_tok),
-                Experts(c.num_local_experts, c.hidden_size, c.intermediate_size, c.hidden_act),
-                jitter=c.router_jitter_noise,
-            ),
+            mixtral_experts(c),
             norm(c),
             norm(c),
             (float(factors[0]), float(factors[1])),
@@ -107,17 +91,13 @@ def minimax(c: MiniMaxConfig) -> Decoder:
     return decoder(c, block)
 
 
-_ROUTER = "{rest}layers.{i}.%s.gate.weight"
-
 decoder_family(
     "MiniMax",
     MiniMaxConfig,
     minimax,
     tags="score",
     answers="model",
-    names=(
-        *per_expert("w1", "w3", "w2", theirs="block_sparse_moe"),
-        rename(_ROUTER % "mlp", _ROUTER % "block_sparse_moe"),
-    ),
+    names=MIXTRAL,
+    modules=(),
     optional=(r"\.self_attn\.(slope_rate|query_decay|key_decay|diagonal_decay)$",),
 )

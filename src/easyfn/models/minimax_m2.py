@@ -88,4 +88,5 @@ decoder_family(
         rename(_OURS + "weight", _FILE + "gate.weight"),
         rename(_OURS + "e_score_correction_bias", _FILE + "e_score_correction_bias"),
     ),
+    modules=(),
 )

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from ..config.config import only
-from ..config.fields import LlamaFields, Size, head_dim
+from ..config.fields import LlamaFields, Size, alias, head_dim, rope
+from ..core.frozen import Frozen
 from ..names.rules import Rule, experts, rename
 from ..nn import Block, Decoder, Experts, GatedMLP, Indexer, LatentAttention, RMSNorm, Router, SparseMoE
 from .decoders import attention, decoder, norm
@@ -32,6 +33,14 @@ def per_expert(
         experts(here + "gate_up_proj", f"{there}{gate}.weight", f"{there}{up}.weight", idle=idle),
         experts(here + "down_proj", f"{there}{down}.weight"),
     )
+
+
+# Where files hold Mixtral's experts and their router; transformers' modules have our names.
+_ROUTER = "{rest}layers.{i}.%s.gate.weight"
+MIXTRAL = (
+    *per_expert("w1", "w3", "w2", theirs="block_sparse_moe"),
+    rename(_ROUTER % "mlp", _ROUTER % "block_sparse_moe"),
+)
 
 
 def module(ours: str, theirs: str) -> tuple[Rule, ...]:
@@ -58,6 +67,32 @@ def row_norms(config: Any) -> tuple[RMSNorm, RMSNorm]:
     c, kv_heads = config, config.num_key_value_heads or config.num_attention_heads
     rows = lambda heads: RMSNorm(heads * head_dim(c), c.rms_norm_eps)
     return rows(c.num_attention_heads), rows(kv_heads)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtralFields(LlamaFields):
+    """The keys of Mixtral. `router_aux_loss_coef` weighs the load balancing loss in training."""
+
+    num_experts = alias("num_local_experts")
+    num_key_value_heads: Size | None = 8
+    max_position_embeddings: Size = 131072
+    rms_norm_eps: float = 1e-5
+    rope_parameters: Frozen = rope(1000000.0)
+    sliding_window: Size | None = None
+    num_local_experts: Size = 8
+    num_experts_per_tok: Size = 2
+    router_aux_loss_coef: float = 0.001
+    router_jitter_noise: float = 0.0
+
+
+def mixtral_experts(config: Any) -> SparseMoE:
+    """The experts of a config with `MixtralFields`."""
+    c = config
+    return SparseMoE(
+        Router(c.hidden_size, c.num_local_experts, c.num_experts_per_tok),
+        Experts(c.num_local_experts, c.hidden_size, c.intermediate_size, c.hidden_act),
+        jitter=c.router_jitter_noise,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,14 +281,17 @@ def granite_moe(config: Any, shared: Callable[[], Any] = lambda: None) -> Decode
     )
 
 
-# Files hold the experts stacked; the modules have yet other names for them, by which PEFT knows them.
+GRANITE_MODULES = (
+    *module("mlp.shared_experts.gate_up_proj", "shared_mlp.input_linear"),
+    *module("mlp.shared_experts.down_proj", "shared_mlp.output_linear"),
+    *module("mlp.gate", "block_sparse_moe.router"),
+    *module("mlp", "block_sparse_moe"),
+)
+# Files hold the experts stacked, and have yet other names for them.
 _FILE = "{rest}layers.{i}.block_sparse_moe."
 GRANITE = (
     rename("{rest}layers.{i}.mlp.experts.gate_up_proj", _FILE + "input_linear.weight"),
     rename("{rest}layers.{i}.mlp.experts.down_proj", _FILE + "output_linear.weight"),
     rename("{rest}layers.{i}.mlp.gate.weight", _FILE + "router.layer.weight"),
-    *module("mlp.shared_experts.gate_up_proj", "shared_mlp.input_linear"),
-    *module("mlp.shared_experts.down_proj", "shared_mlp.output_linear"),
-    *module("mlp.gate", "block_sparse_moe.router"),
-    *module("mlp", "block_sparse_moe"),
+    *GRANITE_MODULES,
 )

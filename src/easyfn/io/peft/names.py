@@ -24,7 +24,7 @@ def in_memory(path: str, role: str, shape: Shape, rules: Sequence[Rule]) -> tupl
     A mixture of experts lies in memory as ours does, whatever older files hold.
     """
     if role in ("experts", "router"):
-        return (file_name(path, [r for r in rules if r.ours.endswith("{rest}")]),)
+        return (file_name(path, rules),)
     return tensors_for(path, shape, rules).names
 
 
