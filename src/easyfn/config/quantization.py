@@ -29,6 +29,7 @@ _KEYS: dict[str, Any] = {
     "sym": bool | None,
     "zero_point": bool | None,
     "version": str | int | float | None,
+    "quantization_status": str,
     "checkpoint_format": str | None,
     "kv_cache_scheme": Mapping | None,
     "sparsity_config": Mapping | None,
@@ -54,6 +55,9 @@ MOST_BITS = 64
 
 def quantization(data: Any, where: str) -> None:
     """Raises `ValueError` that names the key unless everything is of the type that its readers take it for."""
+    if data.get("quantization_config"):  # the first versions of compressed-tensors nested it
+        where = f"{where}: quantization_config"
+        data = check("quantization_config", data["quantization_config"], Mapping, where)
     _checked(data, _KEYS, where)
     for name, group in (data.get("config_groups") or {}).items():
         inside = f"{where}: config_groups"

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from ..core.frozen import Frozen
-from ..core.schema import mapping, maybe, problems, word
 from ..names.part import Index
 from ..registry.family import Family, abstract_config, family_of, task_of
 from ..registry.init import fill
@@ -141,10 +140,6 @@ def _reader(config: Any, where: str) -> tuple[Any, Any]:
     settings = extra.get("quantization_config")
     if not settings:
         return None, config
-    if wrong := problems({"quantization_config": settings}, {"quantization_config": mapping}):
-        raise LoadError(where, wrong)
-    if wrong := problems(settings, {"quant_method": maybe(word)}, "quantization_config"):
-        raise LoadError(where, wrong)
     config = dataclasses.replace(config, extra=Frozen({k: v for k, v in extra.items() if k != "quantization_config"}))
     method = settings.get("quant_method") or (
         "bitsandbytes" if settings.get("load_in_4bit") or settings.get("load_in_8bit") else "?"

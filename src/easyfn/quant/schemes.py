@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.schema import either, flag, many, mapping, maybe, problems, real, record, whole, word
 from ..core.weight import Weight
 from .fp8 import FP8
 from .grouped import Grouped, group_of
@@ -41,29 +40,6 @@ _KNOWN = {
     "config": {"config_groups", "format", "ignore"},
     "scheme": {"targets", "weights", "input_activations", "format"},
     "args": {"num_bits", "type", "symmetric", "strategy", "group_size", "dynamic", "block_structure"},
-}
-_ARGS = maybe(
-    record(
-        {
-            "num_bits": whole(1, 64),
-            "type": word,
-            "strategy": maybe(word),
-            "symmetric": maybe(flag),
-            "dynamic": maybe(either(flag, word, wanted="true, false or a word")),
-            "group_size": maybe(whole(-1)),
-            "block_structure": maybe(many(whole(1))),
-        }
-    )
-)
-_GROUP = record(
-    {"targets": many(word), "weights": _ARGS, "input_activations": _ARGS, "format": maybe(word)}, needs=("targets",)
-)
-_FIELDS = {
-    "config_groups": maybe(mapping),
-    "ignore": maybe(many(word)),
-    "format": maybe(word),
-    "version": maybe(either(word, real(), wanted="a version")),
-    "quantization_status": word,
 }
 WAY_OUT = (
     "Load a checkpoint in another layout, or the unquantized one with ef.load(..., quantize=...); config_overrides="
@@ -104,10 +80,11 @@ def _matches(name: str, kind: str, pattern: str) -> bool:
 
 
 def read_settings(settings: Mapping[str, Any]) -> Rules:
-    """The rules of a `quantization_config`. Raises `ValueError` for all that is not understood, by name."""
+    """The rules of a `quantization_config`, whose types were checked when it was read (`config.quantization`).
+
+    Raises `ValueError` for all that is not understood, by name.
+    """
     settings = settings.get("quantization_config") or settings  # as the first versions nested it
-    if wrong := problems(settings, _FIELDS, "quantization_config"):
-        raise _refusal(wrong[0], "it is damaged")
     _refuse_unknown("config", settings)
     if int(str(settings.get("version") or "0").partition(".")[0] or 0) > 0:
         raise _refusal(f"version {settings['version']!r}", "easyfn knows the layouts of versions 0.x")
@@ -118,8 +95,6 @@ def read_settings(settings: Mapping[str, Any]) -> Rules:
     for name, group in (settings.get("config_groups") or {}).items():
         if not isinstance(group, Mapping):
             raise _refusal(f"the preset {name!r} in config_groups", "it must be written out")
-        if wrong := list(_GROUP(f"config_groups.{name}", group)):
-            raise _refusal(wrong[0], "it is damaged")
         _refuse_unknown("scheme", group)
         _check_format(group.get("format"))
         for key in ("weights", "input_activations"):
