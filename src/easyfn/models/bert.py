@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.config import labels, only
-from ..config.fields import Size
-from ..core.frozen import Frozen
 from ..names.rules import Rule, rename
 from ..nn import (
     MaskedLM,
@@ -21,40 +18,14 @@ from ..nn import (
     sentence_embedding,
 )
 from ..registry.family import family
+from .encoders import EncoderFields
 
 
-@dataclass(frozen=True)
-class BertConfig:
+@dataclass(frozen=True, kw_only=True)
+class BertConfig(EncoderFields):
     """The keys of a BERT `config.json`."""
 
     model_type: ClassVar[str] = "bert"
-    vocab_size: Size = 30522
-    hidden_size: Size = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: Size = 12
-    intermediate_size: Size = 3072
-    hidden_act: str = "gelu"
-    max_position_embeddings: Size = 512
-    type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    classifier_dropout: float | None = None
-    tie_word_embeddings: bool = True
-    num_labels: int = 2
-    extra: Frozen = Frozen()
-    generation: Frozen = Frozen()
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        only(data, "position_embedding_type", "absolute")
-        only(data, "is_decoder", False)
-        only(data, "add_cross_attention", False)
-        return labels(data)
-
-    @property
-    def head_dropout(self) -> float:
-        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
 
 def _names(model: Any) -> list[Rule]:

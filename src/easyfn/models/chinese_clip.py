@@ -11,25 +11,15 @@ from ..nn.towers import ImageTower, TwoTowers
 from ..registry.family import family
 from .clip import tower_names, towers_of
 from .clip_vision_model import VISION_NAMES, CLIPVisionConfig
+from .encoders import BertFields
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChineseCLIPTextConfig(CommonFields):
+class ChineseCLIPTextConfig(BertFields):
     """The keys of Chinese CLIP's `text_config`: BERT's."""
 
     model_type: ClassVar[str] = "chinese_clip_text_model"
     ignored: ClassVar = ("initializer_factor",)
-    vocab_size: Size = 30522
-    hidden_size: Size = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: Size = 12
-    intermediate_size: Size = 3072
-    hidden_act: str = "gelu"
-    max_position_embeddings: Size = 512
-    type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
-    hidden_dropout_prob: float | int = 0.1
-    attention_probs_dropout_prob: float | int = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,8 +44,8 @@ IGNORED = ("position_embedding_type", "add_cross_attention", "is_decoder")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderFields(CommonFields):
-    """BERT's keys, with the defaults that its kin share."""
+class BertFields(CommonFields):
+    """The keys of BERT's encoder."""
 
     vocab_size: Size = 30522
     hidden_size: Size = 768
@@ -58,6 +58,12 @@ class EncoderFields(CommonFields):
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderFields(BertFields):
+    """BERT's keys, with the defaults that its kin share."""
+
     classifier_dropout: float | int | None = None
     tie_word_embeddings: bool = True
 

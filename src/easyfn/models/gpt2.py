@@ -26,8 +26,8 @@ from ..nn import (
     SequenceClassifier,
     TokenClassifier,
     activation,
-    attend,
     attend_to,
+    attend_within,
     chosen_rows,
     dropout,
     empty_kv,
@@ -35,7 +35,6 @@ from ..nn import (
     layer_cache,
     learned_positions,
     max_positions,
-    merge_heads,
     split_heads,
 )
 from ..registry.family import family
@@ -100,18 +99,8 @@ class FusedAttention(eqx.Module):
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, jax.Array | None]:
         q, k, v = (split_heads(part, self.heads) for part in jax.numpy.split(self.c_attn(x), 3, axis=-1))
         cache, keys, values, mask = attend_to(cache, k, v, context, None)
-        out, weights = attend(
-            q,
-            keys,
-            values,
-            mask,
-            scale=self.scale,
-            runtime=context.runtime,
-            weights=context.wants("attentions"),
-            dropout_rate=self.dropout[0],
-            key=None if context.key is None else jax.random.fold_in(context.key, 0),
-        )
-        return dropout(self.c_proj(merge_heads(out)), self.dropout[1], context, 1), cache, weights
+        out, weights = attend_within(context, q, keys, values, mask, scale=self.scale, dropout=self.dropout[0], site=0)
+        return dropout(self.c_proj(out), self.dropout[1], context, 1), cache, weights
 
 
 @layer_cache.register(FusedAttention)

@@ -19,8 +19,7 @@ from ..nn import (
     Output,
     Seq2Seq,
     TranslationStack,
-    attend,
-    merge_heads,
+    attend_within,
     split_heads,
 )
 from .translation import TranslationFields, translation, translation_family
@@ -81,18 +80,10 @@ class LongformerSelfAttention(eqx.Module):
         def run(parts: tuple[Linear, ...], reach: int, site: int) -> tuple[jax.Array, jax.Array | None]:
             q, k, v = (split_heads(part(x), self.heads) for part in parts)
             mask = Mask(slots, segments, slots, segments, causal=False, window=reach + 1, everywhere=chosen_keys)
-            out, weights = attend(
-                q,
-                k,
-                v,
-                mask,
-                scale=q.shape[-1] ** -0.5,
-                runtime=context.runtime,
-                weights=context.wants("attentions"),
-                dropout_rate=self.dropout,
-                key=None if context.key is None else jax.random.fold_in(context.key, site),
+            out, weights = attend_within(
+                context, q, k, v, mask, scale=q.shape[-1] ** -0.5, dropout=self.dropout, site=site
             )
-            return merge_heads(out), weights
+            return out, weights
 
         out, weights = run((self.query, self.key, self.value), self.reach, 10)
         if chosen_keys is not None:

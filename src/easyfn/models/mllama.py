@@ -20,11 +20,11 @@ from ..inputs.checks import fits
 from ..inputs.statement import Input, Inputs, inputs
 from ..names.rules import rename
 from ..nn import Attention, Block, CausalLM, Decoder, Embedding, GatedMLP, Linear, Output, RMSNorm, declare
-from ..nn.attention.attention import attend
-from ..nn.attention.core import merge_heads, split_heads
+from ..nn.attention.attention import attend_within
+from ..nn.attention.core import split_heads
 from ..nn.cache.cache import CrossKV, layer_cache, stored
 from ..nn.context import Context, Mask
-from ..nn.heads import input_embeddings, max_positions
+from ..nn.image_text import reads_text
 from ..nn.seq2seq import empty_cross
 from ..nn.tiled_tower import TiledTower, gated
 from ..registry.family import family
@@ -156,18 +156,8 @@ class TileReader(eqx.Module):
             key_groups=places // (keys // tiles),
         )
         q = self.q_norm(split_heads(self.q_proj(x), self.heads))
-        out, weights = attend(
-            q,
-            k,
-            v,
-            mask,
-            scale=q.shape[-1] ** -0.5,
-            runtime=context.runtime,
-            weights=context.wants("attentions"),
-            dropout_rate=self.dropout,
-            key=None if context.key is None else jax.random.fold_in(context.key, 0),
-        )
-        return self.o_proj(merge_heads(out)), cache, weights, any_tile
+        out, weights = attend_within(context, q, k, v, mask, scale=q.shape[-1] ** -0.5, dropout=self.dropout, site=0)
+        return self.o_proj(out), cache, weights, any_tile
 
 
 def last_seen(context: Context, sees: jax.Array) -> jax.Array:
@@ -274,14 +264,7 @@ class Mllama(eqx.Module):
         return self.language_model(context, cache, input_ids=input_ids, inputs_embeds=inputs_embeds)
 
 
-@input_embeddings.register(Mllama)
-def _(model: Mllama) -> Any:
-    return input_embeddings(model.language_model)
-
-
-@max_positions.register(Mllama)
-def _(model: Mllama) -> int | None:
-    return max_positions(model.language_model)
+reads_text(Mllama)
 
 
 @inputs.register(Mllama)

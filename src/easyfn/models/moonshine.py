@@ -26,13 +26,12 @@ from ..nn import (
     Seq2Seq,
     Seq2SeqLM,
     activation,
-    attend,
     attend_to_encoder,
+    attend_within,
     empty_cross,
     fold,
     frame_context,
     layer_cache,
-    merge_heads,
     rope_table,
     source_segments,
     split_heads,
@@ -125,18 +124,8 @@ class CrossAttention(eqx.Module):
     def __call__(self, x: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any, jax.Array | None]:
         cache, k, v, mask = attend_to_encoder(cache, context, self.keys)
         q = split_heads(self.q_proj(x), self.heads)
-        out, weights = attend(
-            q,
-            k,
-            v,
-            mask,
-            scale=q.shape[-1] ** -0.5,
-            runtime=context.runtime,
-            weights=context.wants("attentions"),
-            dropout_rate=self.dropout,
-            key=None if context.key is None else jax.random.fold_in(context.key, 11),
-        )
-        return self.o_proj(merge_heads(out)), cache, weights
+        out, weights = attend_within(context, q, k, v, mask, scale=q.shape[-1] ** -0.5, dropout=self.dropout, site=11)
+        return self.o_proj(out), cache, weights
 
 
 class MoonshineBlock(eqx.Module):

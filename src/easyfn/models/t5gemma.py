@@ -20,12 +20,11 @@ from ..nn import (
     RMSNorm,
     Seq2Seq,
     Seq2SeqLM,
-    attend,
     attend_to_encoder,
+    attend_within,
     dropout,
     empty_cross,
     layer_cache,
-    merge_heads,
     split_heads,
 )
 from ..registry.family import family
@@ -111,19 +110,11 @@ class CrossAttention(eqx.Module):
 
     def __call__(self, x: jax.Array, context: Context, cache: Any) -> tuple[jax.Array, Any, jax.Array | None]:
         cache, k, v, mask = attend_to_encoder(cache, context, self.keys)
-        out, weights = attend(
-            split_heads(self.q_proj(x), self.heads),
-            k,
-            v,
-            mask,
-            scale=self.scale,
-            softcap=self.softcap,
-            runtime=context.runtime,
-            weights=context.wants("attentions"),
-            dropout_rate=self.dropout,
-            key=None if context.key is None else jax.random.fold_in(context.key, 11),
+        q = split_heads(self.q_proj(x), self.heads)
+        out, weights = attend_within(
+            context, q, k, v, mask, scale=self.scale, dropout=self.dropout, site=11, softcap=self.softcap
         )
-        return self.o_proj(merge_heads(out)), cache, weights
+        return self.o_proj(out), cache, weights
 
 
 class T5GemmaBlock(eqx.Module):

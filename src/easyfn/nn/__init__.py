@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         Attention as Attention,
         Temperature as Temperature,
         attend as attend,
+        attend_within as attend_within,
         self_attention as self_attention,
         split_qkv as split_qkv,
     )

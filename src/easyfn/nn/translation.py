@@ -9,8 +9,8 @@ import equinox as eqx
 import jax
 
 from .activation import activation
-from .attention.attention import attend
-from .attention.core import merge_heads, split_heads
+from .attention.attention import attend_within
+from .attention.core import split_heads
 from .cache.cache import CrossKV, attend_to, empty_kv, layer_cache
 from .context import Context, dropout
 from .fold import fold
@@ -51,18 +51,10 @@ class TranslationAttention(eqx.Module):
         else:
             cache, k, v, mask = attend_to(cache, *self.keys(x), context, None)
         q = split_heads(self.q_proj(x), self.heads)
-        out, weights = attend(
-            q,
-            k,
-            v,
-            mask,
-            scale=q.shape[-1] ** -0.5,
-            runtime=context.runtime,
-            weights=context.wants("attentions"),
-            dropout_rate=self.dropout,
-            key=None if context.key is None else jax.random.fold_in(context.key, 10 + self.cross),
+        out, weights = attend_within(
+            context, q, k, v, mask, scale=q.shape[-1] ** -0.5, dropout=self.dropout, site=10 + self.cross
         )
-        return self.out_proj(merge_heads(out)), cache, weights
+        return self.out_proj(out), cache, weights
 
 
 class TranslationBlock(eqx.Module):

@@ -101,21 +101,29 @@ def self_attention(
     ```
     """
     cache, keys, values, mask = attend_to(cache, k, v, context, window)
+    sinks = None if sinks is None else dense(sinks)
+    more = {"scale": scale, "bias": context.bias, "softcap": softcap, "sinks": sinks, "dropout": dropout}
+    out, weights = attend_within(context, q, keys, values, mask, **more)
+    return out, cache, weights
+
+
+def attend_within(
+    context: Context, q: Any, k: Any, v: Any, mask: Any, *, dropout: float = 0.0, site: int = 0, **more: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """`attend` with the choices of a context: the heads side by side, and the weights if it wants them. `site` is the number
+    of the layer's part that drops out."""
     out, weights = attend(
         q,
-        keys,
-        values,
+        k,
+        v,
         mask,
-        scale=scale,
-        bias=context.bias,
-        softcap=softcap,
-        sinks=None if sinks is None else dense(sinks),
         runtime=context.runtime,
         weights=context.wants("attentions"),
         dropout_rate=dropout,
-        key=None if context.key is None else jax.random.fold_in(context.key, 0),
+        key=None if context.key is None else jax.random.fold_in(context.key, site),
+        **more,
     )
-    return merge_heads(out), cache, weights
+    return merge_heads(out), weights
 
 
 def split_qkv(
