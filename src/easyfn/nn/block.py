@@ -72,7 +72,10 @@ class PostNormBlock(eqx.Module):
 
 
 class SandwichBlock(eqx.Module):
-    """Norms around each part: `x + norm(attention(norm(x)))`, then `x + norm(mlp(norm(x)))` (Gemma 2 and 3, GLM 4)."""
+    """Norms around each part: `x + norm(attention(norm(x)))`, then `x + norm(mlp(norm(x)))` (Gemma 2 and 3, GLM 4).
+
+    What is added is multiplied by `residual` (HyperCLOVA X).
+    """
 
     self_attn: Any
     mlp: Any
@@ -80,12 +83,13 @@ class SandwichBlock(eqx.Module):
     post_attention_layernorm: Any
     pre_feedforward_layernorm: Any
     post_feedforward_layernorm: Any
+    residual: float = eqx.field(static=True, default=1.0, kw_only=True)
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> Result:
         h, cache, attentions = self.self_attn(self.input_layernorm(x), context, cache)
-        x = x + self.post_attention_layernorm(h)
+        x = x + times(self.post_attention_layernorm(h), self.residual)
         h, router_logits = feed_forward(self.mlp, self.pre_feedforward_layernorm(x), context)
-        h = x + self.post_feedforward_layernorm(h)
+        h = x + times(self.post_feedforward_layernorm(h), self.residual)
         return h, cache, {"attentions": attentions, "router_logits": router_logits}
 
 

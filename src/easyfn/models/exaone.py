@@ -1,0 +1,48 @@
+"""EXAONE 3 and 3.5 (LG AI Research 2024, arXiv 2408.03541): Llama, under GPT-2's names in its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..config.fields import Size, alias, rope
+from ..core.frozen import Frozen
+from .decoders import decoder_classes, decoder_family, decoder_names
+from .llama import LlamaConfig, llama
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExaoneConfig(LlamaConfig):
+    """The keys of an EXAONE `config.json`."""
+
+    model_type: ClassVar[str] = "exaone"
+    num_layers = alias("num_hidden_layers")
+    layer_norm_epsilon = alias("rms_norm_eps")
+    activation_function = alias("hidden_act")
+    num_key_value_heads: Size | None = 8
+    max_position_embeddings: Size = 4096
+    rms_norm_eps: float = 1e-5
+    rope_parameters: Frozen = rope(500000.0)
+
+
+NAMES = {
+    "embed_tokens": "wte",
+    "layers.{i}.self_attn.o_proj": "h.{i}.attn.attention.out_proj",
+    "layers.{i}.self_attn": "h.{i}.attn.attention",
+    "layers.{i}.input_layernorm": "h.{i}.ln_1",
+    "layers.{i}.post_attention_layernorm": "h.{i}.ln_2",
+    "layers.{i}.mlp.gate_proj": "h.{i}.mlp.c_fc_0",
+    "layers.{i}.mlp.up_proj": "h.{i}.mlp.c_fc_1",
+    "layers.{i}.mlp.down_proj": "h.{i}.mlp.c_proj",
+    "norm": "ln_f",
+}
+
+decoder_family(
+    None,
+    ExaoneConfig,
+    llama,
+    architectures={**decoder_classes("Exaone"), **decoder_classes("Llama")},  # transformers has Llama's classes for it
+    names=decoder_names("transformer", NAMES),
+    modules=(),
+    ignore_tensors=(r"rotary\w*\.inv_freq$",),
+)

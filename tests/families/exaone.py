@@ -1,0 +1,10 @@
+"""EXAONE 3: files of other names."""
+
+from cases import SMALL, case, reference
+
+
+@case("exaone")
+def _():
+    from transformers import ExaoneConfig, LlamaForCausalLM
+
+    return reference(LlamaForCausalLM, ExaoneConfig(**SMALL, head_dim=16, tie_word_embeddings=True))
