@@ -7,14 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.fields import CommonFields, Size, alias
+from ..config.fields import Size, alias
 from ..names.rules import transposed
 from ..nn import CausalLM, RMSNorm, SequenceClassifier
 from ..nn.image_text import ImageText
 from ..nn.projectors import PooledProjector
 from ..nn.vision import pair
 from ..registry.family import family
-from .image_text import TWO_HALVES, in_model, of_text, part, sub_config, two_halves
+from .image_text import TWO_HALVES, ImageTextFields, of_text, in_model, part, sub_config, two_halves
 
 GEMMA3 = {
     "vocab_size": 262208,
@@ -26,7 +26,7 @@ GEMMA3 = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma3Config(CommonFields):
+class Gemma3Config(ImageTextFields):
     """The keys of a Gemma 3 `config.json` with images."""
 
     model_type: ClassVar[str] = "gemma3"
@@ -37,9 +37,6 @@ class Gemma3Config(CommonFields):
     tie_word_embeddings: bool = True
 
     image_token_id = alias("image_token_index")
-    vocab_size: ClassVar = of_text()
-    hidden_size: ClassVar = of_text()
-    max_position_embeddings: ClassVar = of_text()
     pad_token_id: ClassVar = of_text()
 
     @staticmethod

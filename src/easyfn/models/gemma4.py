@@ -28,7 +28,7 @@ from ..nn.places import check_places, embed, place
 from ..nn.vision import attend_all, image_context
 from ..registry.family import family
 from .gemma4_text import PARTS, without_shared_keys
-from .image_text import of_text, part, sub_config, with_and_without_head
+from .image_text import ImageTextFields, part, sub_config, with_and_without_head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Gemma4VisionConfig(CommonFields):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gemma4Config(CommonFields):
+class Gemma4Config(ImageTextFields):
     """The keys of a Gemma 4 `config.json` with images. Refused by name: `audio_config`."""
 
     model_type: ClassVar[str] = "gemma4"
@@ -71,10 +71,6 @@ class Gemma4Config(CommonFields):
     video_token_id: int = 258884
     audio_token_id: int = 258881
     tie_word_embeddings: bool = True
-
-    vocab_size: ClassVar = of_text()
-    hidden_size: ClassVar = of_text()
-    max_position_embeddings: ClassVar = of_text()
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..config.fields import CommonFields, Size
 from ..names.rules import Rule, rename
 from ..nn import CausalLM
 from ..registry.family import Family, family
-from .image_text import of_text, with_and_without_head
+from .image_text import ImageTextFields, with_and_without_head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class GridVisionFields(CommonFields):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GridFields(CommonFields):
+class GridFields(ImageTextFields):
     """The keys of the whole, whose `text_config` and `vision_config` the family adds."""
 
     image_token_id: int = 151655
@@ -36,9 +36,6 @@ class GridFields(CommonFields):
     tie_word_embeddings: bool = False
 
     text_ties: ClassVar[bool] = False  # whether the text may say that the head is the embeddings
-    vocab_size: ClassVar = of_text()
-    hidden_size: ClassVar = of_text()
-    max_position_embeddings: ClassVar = of_text()
 
     @classmethod
     def normalize(cls, data: dict[str, Any]) -> dict[str, Any]:

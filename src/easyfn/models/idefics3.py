@@ -15,7 +15,7 @@ from ..nn.native_tower import NativeTower
 from ..nn.packing import RealImages
 from ..nn.projectors import SquareLinear
 from ..registry.family import Family, family
-from .image_text import LLAMA, of_text, part, part_names, sub_config, with_and_without_head
+from .image_text import LLAMA, ImageTextFields, part, part_names, sub_config, with_and_without_head
 from .siglip_vision_model import SIGLIP_NAMES
 from .vision import under
 
@@ -39,7 +39,7 @@ class Idefics3VisionConfig(CommonFields):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Idefics3Config(CommonFields):
+class Idefics3Config(ImageTextFields):
     """The keys of an Idefics3 `config.json`."""
 
     model_type: ClassVar[str] = "idefics3"
@@ -48,10 +48,6 @@ class Idefics3Config(CommonFields):
     image_token_id: int = 128257
     scale_factor: Size = 2
     tie_word_embeddings: bool = False
-
-    vocab_size: ClassVar = of_text()
-    hidden_size: ClassVar = of_text()
-    max_position_embeddings: ClassVar = of_text()
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from ..config.check import Reader, short
 from ..config.config import read
+from ..config.fields import CommonFields
 from ..names.rules import Rule, rename
 from ..registry.family import family_of
 from .vision import under
@@ -114,3 +115,12 @@ class of_text:
 
     def __get__(self, config: Any, cls: type | None = None) -> Any:
         return self if config is None else getattr(config.text_config, self.name, None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageTextFields(CommonFields):
+    """What every config with a nested `text_config` answers of it."""
+
+    vocab_size: ClassVar = of_text()
+    hidden_size: ClassVar = of_text()
+    max_position_embeddings: ClassVar = of_text()

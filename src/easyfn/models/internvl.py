@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ..config.fields import CommonFields, Integer
+from ..config.fields import Integer
 from ..nn import CausalLM
 from ..nn.image_text import ImageText
 from ..nn.projectors import SquareProjector
 from ..registry.family import family
-from .image_text import TWO_HALVES, in_model, of_text, part, sub_config, two_halves
+from .image_text import TWO_HALVES, ImageTextFields, in_model, part, sub_config, two_halves
 from .internvl_vision import InternVLVisionConfig, internvl_vision
 
 QWEN2 = {
@@ -23,7 +23,7 @@ QWEN2 = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class InternVLConfig(CommonFields):
+class InternVLConfig(ImageTextFields):
     """The keys of an InternVL `config.json`, as transformers writes it."""
 
     model_type: ClassVar[str] = "internvl"
@@ -35,10 +35,6 @@ class InternVLConfig(CommonFields):
     vision_feature_layer: Integer | tuple[Integer, ...] = -1
     vision_feature_select_strategy: str = "default"
     tie_word_embeddings: bool = True
-
-    vocab_size: ClassVar = of_text()
-    hidden_size: ClassVar = of_text()
-    max_position_embeddings: ClassVar = of_text()
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:

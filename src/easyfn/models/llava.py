@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.fields import CommonFields, Integer
+from ..config.fields import Integer
 from ..nn import CausalLM
 from ..nn.image_text import ImageText
 from ..nn.packing import PatchSquares
 from ..nn.projectors import Projector
 from ..nn.vision import pair
 from ..registry.family import family
-from .image_text import LLAMA, TWO_HALVES, in_model, of_text, part, sub_config, two_halves
+from .image_text import LLAMA, TWO_HALVES, ImageTextFields, in_model, part, sub_config, two_halves
 from .pixtral import PixtralVisionConfig
 
 CLIP = {
@@ -27,7 +27,7 @@ CLIP = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlavaConfig(CommonFields):
+class LlavaConfig(ImageTextFields):
     """The keys of a LLaVA `config.json`."""
 
     model_type: ClassVar[str] = "llava"
@@ -39,10 +39,6 @@ class LlavaConfig(CommonFields):
     vision_feature_layer: Integer | tuple[Integer, ...] = -2
     multimodal_projector_bias: bool = True
     tie_word_embeddings: bool = False
-
-    vocab_size: ClassVar = of_text()
-    hidden_size: ClassVar = of_text()
-    max_position_embeddings: ClassVar = of_text()
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:

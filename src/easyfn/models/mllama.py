@@ -30,7 +30,7 @@ from ..nn.tiled_tower import TiledTower, gated
 from ..registry.family import family
 from .decoders import mlp, norm
 from .grids import in_modules
-from .image_text import TWO_HALVES, of_text, with_and_without_head
+from .image_text import TWO_HALVES, ImageTextFields, with_and_without_head
 
 RATIOS = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
 
@@ -85,7 +85,7 @@ class MllamaTextConfig(LlamaFields):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MllamaConfig(CommonFields):
+class MllamaConfig(ImageTextFields):
     """The keys of a Llama 3.2 Vision `config.json`."""
 
     model_type: ClassVar[str] = "mllama"
@@ -94,9 +94,6 @@ class MllamaConfig(CommonFields):
     image_token_index: int = 128256
 
     image_token_id = alias("image_token_index")
-    vocab_size: ClassVar = of_text()
-    hidden_size: ClassVar = of_text()
-    max_position_embeddings: ClassVar = of_text()
 
 
 class TileReader(eqx.Module):

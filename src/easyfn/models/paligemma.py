@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..config.config import only
-from ..config.fields import CommonFields, Size, alias
+from ..config.fields import Size, alias
 from ..nn import CausalLM
 from ..nn.image_text import ImageText
 from ..nn.projectors import LinearProjector
 from ..registry.family import family
-from .image_text import TWO_HALVES, in_model, of_text, part, sub_config, two_halves
+from .image_text import TWO_HALVES, ImageTextFields, in_model, part, sub_config, two_halves
 
 GEMMA = {
     "vocab_size": 257152,
@@ -34,7 +34,7 @@ SIGLIP = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaliGemmaConfig(CommonFields):
+class PaliGemmaConfig(ImageTextFields):
     """The keys of a PaliGemma `config.json`."""
 
     model_type: ClassVar[str] = "paligemma"
@@ -45,9 +45,6 @@ class PaliGemmaConfig(CommonFields):
     tie_word_embeddings: bool = True
 
     image_token_id = alias("image_token_index")
-    vocab_size: ClassVar = of_text()
-    hidden_size: ClassVar = of_text()
-    max_position_embeddings: ClassVar = of_text()
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
