@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.fields import CommonFields, Integer, Size
+from ..config.fields import Integer, Size
 from ..names.rules import rename
 from ..nn import CausalLM, RMSNorm
 from ..nn.image_text import ImageText
@@ -13,7 +13,7 @@ from ..nn.packing import PatchSquares
 from ..nn.projectors import NormedSquares
 from ..nn.vision import pair
 from ..registry.family import family
-from .image_text import TWO_HALVES, in_model, of_text, part, sub_config, two_halves
+from .image_text import TWO_HALVES, ImageTextFields, in_model, part, sub_config, two_halves
 from .llava import IGNORED
 
 TEXT = {
@@ -34,7 +34,7 @@ VISION = {"patch_size": 14, "image_size": 1540}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mistral3Config(CommonFields):
+class Mistral3Config(ImageTextFields):
     """The keys of a Mistral 3 `config.json`."""
 
     model_type: ClassVar[str] = "mistral3"
@@ -46,10 +46,6 @@ class Mistral3Config(CommonFields):
     multimodal_projector_bias: bool = False
     spatial_merge_size: Size = 2
     tie_word_embeddings: bool = True
-
-    vocab_size: ClassVar = of_text()
-    hidden_size: ClassVar = of_text()
-    max_position_embeddings: ClassVar = of_text()
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
