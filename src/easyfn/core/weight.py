@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from .grouped import grouped_dot
 from .tree import near
@@ -142,7 +142,7 @@ def axes_of(w: Weight, axes: tuple[str | None, ...]) -> Any:
 
 
 @verb(example="@ef.dense.register({type})\ndef _(w): return ...   # the dense array, shape (out, in)")
-def dense(w: Weight) -> jax.Array:
+def dense(w: Weight) -> Shaped[Array, ...]:
     """The plain array that a weight stands for, shape `(..., out, in)`. Explicit: nothing densifies silently."""
     if not hasattr(w, "ndim"):
         raise dense.missing(w, "It is neither an array nor a weight format.")
@@ -301,7 +301,7 @@ def ragged_dot(w: Weight, x: Float[Array, "rows in_"], group_sizes: Int[Array, "
 @verb(
     example="@ef.requantize.register({type})\ndef _(w, new): return quantize_as(w, new)   # `new` in the format of `w`"
 )
-def requantize(w: Weight, new: jax.Array) -> Weight:
+def requantize(w: Weight, new: Float[Array, ...]) -> Weight:
     """The dense array `new`, of the shape of `w`, in the format of `w`: what folding an adapter into a weight writes back.
 
     For an array: `new` in its dtype.
@@ -321,7 +321,7 @@ def randomized(w: Weight, key: jax.Array) -> Weight:
 
 
 @verb
-def routed(w: Weight, ids: jax.Array) -> Weight:
+def routed(w: Weight, ids: Int[Array, " batch"]) -> Weight:
     """`w` in which row `i` of a batch takes the adapter number `ids[i]`, -1 for none, if it holds several by `names`.
 
     `forward(..., adapter_ids=...)` asks every weight; most have no use for it and are returned as they are.

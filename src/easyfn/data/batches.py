@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Integer
 
 from .pack import best_fit, packed_row, padded, pieces
 
 
 def batches(
-    examples: Sequence[Mapping[str, Any]] | np.ndarray,
+    examples: Sequence[Mapping[str, Any]] | Integer[np.ndarray, " tokens"],
     *,
     batch_size: int,
     length: int,

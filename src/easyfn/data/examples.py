@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from .pack import IGNORED
 
@@ -15,7 +16,7 @@ FORMS = "{'text'}, {'prompt', 'completion'}, {'messages'}, {'prompt', 'chosen', 
 
 def tokenize(
     example: Any, tokenizer: Any, *, template: Callable[..., str] | None = None, eos: int | None = None
-) -> dict[str, np.ndarray]:
+) -> dict[str, Int[np.ndarray, " tokens"]]:
     """An example as int32 arrays of one dimension: `input_ids`, and `labels`, -100 where nothing is to be learned.
 
     - a text, or `{"text"}`: all of it is learned.

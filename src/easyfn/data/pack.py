@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, Shaped
 
 IGNORED = -100
 
 
-def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
+def best_fit(lengths: Sequence[int] | Int[np.ndarray, " documents"], capacity: int) -> list[list[int]]:
     """Which documents share a row: the longest first, each into the row it fills best (best fit decreasing).
 
     Rows of indices into `lengths`; no row is longer than `capacity`. Where documents are cut only if one is longer than a
@@ -57,7 +58,9 @@ def pieces(example: Mapping[str, np.ndarray], length: int) -> Iterable[dict[str,
         yield {name: value[start : start + length] for name, value in example.items()}
 
 
-def packed_row(documents: Sequence[Mapping[str, Any]], length: int, pad: int = 0) -> dict[str, np.ndarray]:
+def packed_row(
+    documents: Sequence[Mapping[str, Any]], length: int, pad: int = 0
+) -> dict[str, Int[np.ndarray, " length"]]:
     """One row of `length` tokens: `input_ids`, `labels` (-100 on padding) and `segment_ids` (1, 2, ... and 0 for padding).
 
     Documents do not see each other, positions begin anew with each, and the first token of one is no label for the last of
@@ -81,7 +84,9 @@ def packed_row(documents: Sequence[Mapping[str, Any]], length: int, pad: int = 0
     return row
 
 
-def padded(examples: Sequence[Mapping[str, Any]], length: int, pad: int = 0) -> dict[str, np.ndarray]:
+def padded(
+    examples: Sequence[Mapping[str, Any]], length: int, pad: int = 0
+) -> dict[str, Shaped[np.ndarray, "rows ..."]]:
     """Examples as the rows of a batch of `length` columns, padded on the right, with the `attention_mask` of each
     `input_ids`: `chosen_input_ids` has a `chosen_attention_mask`. Names that are no sequences are kept as they are."""
     batch: dict[str, np.ndarray] = {}

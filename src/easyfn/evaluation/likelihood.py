@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from ..forward.forward import forward
 
@@ -34,7 +35,7 @@ def loglikelihoods(
     max_length: int | None = None,
     batch_size: int = 8,
     round_to: int = 32,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, " pairs"], Bool[np.ndarray, " pairs"]]:
     """Of each pair `(context, continuation)` of token ids: the log probability of the continuation (float64 `(pairs,)`, a
     sum over its tokens), and whether greedy decoding would write it.
 
@@ -82,7 +83,7 @@ def loglikelihoods(
 
 def perplexity(
     model: Any,
-    ids: Sequence[int] | np.ndarray,
+    ids: Sequence[int] | Int[Array, " tokens"] | Int[np.ndarray, " tokens"],
     *,
     length: int,
     stride: int | None = None,

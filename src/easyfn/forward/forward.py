@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
+from ..core.arrays import Host
 from ..core.habits import taught
 from ..core.rows import by_row
 from ..core.slots import find_slots
@@ -32,12 +32,12 @@ from .seq2seq import OUTPUTS, Source, apart, beside, call, two_sequences, wanted
 @taught
 def forward(
     model: Any,
-    input_ids: Int[Array, "batch seq"] | np.ndarray | list[Any] | None = None,
+    input_ids: Int[Array, "batch seq"] | Host | None = None,
     *,
-    attention_mask: Any = None,
-    position_ids: Any = None,
-    segment_ids: Any = None,
-    inputs_embeds: Float[Array, "batch seq embed"] | np.ndarray | list[Any] | None = None,
+    attention_mask: Shaped[Array, "rows keys"] | Host | None = None,
+    position_ids: Int[Array, "*axes rows seq"] | Host | None = None,
+    segment_ids: Int[Array, "rows seq"] | Host | None = None,
+    inputs_embeds: Float[Array, "batch seq embed"] | Host | None = None,
     cache: Cache | None = None,
     output_hidden_states: bool = False,
     output_attentions: bool = False,
@@ -45,7 +45,7 @@ def forward(
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
     fresh: bool = False,
-    adapter_ids: Any = None,
+    adapter_ids: Int[Array, " rows"] | Host | None = None,
     **inputs: Any,
 ) -> Output:
     """Runs a model on a batch.

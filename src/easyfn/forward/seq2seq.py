@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
+from ..core.arrays import Host
 from ..core.rows import by_row
 from ..core.verb import verb
 from ..inputs.checks import check_ids, checked, sequence_of
@@ -41,18 +43,18 @@ def call(model: Any, context: Context, layers: Any, inputs: dict[str, Any]) -> O
 @verb(example="@ef.encode.register({type})\ndef _(model, input_ids=None, **inputs): return ...   # an ef.Output")
 def encode(
     model: Any,
-    input_ids: Any = None,
+    input_ids: Int[Array, "batch seq"] | Host | None = None,
     *,
-    attention_mask: Any = None,
-    position_ids: Any = None,
-    segment_ids: Any = None,
-    inputs_embeds: Any = None,
+    attention_mask: Shaped[Array, "rows keys"] | Host | None = None,
+    position_ids: Int[Array, "*axes rows seq"] | Host | None = None,
+    segment_ids: Int[Array, "rows seq"] | Host | None = None,
+    inputs_embeds: Float[Array, "batch seq embed"] | Host | None = None,
     output_hidden_states: bool = False,
     output_attentions: bool = False,
     output_router_logits: bool = False,
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
-    adapter_ids: Any = None,
+    adapter_ids: Int[Array, " rows"] | Host | None = None,
     **inputs: Any,
 ) -> Output:
     """The encoder of an encoder-decoder alone: `last_hidden_state` `(batch, source, embed)`.

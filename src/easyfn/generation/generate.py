@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, Shaped
 
+from ..core.arrays import Host
 from ..core.habits import taught
 from ..core.multihost import unbound
 from ..core.rows import by_row
@@ -26,9 +28,9 @@ Tracer = jax.core.Tracer
 @taught
 def generate(
     model: Any,
-    ids: Any = None,
+    ids: Int[Array, "batch seq"] | Host | None = None,
     *,
-    attention_mask: Any = None,
+    attention_mask: Shaped[Array, "rows keys"] | Host | None = None,
     key: Any = None,
     config: Any = None,
     processors: Sequence[Any] = (),
@@ -36,10 +38,10 @@ def generate(
     return_cache: bool = False,
     tokenizer: Any = None,
     assistant_model: Any = None,
-    negative_prompt_ids: Any = None,
-    negative_prompt_attention_mask: Any = None,
+    negative_prompt_ids: Int[Array, "rows seq"] | Host | None = None,
+    negative_prompt_attention_mask: Shaped[Array, "rows seq"] | Host | None = None,
     runtime: Runtime = Runtime(),
-    adapter_ids: Any = None,
+    adapter_ids: Int[Array, " rows"] | Host | None = None,
     **options: Any,
 ) -> Generation:
     """Generates tokens after each prompt, greedily, by sampling or with beams, as transformers does.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
 
+from ..core.arrays import Host
 from ..core.verb import verb
 from ..forward.forward import forward, init_cache
 from ..inputs.statement import accepted, inputs as inputs_of
@@ -30,7 +31,13 @@ def can_generate(model: Any) -> bool:
 
 
 @verb
-def decoder_prompt(model: Any, ids: Any, attention_mask: Any, start: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+def decoder_prompt(
+    model: Any,
+    ids: Int[Array, "batch seq"] | Host | None,
+    attention_mask: Shaped[Array, "rows keys"] | Host | None,
+    start: Int[Array, "*rows"] | Host | None,
+    inputs: dict[str, Any],
+) -> tuple[Int[Array, "batch seq"] | Host | None, Shaped[Array, "rows keys"] | Host | None]:
     """The tokens that the new ones follow, and their mask. A decoder continues `ids`; an encoder-decoder starts from
     its `start` id, `(batch, 1)`, or from `inputs["decoder_input_ids"]`."""
     return ids, attention_mask
@@ -46,8 +53,14 @@ def _(model: Seq2SeqLM, ids: Any, attention_mask: Any, start: Any, inputs: dict[
 
 @verb
 def prefill(
-    model: Any, ids: Any, *, attention_mask: Any = None, max_length: int | None = None, cache: Any = None, **inputs: Any
-) -> tuple[jax.Array, Any]:
+    model: Any,
+    ids: Int[Array, "batch seq"] | Host | None,
+    *,
+    attention_mask: Shaped[Array, "rows keys"] | Host | None = None,
+    max_length: int | None = None,
+    cache: Any = None,
+    **inputs: Any,
+) -> tuple[Float[Array, "batch vocab"], Any]:
     """Runs the prompt: `(logits, cache)`, the logits `(batch, vocab)` being those of each row's last column.
 
     `cache` is from [`easyfn.init_cache`][], or made here with `max_length` slots. Prompts are padded on the left
@@ -83,7 +96,9 @@ def run_prompt(
 
 
 @verb
-def decode_step(model: Any, token: Any, cache: Any, **inputs: Any) -> tuple[jax.Array, Any]:
+def decode_step(
+    model: Any, token: Int[Array, " batch"] | Host, cache: Any, **inputs: Any
+) -> tuple[Float[Array, "batch vocab"], Any]:
     """Runs one more token per row, `(batch,)`, after what `cache` holds: `(logits, cache)`, the logits `(batch,
     vocab)`."""
     out = run_tokens(model, token[:, None], cache, **inputs)

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Int, Shaped
 
+from ..core.arrays import Host
 from ..core.multihost import on_host, unbound
 from ..core.rows import by_row
 from ..nn.context import Runtime
@@ -25,20 +27,20 @@ def _step(model: Any, carry: Carry, row_keys: Any, data: Data, plan: Plan) -> Ca
 
 def stream(
     model: Any,
-    ids: Any,
+    ids: Int[Array, "batch seq"] | Host,
     *,
-    attention_mask: Any = None,
+    attention_mask: Shaped[Array, "rows keys"] | Host | None = None,
     key: Any = None,
     config: Any = None,
     processors: Sequence[Any] = (),
     cache: Any = None,
     tokenizer: Any = None,
-    negative_prompt_ids: Any = None,
-    negative_prompt_attention_mask: Any = None,
+    negative_prompt_ids: Int[Array, "rows seq"] | Host | None = None,
+    negative_prompt_attention_mask: Shaped[Array, "rows seq"] | Host | None = None,
     runtime: Runtime = Runtime(),
-    adapter_ids: Any = None,
+    adapter_ids: Int[Array, " rows"] | Host | None = None,
     **options: Any,
-) -> Iterator[np.ndarray]:
+) -> Iterator[Int[np.ndarray, " rows"]]:
     """The new tokens of [`easyfn.generate`][] one column at a time: int32 arrays of shape `(rows,)`, the same tokens
     for the same arguments. A row that ended yields `pad_token_id`; the stream ends with the last row. Stop early by
     leaving the loop.
@@ -69,7 +71,7 @@ def stream(
     return (token for token, _ in columns)
 
 
-def stream_text(model: Any, ids: Any, tokenizer: Any, **options: Any) -> Iterator[list[str]]:
+def stream_text(model: Any, ids: Int[Array, "batch seq"] | Host, tokenizer: Any, **options: Any) -> Iterator[list[str]]:
     """The new text of every row as it comes, with the options of [`easyfn.stream`][]: lists of one string for each row,
     which together are what `tokenizer.decode` says of a row's new tokens, special ones left out.
 

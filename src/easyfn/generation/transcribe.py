@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
 
+from ..core.arrays import Host
 from ..forward.forward import forward
 from ..inputs.statement import inputs as inputs_of
 from ..nn.context import Runtime
@@ -66,13 +68,13 @@ class _Call:
 
 def transcribe(
     model: Any,
-    input_features: Any,
+    input_features: Float[Array, "batch bins frames"] | Host,
     *,
-    attention_mask: Any = None,
+    attention_mask: Shaped[Array, "batch frames"] | Host | None = None,
     language: str | Sequence[str] | None = None,
     task: str | None = None,
     return_timestamps: bool | None = None,
-    prompt_ids: Any = None,
+    prompt_ids: Int[Array, " prompt"] | Host | None = None,
     prompt_condition_type: str = "first-segment",
     condition_on_prev_tokens: bool | None = None,
     temperature: float | Sequence[float] | None = None,

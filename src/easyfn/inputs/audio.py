@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
+
+from ..core.arrays import Host
 
 
 def pad_sound(
@@ -98,7 +100,8 @@ def mel_filters(num_mel_bins: int, bins: int, sampling_rate: int = 16000) -> np.
 
 
 def normalize_sound(
-    sound: Float[Array, "batch samples"] | Float[np.ndarray, "batch samples"], mask: Any = None
+    sound: Float[Array, "batch samples"] | Float[np.ndarray, "batch samples"],
+    mask: Shaped[Array, "rows samples"] | Host | None = None,
 ) -> Float[Array, "batch samples"]:
     """Recordings of zero mean and unit variance each, as `Wav2Vec2FeatureExtractor` makes them: `(x - mean) /
     sqrt(variance + 1e-7)` over the samples that `mask` `(batch, samples)` says are real, and zeros elsewhere.

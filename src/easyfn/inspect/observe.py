@@ -17,6 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Shaped
 
 from ..core.grouped import block_rows, blocks_of
 from ..core.slots import Found, select_slots
@@ -45,7 +46,7 @@ class Observed(eqx.Module):
         return self.base.dtype
 
 
-def second_moment(rows: jax.Array, counts: jax.Array) -> dict[str, jax.Array]:
+def second_moment(rows: Float[Array, "rows features"], counts: Shaped[Array, " rows"]) -> dict[str, Float[Array, ...]]:
     """The statistic `{"square": X^T X, "sum": the sum of the rows, "count": how many}`, float32, of `(in, in)`,
     `(in,)` and `()`.
 

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
+from ..core.arrays import Host
 from ..core.rows import BASE, by_row, number
 from ..core.slots import find_slots
 from ..core.trainable import is_adapter
@@ -150,7 +152,9 @@ def _named(verb: str, model: Any) -> tuple[tuple[str, ...], dict[str, Adapters]]
     return next(iter(found.values())).names, found
 
 
-def use_adapter(model: Any, which: str | int | Mapping[str, Any] | Sequence[Any] | jax.Array | None) -> Any:
+def use_adapter(
+    model: Any, which: str | int | Mapping[str, Any] | Sequence[Any] | Int[Array, "*rows"] | Host | None
+) -> Any:
     """`model` with one of its adapters chosen, a mixture of them, one for each row of a batch, or none.
 
     - a name or a number: that adapter for all rows, at the cost of one. Another is the same compiled program.

@@ -14,7 +14,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
+from ..core.arrays import Host
 from ..core.dtype import dtype_of
 from ..core.rows import by_row
 from ..core.trainable import is_adapter, trainable
@@ -62,7 +64,12 @@ class Prefix(eqx.Module):
 
 
 def prompt_tuning(
-    model: Any, num_virtual_tokens: int = 20, *, key: jax.Array, init: str = "sample_vocab", token_ids: Any = None
+    model: Any,
+    num_virtual_tokens: int = 20,
+    *,
+    key: jax.Array,
+    init: str = "sample_vocab",
+    token_ids: Int[Array, " tokens"] | Host | None = None,
 ) -> Prompt:
     """`model` with that many trained tokens before every sequence: a [`Prompt`][easyfn.Prompt].
 

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Int, Shaped
 
+from ..core.arrays import Host
 from ..core.weight import flat
 from ..nn.heads import head_logits
 
@@ -64,13 +66,13 @@ class LossConfig:
 
 
 def loss_from_logits(
-    logits: jax.Array,
-    labels: Any,
+    logits: Float[Array, "*rows classes"],
+    labels: Shaped[Array, ...] | Host,
     cfg: LossConfig = LossConfig(),
     *,
-    attention_mask: Any = None,
-    segment_ids: Any = None,
-) -> tuple[jax.Array, Metrics]:
+    attention_mask: Shaped[Array, "rows seq"] | Host | None = None,
+    segment_ids: Int[Array, "rows seq"] | Host | None = None,
+) -> tuple[Float[Array, ...], Metrics]:
     """The same losses for logits of your own. `cfg.kind` is `causal-lm` unless it says otherwise.
 
     `logits`: `(batch, seq, vocab)` with labels `(batch, seq)`; for `cross-entropy` any `(..., classes)` with labels

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
+from ..core.arrays import Host
 from ..forward.forward import forward
 from ..nn.audio import CTC
 from ..nn.context import Runtime
@@ -29,10 +30,10 @@ def _(model: CTC) -> str:
 
 def ctc_loss(
     logits: Float[Array, "batch frames vocab"],
-    labels: Any,
+    labels: Int[Array, "batch count"] | Host,
     *,
     blank: int = 0,
-    lengths: Any = None,
+    lengths: Int[Array, " batch"] | Host | None = None,
     ignore_index: int = -100,
     zero_infinity: bool = False,
 ) -> Float[Array, " batch"]:
@@ -75,7 +76,9 @@ def ctc_loss(
 
 
 def ctc_decode(
-    model: Any, logits: Float[Array, "batch frames vocab"], attention_mask: Any = None
+    model: Any,
+    logits: Float[Array, "batch frames vocab"],
+    attention_mask: Shaped[Array, "batch samples"] | Host | None = None,
 ) -> tuple[Int[Array, "batch frames"], Int[Array, " batch"]]:
     """The likeliest token of every frame, repeats and blanks left out: `(tokens, lengths)`, with the blank behind each
     row's tokens. `attention_mask` `(batch, samples)` is that of the input.

@@ -8,7 +8,9 @@ from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from ..core.arrays import Host
 from ..core.params import as_leaf
 from ..core.slots import find_slots
 from ..core.tree import is_leaf, nodes, rebuild, replace
@@ -38,7 +40,7 @@ def _exchange(verb_name: str, model: Any, old: Any, new: Any) -> Any:
     return replace(model, {_path_of(model, old): new})
 
 
-def with_input_embeddings(model: Any, embeddings: Any) -> Any:
+def with_input_embeddings(model: Any, embeddings: Float[Array, "vocab embed"] | Host) -> Any:
     """`model` with another input embedding: a layer, or an array `(vocab, embed)`. A tied head changes with it.
 
     ```python
@@ -64,7 +66,7 @@ def output_embeddings(model: Any) -> Any:
     return input_embeddings(model) if model.lm_head is None else model.lm_head
 
 
-def with_output_embeddings(model: Any, embeddings: Any) -> Any:
+def with_output_embeddings(model: Any, embeddings: Float[Array, "vocab embed"] | Host) -> Any:
     """`model` with another head: a layer, or an array `(vocab, embed)`. If it is tied, the input embedding changes too.
 
     ```python

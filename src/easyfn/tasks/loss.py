@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 from ..core.rows import of_batch
 from ..core.tree import nodes
@@ -41,7 +42,7 @@ def compute_loss(
     *,
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[Float[Array, "*rows"], Metrics]:
     """The loss of a batch, and what is worth logging.
 
     `batch` has transformers' keys (`input_ids`, `attention_mask`, `labels`, `position_ids`, `segment_ids`,

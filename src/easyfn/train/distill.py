@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ..forward.forward import forward
 from ..nn.context import Runtime
@@ -24,7 +25,7 @@ def distillation_loss(
     top_k: int | None = None,
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The divergence between a teacher's and the model's next tokens: the mean over tokens whose label counts.
 
     - `teacher`: a model of the same vocabulary, frozen; or the batch brings `teacher_logits` `(rows, columns, vocab)`.

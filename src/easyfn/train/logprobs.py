@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ..nn.context import Runtime
 from ..tasks.cross_entropy import LossConfig, as_array, segments_of, shift
@@ -21,7 +22,7 @@ def token_logprobs(
     temperature: float = 1.0,
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "batch seq"], Float[Array, "batch seq"]]:
     """What a causal language model gives each of its labels: `(logprobs, counted)`, both `(batch, seq)`.
 
     Entry `t` is the log probability, float32, of label `t + 1` given the tokens up to `t`; `counted` is 1.0 where

@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
 
+from ..core.arrays import Host
 from ..nn.context import Runtime
 from .logprobs import token_logprobs
 
@@ -18,7 +20,9 @@ KINDS = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
 _OWN = ("advantages", "old_logprobs", "reference_logprobs")
 
 
-def rollout_batch(generation: Any, attention_mask: Any = None) -> dict[str, jax.Array]:
+def rollout_batch(
+    generation: Any, attention_mask: Shaped[Array, "rows prompt"] | Host | None = None
+) -> dict[str, Shaped[Array, "rows columns"]]:
     """The batch of what [`easyfn.generate`][] wrote: `input_ids`, `attention_mask` and `labels` (-100 on prompts and
     after each row's end), all `(rows, columns)`. `attention_mask` `(rows, prompt)` is that of the prompts.
 
@@ -49,7 +53,9 @@ def rollout_batch(generation: Any, attention_mask: Any = None) -> dict[str, jax.
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def group_advantages(rewards: Any, group_size: int, *, scale: str = "group") -> jax.Array:
+def group_advantages(
+    rewards: Shaped[Array, " rows"] | Host, group_size: int, *, scale: str = "group"
+) -> Float[Array, " rows"]:
     """How much better each answer is than the others to its prompt: rewards less their group's mean, float32 `(rows,)`.
 
     Rows of a group lie together, `group_size` of them. `scale`: divided by the standard deviation (of a sample, plus
@@ -91,7 +97,7 @@ def grpo_loss(
     chunk_size: int | None = None,
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300), clipped as PPO is.
 
     `batch`: `input_ids`, `labels` (-100 on prompts and padding: [`easyfn.rollout_batch`][]), `attention_mask`,
@@ -174,7 +180,14 @@ def _towards(reference: Any, batch: Mapping[str, Any], given: Any, how: dict[str
     return jnp.asarray(batch["reference_logprobs"], jnp.float32)
 
 
-def gae(rewards: Any, values: Any, mask: Any, *, gamma: float = 1.0, lam: float = 0.95) -> tuple[jax.Array, jax.Array]:
+def gae(
+    rewards: Shaped[Array, "rows steps"] | Host,
+    values: Shaped[Array, "_ _"] | Host,
+    mask: Shaped[Array, "_ _"] | Host,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+) -> tuple[Float[Array, "rows steps"], Float[Array, "rows steps"]]:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438): `(advantages, returns)`.
 
     `rewards`, `values`, `mask`: `(rows, steps)`; steps where `mask` is 0 are passed over, and nothing follows the last
@@ -205,18 +218,18 @@ def gae(rewards: Any, values: Any, mask: Any, *, gamma: float = 1.0, lam: float 
 
 
 def ppo_loss(
-    logprobs: Any,
-    old_logprobs: Any,
-    advantages: Any,
-    mask: Any,
+    logprobs: Float[Array, "rows steps"] | Host,
+    old_logprobs: Float[Array, "rows steps"] | Host,
+    advantages: Float[Array, "rows steps"] | Host,
+    mask: Shaped[Array, "rows steps"] | Host,
     *,
-    values: Any = None,
-    old_values: Any = None,
-    returns: Any = None,
+    values: Float[Array, "rows steps"] | Host | None = None,
+    old_values: Float[Array, "rows steps"] | Host | None = None,
+    returns: Float[Array, "rows steps"] | Host | None = None,
     epsilon: float = 0.2,
     value_epsilon: float = 0.2,
     value_weight: float = 0.1,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Proximal policy optimisation of arrays `(rows, steps)`: the clipped surrogate, and of a critic's `values` the
     clipped squared error to `returns`, half of it, times `value_weight`; means over the steps that `mask` counts.
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from ..forward.forward import forward
 from ..nn.context import Runtime
 from .logprobs import mean, part, token_logprobs
 
-Losses = tuple[jax.Array, dict[str, jax.Array]]
+Losses = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
 _log_sigmoid = jax.nn.log_sigmoid
 
 
@@ -257,7 +258,7 @@ def simpo_loss(
 
 def rewards(
     model: Any, batch: Mapping[str, Any], *, key: jax.Array | None = None, runtime: Runtime = Runtime()
-) -> jax.Array:
+) -> Float[Array, " rows"]:
     """The score of each row, float32 `(rows,)`: the one label of a sequence classifier.
 
     Raises `ValueError` if the model does not answer with one number for each row.

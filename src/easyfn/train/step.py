@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from ..core.dtype import cast
 from ..core.habits import taught
@@ -183,7 +184,7 @@ def _which(model: Any, trainable: Any) -> Any:
 def train_step(
     state: TrainState,
     batch: Mapping[str, Any],
-    loss: Callable[..., tuple[jax.Array, Metrics]] | LossConfig = LossConfig(),
+    loss: Callable[..., tuple[Float[Array, ""], Metrics]] | LossConfig = LossConfig(),
     *,
     key: jax.Array | None = None,
     compute_dtype: Any = None,

@@ -101,9 +101,15 @@ def self_attention(
     ```
     """
     cache, keys, values, mask = attend_to(cache, k, v, context, window)
-    sinks = None if sinks is None else dense(sinks)
-    more = {"scale": scale, "bias": context.bias, "softcap": softcap, "sinks": sinks, "dropout": dropout}
-    out, weights = attend_within(context, q, keys, values, mask, **more)
+    out, weights = attend_within(
+        context,
+        *(q, keys, values, mask),
+        scale=scale,
+        bias=context.bias,
+        softcap=softcap,
+        sinks=None if sinks is None else dense(sinks),
+        dropout=dropout,
+    )
     return out, cache, weights
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
+from ...core.arrays import Host
 from ...core.verb import verb
 from ..context import Context, Mask
 
@@ -292,7 +294,7 @@ class Cache(eqx.Module):
     table: Any = None  # [batch, pages] int32, of a paged cache: the pages of each row, -1 where it has none
 
 
-def reorder(cache: Cache, rows: Any) -> Cache:
+def reorder(cache: Cache, rows: Int[Array, " rows"] | Host) -> Cache:
     """The cache whose row `i` is row `rows[i]` of `cache`: rows may be left out, and said twice.
 
     ```python
