@@ -321,7 +321,7 @@ def randomized(w: Weight, key: jax.Array) -> Weight:
 
 
 @verb
-def routed(w: Weight, ids: Int[Array, " batch"]) -> Weight:
+def routed(w: Weight, ids: Int[Array, "*rows"]) -> Weight:
     """`w` in which row `i` of a batch takes the adapter number `ids[i]`, -1 for none, if it holds several by `names`.
 
     `forward(..., adapter_ids=...)` asks every weight; most have no use for it and are returned as they are.

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Integer, Shaped
 
 IGNORED = -100
 
 
-def best_fit(lengths: Sequence[int] | Int[np.ndarray, " documents"], capacity: int) -> list[list[int]]:
+def best_fit(lengths: Sequence[int] | Integer[np.ndarray, " documents"], capacity: int) -> list[list[int]]:
     """Which documents share a row: the longest first, each into the row it fills best (best fit decreasing).
 
     Rows of indices into `lengths`; no row is longer than `capacity`. Where documents are cut only if one is longer than a

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 from ..forward.forward import forward
 
@@ -83,7 +83,7 @@ def loglikelihoods(
 
 def perplexity(
     model: Any,
-    ids: Sequence[int] | Int[Array, " tokens"] | Int[np.ndarray, " tokens"],
+    ids: Sequence[int] | Integer[Array, " tokens"] | Integer[np.ndarray, " tokens"],
     *,
     length: int,
     stride: int | None = None,

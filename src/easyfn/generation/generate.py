@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from ..core.arrays import Host
 from ..core.habits import taught
@@ -28,7 +28,7 @@ Tracer = jax.core.Tracer
 @taught
 def generate(
     model: Any,
-    ids: Int[Array, "batch seq"] | Host | None = None,
+    ids: Int[Array, "batch seq"] | Float[Array, "*source"] | Host | None = None,
     *,
     attention_mask: Shaped[Array, "rows keys"] | Host | None = None,
     key: Any = None,

@@ -33,11 +33,11 @@ def can_generate(model: Any) -> bool:
 @verb
 def decoder_prompt(
     model: Any,
-    ids: Int[Array, "batch seq"] | Host | None,
+    ids: Int[Array, "batch seq"] | Float[Array, "*source"] | Host | None,
     attention_mask: Shaped[Array, "rows keys"] | Host | None,
     start: Int[Array, "*rows"] | Host | None,
     inputs: dict[str, Any],
-) -> tuple[Int[Array, "batch seq"] | Host | None, Shaped[Array, "rows keys"] | Host | None]:
+) -> tuple[Int[Array, "rows seq"] | Float[Array, "*source"] | Host | None, Shaped[Array, "rows keys"] | Host | None]:
     """The tokens that the new ones follow, and their mask. A decoder continues `ids`; an encoder-decoder starts from
     its `start` id, `(batch, 1)`, or from `inputs["decoder_input_ids"]`."""
     return ids, attention_mask
@@ -54,7 +54,7 @@ def _(model: Seq2SeqLM, ids: Any, attention_mask: Any, start: Any, inputs: dict[
 @verb
 def prefill(
     model: Any,
-    ids: Int[Array, "batch seq"] | Host | None,
+    ids: Int[Array, "batch seq"] | Float[Array, "*source"] | Host | None,
     *,
     attention_mask: Shaped[Array, "rows keys"] | Host | None = None,
     max_length: int | None = None,

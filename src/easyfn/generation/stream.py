@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from ..core.arrays import Host
 from ..core.multihost import on_host, unbound
@@ -27,7 +27,7 @@ def _step(model: Any, carry: Carry, row_keys: Any, data: Data, plan: Plan) -> Ca
 
 def stream(
     model: Any,
-    ids: Int[Array, "batch seq"] | Host,
+    ids: Int[Array, "batch seq"] | Float[Array, "*source"] | Host,
     *,
     attention_mask: Shaped[Array, "rows keys"] | Host | None = None,
     key: Any = None,
@@ -71,7 +71,9 @@ def stream(
     return (token for token, _ in columns)
 
 
-def stream_text(model: Any, ids: Int[Array, "batch seq"] | Host, tokenizer: Any, **options: Any) -> Iterator[list[str]]:
+def stream_text(
+    model: Any, ids: Int[Array, "batch seq"] | Float[Array, "*source"] | Host, tokenizer: Any, **options: Any
+) -> Iterator[list[str]]:
     """The new text of every row as it comes, with the options of [`easyfn.stream`][]: lists of one string for each row,
     which together are what `tokenizer.decode` says of a row's new tokens, special ones left out.
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 from ..core.arrays import Host
 from ..core.tree import expand, lift, near
@@ -25,7 +25,7 @@ METHODS = ("cat", "svd", *MERGES, *(f"{name}_svd" for name in MERGES if name != 
 
 def combine_adapters(
     adapters: Sequence[Mapping[str, Any]],
-    weights: Sequence[Any] | Float[Array, " adapters"] | Host | None = None,
+    weights: Sequence[Any] | Shaped[Array, " adapters"] | Host | None = None,
     *,
     method: str = "cat",
     rank: int | None = None,

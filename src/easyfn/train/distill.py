@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ..forward.forward import forward
 from ..nn.context import Runtime
@@ -25,7 +25,7 @@ def distillation_loss(
     top_k: int | None = None,
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+) -> tuple[Float[Array, ""], dict[str, Shaped[Array, ""]]]:
     """The divergence between a teacher's and the model's next tokens: the mean over tokens whose label counts.
 
     - `teacher`: a model of the same vocabulary, frozen; or the batch brings `teacher_logits` `(rows, columns, vocab)`.

@@ -97,7 +97,7 @@ def grpo_loss(
     chunk_size: int | None = None,
     key: jax.Array | None = None,
     runtime: Runtime = Runtime(),
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+) -> tuple[Float[Array, ""], dict[str, Shaped[Array, ""]]]:
     """Group relative policy optimisation (Shao et al. 2024, arXiv 2402.03300), clipped as PPO is.
 
     `batch`: `input_ids`, `labels` (-100 on prompts and padding: [`easyfn.rollout_batch`][]), `attention_mask`,
@@ -229,7 +229,7 @@ def ppo_loss(
     epsilon: float = 0.2,
     value_epsilon: float = 0.2,
     value_weight: float = 0.1,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+) -> tuple[Float[Array, ""], dict[str, Shaped[Array, ""]]]:
     """Proximal policy optimisation of arrays `(rows, steps)`: the clipped surrogate, and of a critic's `values` the
     clipped squared error to `returns`, half of it, times `value_weight`; means over the steps that `mask` counts.
 

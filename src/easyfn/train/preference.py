@@ -11,13 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from ..forward.forward import forward
 from ..nn.context import Runtime
 from .logprobs import mean, part, token_logprobs
 
-Losses = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
+Losses = tuple[Float[Array, ""], dict[str, Shaped[Array, ""]]]
 _log_sigmoid = jax.nn.log_sigmoid
 
 
