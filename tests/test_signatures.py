@@ -34,7 +34,8 @@ SHAPED = re.compile(r"(Float|Int|Integer|Bool|Shaped)\[(Array|np\.ndarray), ('[^
 
 
 def functions():
-    for name, value in vars(ef).items():
+    for name in dir(ef):
+        value = getattr(ef, name)
         if not name.startswith("_") and not isinstance(value, (type, types.ModuleType)):
             function = inspect.unwrap(getattr(value, "_default", value))
             if inspect.isfunction(function):

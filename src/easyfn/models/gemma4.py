@@ -23,7 +23,8 @@ from ..nn.attention.core import merge_heads, split_heads
 from ..nn.attention.rope import rope_table, rotate
 from ..nn.context import Context
 from ..nn.fold import fold
-from ..nn.image_text import by_column, reads_text, runs
+from ..nn.heads import input_embeddings, max_positions
+from ..nn.image_text import by_column, runs
 from ..nn.places import check_places, embed, place
 from ..nn.vision import attend_all, image_context
 from ..registry.family import family
@@ -262,7 +263,14 @@ class Gemma4(eqx.Module):
         return self.language_model(context, cache, input_ids=text, inputs_embeds=x)
 
 
-reads_text(Gemma4)
+@input_embeddings.register(Gemma4)
+def _(model: Gemma4) -> Any:
+    return input_embeddings(model.language_model)
+
+
+@max_positions.register(Gemma4)
+def _(model: Gemma4) -> int | None:
+    return max_positions(model.language_model)
 
 
 @inputs.register(Gemma4)

@@ -155,10 +155,21 @@ class ImageText(eqx.Module):
         return self.language_model(context, cache, inputs_embeds=x)
 
 
-def reads_text(*models: type) -> None:
-    """Says of models that their field `language_model` reads the tokens."""
-    input_embeddings.register(*models)(lambda model: input_embeddings(model.language_model))
-    max_positions.register(*models)(lambda model: max_positions(model.language_model))
+@input_embeddings.register(ImageText)
+def _(model: ImageText) -> Any:
+    return input_embeddings(model.language_model)
 
 
-reads_text(ImageText, GridImageText)
+@max_positions.register(ImageText)
+def _(model: ImageText) -> int | None:
+    return max_positions(model.language_model)
+
+
+@input_embeddings.register(GridImageText)
+def _(model: GridImageText) -> Any:
+    return input_embeddings(model.language_model)
+
+
+@max_positions.register(GridImageText)
+def _(model: GridImageText) -> int | None:
+    return max_positions(model.language_model)
