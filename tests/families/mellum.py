@@ -8,7 +8,7 @@ def _():
     from transformers import MellumConfig, MellumForCausalLM
 
     rope = {
-        "full_attention": {"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.5},
+        "full_attention": {"rope_type": "default", "rope_theta": 50.0},
         "sliding_attention": {"rope_type": "linear", "rope_theta": 20.0, "factor": 2.0},
     }
     config = MellumConfig(

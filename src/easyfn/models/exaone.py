@@ -41,7 +41,7 @@ decoder_family(
     None,
     ExaoneConfig,
     llama,
-    architectures={**decoder_classes("Exaone"), **decoder_classes("Llama")},  # transformers has Llama's classes for it
+    architectures={**decoder_classes("Llama"), **decoder_classes("Exaone")},  # transformers has Llama's for it
     names=decoder_names("transformer", NAMES),
     modules=(),
     ignore_tensors=(r"rotary\w*\.inv_freq$",),

@@ -27,8 +27,5 @@ decoder_family(
     None,
     InternLM3Config,
     llama,
-    architectures={
-        **decoder_classes("InternLM3"),
-        **decoder_classes("Llama"),
-    },  # transformers has Llama's classes for it
+    architectures={**decoder_classes("Llama"), **decoder_classes("InternLM3")},  # transformers has Llama's for it
 )

@@ -32,9 +32,6 @@ decoder_family(
     None,
     IQuestCoderConfig,
     llama,
-    architectures={
-        **decoder_classes("IQuestCoder"),
-        **decoder_classes("Llama"),
-    },  # transformers has Llama's classes for it
+    architectures={**decoder_classes("Llama"), **decoder_classes("IQuestCoder")},  # transformers has Llama's for it
     ignore=("use_sliding_window", "sliding_window", "max_window_layers", "layer_types", "clip_qkv"),
 )
