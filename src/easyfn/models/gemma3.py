@@ -14,7 +14,7 @@ from ..nn.image_text import ImageText
 from ..nn.projectors import PooledProjector
 from ..nn.vision import pair
 from ..registry.family import family
-from .image_text import TWO_HALVES, ImageTextFields, of_text, in_model, part, sub_config, two_halves
+from .image_text import TWO_HALVES, ImageTextFields, in_model, of_text, part, sub_config, two_halves
 
 GEMMA3 = {
     "vocab_size": 262208,
