@@ -36,7 +36,7 @@ test-all: $(STAMP) lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-quick: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not every_family"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "quick and not every_family"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

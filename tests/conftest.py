@@ -3,7 +3,6 @@
 import gc
 import importlib.metadata
 import os
-import re
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -30,41 +29,44 @@ jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-# Files whose tests are dear together: the quick suite takes every twelfth of them, so that no room goes without.
-DEAR = re.compile(
-    "adapters|assisted|beams|bert|calibrate|compressed_tensors|docs|docstrings|generate"
-    "|generation_options|gguf|gptq_awq|laws|laws_can_fail|lora|lora_inits|lora_saved|loss|mamba2|models"
-    "|moe|peft|peft_methods|quant|quant_accuracy|quant_float|quant_integer|sharding|stop|structured|t5|third_party"
-    "|tiny|train|engine|serve|paged|pipeline|plan|context_parallel|expert_parallel|cache_int8|latent|checkpoints|remote"
-)
-
-
-# A test that goes over kinds of layers does so on these in `make test`; the others are near enough to one of them (learned
-# positions and one window for all layers to Llama and Gemma, experts to what `test_moe.py` holds), and `make test-all` runs them.
-ALIKE = ("gpt2", "mistral", "mixtral")
+# What holds for a kind of layer is tested on one model of each kind. Of these three `make test` leaves out what goes over kinds:
+ALIKE = {
+    "gpt2": "Llama's blocks with learned positions, which have tests of their own",
+    "mistral": "one window for all layers: gemma3 has layers with a window beside layers without",
+    "mixtral": "Mistral with experts: test_moe.py and test_router.py hold those",
+}
 EVERY = ("families", "io", "models", "config", "config_types", "laws")  # files where each model is the point
 
 
-# Whose rows are each a claim of its own, and not more of the same.
-EVERY_ROW = ("laws", "docs", "docstrings", "models")
+def _rows_of_quick(items, everything: bool) -> None:
+    """`@pytest.mark.quick(room, why, rows=[...])`: only those rows of a table keep the mark."""
+    wanted, there = {}, set()
+    for item in items:
+        mark = item.get_closest_marker("quick")
+        if mark is None or not (rows := mark.kwargs.get("rows")):
+            continue
+        test, row = item.nodeid.partition("[")[0], item.callspec.id
+        wanted[test] = rows
+        there.add((test, row))
+        if row not in rows:
+            item.own_markers = [m for m in item.own_markers if m.name != "quick"]
+    if lost := [(t, r) for t, rows in wanted.items() for r in rows if everything and (t, r) not in there]:
+        raise pytest.UsageError(f"marked quick, and no row of its table: {lost}")
 
 
-def pytest_collection_modifyitems(items):
-    seen: dict[str, int] = {}
-    tables: dict[str, list] = {}
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by what is said here
+def pytest_collection_modifyitems(config, items):
+    _rows_of_quick(items, config.args_source is pytest.Config.ArgsSource.TESTPATHS)
     model = {item: item.callspec.params.get("name") for item in items if hasattr(item, "callspec")}
     over_kinds = {item.originalname for item in model if model[item] == "llama"}
+    tables: dict[str, list] = {}
     for item in items:
         name = item.path.stem.removeprefix("test_")
         if name not in EVERY and item.originalname in over_kinds and model.get(item) in ALIKE:
             item.add_marker(pytest.mark.every_family)
-        elif DEAR.fullmatch(name) and name not in EVERY_ROW and item in model:
+        elif item.get_closest_marker("thinned"):
             tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
-        if DEAR.fullmatch(name) and item.get_closest_marker("slow") is None:
-            seen[name] = seen.get(name, 0) + 1
-            if seen[name] % 12 != 1:
-                item.add_marker(pytest.mark.slow)
-    # Of the long tables of these files `make test` runs the first row, the last, and every third between.
+    # `@pytest.mark.thinned(why)`: of this table `make test` runs the first row, the last, and every third between.
     for rows in tables.values():
         for n, item in enumerate(rows[1:-1] if len(rows) > 4 else (), 1):
             if n % 3:

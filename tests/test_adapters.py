@@ -174,7 +174,7 @@ def noisy(base, seeds, pattern="all-linear", **options):
 
 @pytest.mark.parametrize(
     "how",
-    [pytest.param("8bit", marks=pytest.mark.slow), "stacked", "stacked nf4 sharded", "bfloat16"],
+    ["8bit", "stacked", "stacked nf4 sharded", "bfloat16"],
 )
 def test_any_base(how):
     base = CASES["llama"].model()
@@ -208,7 +208,7 @@ def test_any_base(how):
         assert w.a.sharding.mesh == w.base.sharding.mesh and not w.b.sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "mamba2"))])
+@pytest.mark.parametrize("name", ["bert", "t5", "gpt2", "mamba2"])
 def test_any_family(name):
     case = CASES[name]
     base = case.model()
@@ -342,6 +342,7 @@ COMBINED = [
 ]
 
 
+@pytest.mark.thinned("one method of combining with other weights")
 @pytest.mark.parametrize(("method", "which", "weights", "options"), COMBINED, ids=lambda x: str(x))
 def test_combined_as_peft(sources, method, which, weights, options, monkeypatch):
     module, adapters = sources
@@ -372,6 +373,7 @@ def test_combined_as_peft(sources, method, which, weights, options, monkeypatch)
         module.delete_adapter("new")
 
 
+@pytest.mark.quick("lora", "sums of adapters")
 def test_the_exact_sum(sources):
     _, adapters = sources
     base = CASES["llama"].model()

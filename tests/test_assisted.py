@@ -31,7 +31,7 @@ def plain(out):
     return [np.asarray(row)[:n].tolist() for row, n in zip(out.sequences, np.asarray(out.lengths), strict=True)]
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", pytest.param("gpt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
 def test_greedy_is_greedy(name):
     """Dense caches, rings (a window of 4, drafts longer than it), learned positions; rows at their own speeds."""
     model = CASES[name].model()
@@ -125,6 +125,7 @@ def test_rows_are_the_same_alone_and_under_jit():
     assert plain(inside) == plain(together)
 
 
+@pytest.mark.quick("generation", "drafts refuse")
 def test_refusals():
     llama, mamba, ids = CASES["llama-tied"].model(), CASES["mamba2"].model(), np.array([[5, 6]])
     for model, draft in ((mamba, llama), (llama, mamba)):

@@ -59,12 +59,14 @@ def tensors(model, **changed):
 # --- files
 
 
+@pytest.mark.quick("io", "wrong files end in our errors")
 def test_missing_shard(folder):
     next(folder.glob("model-*")).unlink()
     with pytest.raises(ef.LoadError, match=r"names model-0.*there is no such file"):
         ef.load(folder)
 
 
+@pytest.mark.quick("io", "what is missing, torn or false")
 def test_truncated_shard(folder):
     shard = sorted(folder.glob("model-*"))[-1]
     shard.write_bytes(shard.read_bytes()[:-9])
@@ -171,6 +173,7 @@ def test_a_clear_error(model, name):
         call(model)
 
 
+@pytest.mark.quick("forward", "a row of padding disturbs nobody", rows=["llama"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mamba2", "bert", "t5"])
 def test_an_all_padding_row_disturbs_nobody(name):
     """As in transformers, such a row is computed like any other: its numbers mean nothing, and no other row sees them."""

@@ -83,7 +83,9 @@ def same(name, *, seed=0, apart=False, **options):
 QUICK = ("llama", "mistral", "mamba2", "t5")  # dense caches, rings, recurrent states, cross caches
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
+@pytest.mark.thinned("a beam reorders caches, of which the rows between repeat the kinds")
+@pytest.mark.quick("generation", "beams are transformers'", rows=["llama"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_transformers(name):
     """Rows of different lengths, several ids that end them."""
     same(name, num_return_sequences=2)
@@ -108,6 +110,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.thinned("options go through one loop; each has a test of its own in test_sample.py")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_options_are_transformers(options):
     same("llama", seed=3, **OPTIONS[options])
@@ -197,6 +200,7 @@ def test_the_loop_holds_one_cache():
     assert compiled.memory_analysis().temp_size_in_bytes < 1.6 * cache
 
 
+@pytest.mark.quick("generation", "beams exchange rows", rows=["gemma3"])
 @pytest.mark.parametrize("name", ["llama-tied", "gemma3"])
 def test_exchange_is_reorder_of_rows_that_began_alike(name):
     alike = 7

@@ -24,6 +24,7 @@ def both(name, **options):
     return ef.forward(case.model(), **inputs, **options), theirs, mask
 
 
+@pytest.mark.thinned("heads on one encoder: test_encoders.py compares all of them")
 @pytest.mark.parametrize("name", BERT)
 def test_parity(name):
     ours, theirs, mask = both(name, output_hidden_states=True, output_attentions=True)
@@ -63,6 +64,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.thinned("heads on one encoder: test_encoders.py compares all of them")
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss(name):
     ids, mask = tokens(4, 10)
@@ -149,6 +151,7 @@ def test_stacked_and_dropout():
         np.testing.assert_array_equal(a, c)
 
 
+@pytest.mark.quick("tasks", "heads of encoders know their positions")
 def test_positions_beyond_the_table():
     model = CASES["bert"].model()
     ids = np.full((1, 41), 5)

@@ -32,6 +32,7 @@ def matrix(*shape):
     return w
 
 
+@pytest.mark.quick("quant", "bitsandbytes' tables")
 def test_tables():
     for levels, table in LEVELS.items():
         assert np.array_equal(table, F.get_4bit_type(levels, device="cpu").numpy())
@@ -80,6 +81,7 @@ def test_double_quantization():
     assert np.abs(codes.astype(int) - state.absmax.numpy()).max() <= 1
 
 
+@pytest.mark.quick("quant", "bitsandbytes' codes")
 def test_8_bit_every_code_and_scale():
     w = matrix(97, 130)
     codes, scales, _ = F.int8_vectorwise_quant(torch.tensor(w))

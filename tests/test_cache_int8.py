@@ -32,6 +32,7 @@ def model():
 # --- the arithmetic
 
 
+@pytest.mark.thinned("numbers of queries and dtypes of one product")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("queries", [1, 5, 40])  # two digits each, or floats
 def test_attention_is_that_of_the_decoded_entries(queries, dtype):
@@ -47,6 +48,7 @@ def test_attention_is_that_of_the_decoded_entries(queries, dtype):
     np.testing.assert_allclose(weights.astype("float32"), their, atol=tolerance)
 
 
+@pytest.mark.quick("nn", "a cache in int8 is near")
 def test_an_entry_is_off_by_half_a_step():
     x = jax.random.normal(jax.random.key(0), (2, 3, 7, 64)).at[0, 0, 0].set(0.0)
     held = encode(x)

@@ -50,6 +50,7 @@ def test_device(model, tmp_path):
     assert {d for leaf in jax.tree.leaves(loaded) for d in leaf.devices()} == {device}
 
 
+@pytest.mark.quick("core", "a verb refuses a second rule and teaches")
 def test_facts(model):
     from transformers import LlamaForCausalLM
 
@@ -69,6 +70,7 @@ def test_unknown_inputs_are_refused(model):
         ef.forward(model, IDS, pixel_values=jnp.zeros((1, 3, 8, 8)))
 
 
+@pytest.mark.quick("core", "the pure function of a model")
 def test_pure(model):
     apply, params = ef.pure(model)
     assert set(params) == set(ef.params(model))
@@ -76,6 +78,7 @@ def test_pure(model):
     np.testing.assert_allclose(got, ef.forward(model, IDS).logits, atol=1e-5)
 
 
+@pytest.mark.quick("core", "paths, patterns and near misses")
 def test_parameters_apart_and_together(model):
     params = ef.params(model)
     assert ef.shapes(model) == {path: leaf.shape for path, leaf in params.items()}
@@ -93,6 +96,7 @@ def test_parameters_apart_and_together(model):
         ef.with_params(model, {"lm_head.weight": jnp.zeros((3, 3))})
 
 
+@pytest.mark.quick("core", "one dtype everywhere")
 def test_dtypes(model):
     assert ef.dtype_of(model) == jnp.float32
     assert ef.dtype_of(ef.half(model)) == jnp.float16

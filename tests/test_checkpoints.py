@@ -71,6 +71,7 @@ def test_another_mesh(tmp_path):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(c))
 
 
+@pytest.mark.quick("train", "a step is a name")
 def test_what_cannot_be(tmp_path):
     with pytest.raises(ValueError, match="keep nothing"):
         ef.Checkpoints(tmp_path, keep=0)

@@ -26,6 +26,7 @@ def groups(ids):
     return [None if i == 0 else list(ids).index(i) for i in ids]
 
 
+@pytest.mark.quick("nn", "chunked attention")
 def test_documents_are_cut_and_padding_is_in_none():
     assert groups(cut([1, 1, 1, 1, 1], 2)) == [0, 0, 2, 2, 4]
     assert groups(cut([0, 1, 1, 1, 0], 2)) == [None, 1, 1, 3, None]

@@ -114,9 +114,8 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(w, marks=pytest.mark.slow if w in ("a8q", "fp8-tensor", "mxfp8") else ()) for w in WRITTEN]
-)
+@pytest.mark.thinned("layouts that share a packer with their neighbours in the table")
+@pytest.mark.parametrize("way", WRITTEN)
 def test_they_read_what_we_write(dense, tmp_path, way, caplog):
     cfg, layout, tol = WRITTEN[way]
     ours = ef.load(dense, quantize=cfg)
@@ -219,9 +218,8 @@ READ = {
 }
 
 
-@pytest.mark.parametrize(
-    "scheme", [pytest.param(s, marks=pytest.mark.slow if s in ("W8A16", "MXFP8A16", "FP8") else ()) for s in READ]
-)
+@pytest.mark.thinned("layouts that share a packer with their neighbours in the table")
+@pytest.mark.parametrize("scheme", READ)
 def test_we_read_what_they_write(tmp_path, scheme):
     changes, name, tol = READ[scheme]
     compressed(tmp_path, scheme, **changes)
@@ -342,6 +340,7 @@ def test_ignore_and_targets():
     same(state(ONE, tensors | scales, ct(group(INT4, [UP]))), state(ONE, tensors, ct(group(INT4, [UP]))))
 
 
+@pytest.mark.quick("quant", "compressed-tensors in words")
 @pytest.mark.parametrize(
     "settings, words",
     [

@@ -21,6 +21,7 @@ LLAMA = {
 }
 
 
+@pytest.mark.quick("config", "each key is used, ignored or refused by name")
 def test_an_unknown_key_is_refused_by_name_with_the_way_out():
     with pytest.raises(ef.UnknownConfigKey, match=r"qk_clip=0.5.*config_overrides=\{'qk_clip': None\}"):
         ef.read_config({**LLAMA, "qk_clip": 0.5})
@@ -55,6 +56,7 @@ def test_unknown_class_and_task():
         ef.abstract(config, task="divination")
 
 
+@pytest.mark.quick("config", "broken files")
 def test_broken_files(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ef.LoadError, match="no JSON"):
@@ -83,6 +85,7 @@ def test_older_spellings_of_rope_are_the_same_config():
     assert old.rope_parameters == new.rope_parameters
 
 
+@pytest.mark.quick("config", "read, written and read again", rows=["llama", "gemma3", "t5", "qwen3_next"])
 @pytest.mark.parametrize("name", list(CASES))
 def test_write_and_read_again(name):
     config = CASES[name].model().config

@@ -25,6 +25,7 @@ LLAMA = {
 }
 
 
+@pytest.mark.quick("config", "values have types")
 @pytest.mark.parametrize(
     "key, value, must",
     [
@@ -174,6 +175,7 @@ class Both(DecoderFields):
     audio_config: Annotated[Any, Reader(_any_tower)] = None
 
 
+@pytest.mark.quick("config", "configs inside configs")
 def test_nested_configs_are_read_checked_and_written():
     data = {k: v for k, v in LLAMA.items() if k != "model_type"}
     config = read(Both, {**data, "vision_config": {"hidden_size": 5, "use_cache": True}, "audio_config": {"width": 3}})
@@ -276,6 +278,7 @@ def test_a_part_says_at_once_which_fields_it_reads():
         ef.nn.Decoder(Bare(), [], None, head_dim=8, rope={"default": {"rope_theta": 1e4}})
 
 
+@pytest.mark.quick("config", "configs are values")
 def test_configs_are_values():
     config = CASES["llama"].model().config
     assert hash(config) == hash(dataclasses.replace(config)) and dataclasses.replace(config, mlp_bias=False) != config

@@ -47,6 +47,7 @@ def checked(kind, arrays, mask, *, mesh=None, limit=2**24, **options):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.thinned("masks are terms that combine, each tested alone on one device")
 @pytest.mark.parametrize("kind", ["ring", "all_to_all"])
 @pytest.mark.parametrize(
     "segments, options",
@@ -62,6 +63,7 @@ def test_masks(kind, segments, options):
     checked(kind, operands(kv=2), mask_of(SEGMENTS[segments], **options))
 
 
+@pytest.mark.thinned("numbers of heads of one program")
 @pytest.mark.parametrize("kind", ["ring", "all_to_all"])
 @pytest.mark.parametrize("kv, limit", [(8, 2**24), (4, 700), (1, 300)])
 def test_heads_bias_sinks_and_soft_cap(kind, kv, limit):
@@ -87,6 +89,7 @@ def test_rows_and_heads_stay_split(kind):
     checked(kind, [*operands(4), bias, sinks], mask_of(SEGMENTS["packed"]), mesh=mesh)
 
 
+@pytest.mark.quick("nn", "attention over a split sequence")
 def test_heads_that_do_not_divide():
     with pytest.raises(ValueError, match=r"6 heads on 2 key heads.*'ring'"):
         checked("all_to_all", [x[:, :6] if x.shape[1] == 8 else x for x in operands(2)], None)

@@ -31,6 +31,7 @@ def said(found):
     return words.decode([i for i in found["labels"].tolist() if i >= 0], skip_special_tokens=False)
 
 
+@pytest.mark.quick("data", "packing")
 def test_best_fit():
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 65, 500)
@@ -83,6 +84,7 @@ def test_the_mask_is_transformers(tmp_path):
     assert (found["labels"] >= 0).astype(int).tolist() == wanted["assistant_masks"]
 
 
+@pytest.mark.quick("data", "wrong forms")
 def test_forms_and_wrong_ones():
     whole = ef.tokenize("def f():", words, eos=1)
     assert said(whole) == "def f():</s>"
@@ -107,6 +109,7 @@ def documents(count=40):
 SHAPES = {"rows": {}, "packed": {"pack": True}, "buckets": {"buckets": (8, 16, 32)}}
 
 
+@pytest.mark.quick("data", "the order resumes")
 @pytest.mark.parametrize("kind", SHAPES)
 def test_resumes_at_the_exact_example(kind):
     make = lambda **more: iter(ef.batches(documents(), batch_size=4, length=32, **SHAPES[kind], **more))

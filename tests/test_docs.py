@@ -109,6 +109,7 @@ def test_names_exist(page):
         assert (page.parent / target).exists(), f"{name(page)}: no {target}"
 
 
+@pytest.mark.quick("docs", "every public name is on one page")
 def test_every_public_name_is_on_one_page():
     text = "\n".join(p.read_text() for p in (ROOT / "docs/api").glob("*.md"))
     listed = re.findall(r"^::: easyfn\.([\w.]+)$", text, re.M)
@@ -131,6 +132,7 @@ def test_every_public_name_has_a_docstring():
     assert not bare, f"say what they do: {bare}"
 
 
+@pytest.mark.quick("docs", "capabilities name tests that exist")
 def test_capabilities_name_tests_that_exist():
     text = (ROOT / "docs/capabilities.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| asked", "|--"))]

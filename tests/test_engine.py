@@ -53,6 +53,7 @@ def greedy(llama):
     return by_generate(llama)
 
 
+@pytest.mark.thinned("caches that test_paged.py holds to be caches")
 @pytest.mark.parametrize("name", ["llama", "llama stacked", "gemma3", "mixtral", "gpt2", "mamba2", "t5"])
 def test_every_request_is_as_if_alone(name):
     """Mixed lengths, few pages, tiny pieces; greedy and sampled rows side by side."""
@@ -163,6 +164,7 @@ def test_options_are_those_of_generate(llama):
         np.testing.assert_array_equal(request.result().lengths, out.lengths)
 
 
+@pytest.mark.quick("engine", "requests are alone")
 def test_a_shared_beginning_is_run_once(llama):
     engine = small(llama, num_pages=30)
     prompts = [np.concatenate([PROMPTS[1][:13], tail]) for tail in ([7], [8, 9], [10, 11, 12])]

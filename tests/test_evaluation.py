@@ -38,6 +38,7 @@ def by_hand(model, whole, count):
     return each.sum(), bool((logits.argmax(-1) == labels)[-count:].all())
 
 
+@pytest.mark.quick("evaluation", "likelihoods")
 def test_loglikelihoods(model):
     best = ef.generate(model, ids[None, :9], max_new_tokens=3, do_sample=False).sequences[0].tolist()
     pairs = [(best[:9], best[9:]), (ids[:5], ids[5:20]), (ids[20:21], ids[21:60]), (ids[:40], ids[40:48])]

@@ -76,6 +76,7 @@ def agree(layer, inputs, mesh, rules=None):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), got, want)
 
 
+@pytest.mark.thinned("loads and meshes of one exchange")
 @pytest.mark.parametrize("kind", ["even", "half to one", "all to one device"])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_no_token_is_dropped(layer, mesh, kind):

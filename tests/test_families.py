@@ -74,6 +74,11 @@ forward = jax.jit(lambda model, inputs: ef.forward(model, **inputs, output_hidde
 
 
 # The heads on encoders are compared in test_encoders.py.
+@pytest.mark.quick(
+    "models",
+    "one family of each kind: a decoder, windows, experts, a recurrence, an encoder, both, a mixture of kinds",
+    rows=["llama", "gemma3", "mixtral", "mamba2", "bert", "t5", "qwen3_next", "deepseek_v3"],
+)
 @pytest.mark.parametrize("name", [n for n in CASES if n in FAMILIES or n not in ENCODERS], scope="module")
 def test_agrees_with_transformers(name):
     """Outputs and every hidden state, with rows padded on the left and on the right."""
@@ -97,6 +102,7 @@ def test_agrees_with_transformers(name):
     assert answers or theirs is not None
 
 
+@pytest.mark.quick("models", "the same tokens with a cache", rows=["llama", "mamba2", "t5"])
 @pytest.mark.parametrize(
     "name", [n for n in FAMILIES if CASES[n].generates and CASES[n].inputs is None], scope="module"
 )
@@ -141,6 +147,7 @@ TRAINS = {
 }
 
 
+@pytest.mark.quick("models", "the same gradient", rows=["llama", "bert"])
 @pytest.mark.parametrize("name", [n for n in FAMILIES if CASES[n].task in TRAINS], scope="module")
 def test_gradient(name):
     """The loss of transformers, and its gradient by every parameter that is stored as transformers stores it."""
@@ -185,6 +192,7 @@ def step(base: Any, adapter: Any, batch: dict[str, Any]) -> Any:
     return jax.value_and_grad(lambda a: ef.compute_loss(ef.join_lora(base, a), batch)[0])(adapter)
 
 
+@pytest.mark.quick("models", "all transforms on one model", rows=["llama"])
 @pytest.mark.parametrize("name", in_test_all(COMPOSED, TRAINED), scope="module")
 def test_all_transforms_at_once(name):
     """Stacked, quantized, adapted and sharded: the loss is that of the dense, merged, listed model on one device."""
@@ -242,6 +250,7 @@ def test_heads_on_decoders_are_named_as_transformers_names_them():
     assert compared > 55
 
 
+@pytest.mark.quick("models", "the pages are up to date")
 def test_the_pages_name_every_family():
     """docs/families.md and README.md are what `python benchmarks/families.py` writes."""
     path = Path(__file__).parent.parent / "benchmarks/families.py"

@@ -135,6 +135,7 @@ def slots_of(field="b", role="linear", axis="embed"):
     return ef.find_slots(kind(ef.nn.declare(4, 4), ef.nn.declare(4, 4)))
 
 
+@pytest.mark.quick("core", "slots are checked")
 def test_slots_are_checked():
     assert len(slots_of()) == len(slots_of(axis="mine.patches")) == len(slots_of(axis=None)) == 2
     for wrong, said in (
@@ -341,6 +342,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.quick("core", "a wrong call says what to write")
 def test_the_natural_wrong_call_teaches(tmp_path):
     """In a process of its own: these are the errors as users see them, without the types that our tests check."""
     here = str(Path(__file__).parent)

@@ -34,6 +34,7 @@ def by_hand(c, b, t):
     return 2 * b * t * (c.num_hidden_layers * (matrices + attention) + c.hidden_size * c.vocab_size)
 
 
+@pytest.mark.quick("inspect", "flops by formula")
 def test_llama_is_the_formula():
     model = abstract(LLAMA)
     assert ef.flops(model, 2, 64) == by_hand(LLAMA, 2, 64)
@@ -140,6 +141,7 @@ def test_a_third_partys_model():
     assert ef.flops(Mine(ef.nn.Embedding(10, 8), ef.nn.Linear(8, 10)), 1, 4) == 2 * 4 * 8 * 10
 
 
+@pytest.mark.quick("inspect", "400 billion parameters take no memory")
 def test_four_hundred_billion_parameters_take_no_memory():
     config = dataclasses.replace(
         LLAMA,

@@ -54,6 +54,8 @@ def same(name, ids, mask, **options):
 # --- as transformers
 
 
+@pytest.mark.thinned("test_families.py decodes every family")
+@pytest.mark.quick("generation", "greedy is transformers'", rows=["llama"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_greedy_is_transformers(name):
     ids, mask = prompts()
@@ -84,6 +86,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.thinned("options go through one loop; each has a test of its own in test_sample.py")
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_options_are_transformers(name, options):
@@ -157,6 +160,7 @@ def compilations(caplog, call):
     return [r.getMessage()[:100] for r in caplog.records if r.getMessage().startswith("Compiling")]
 
 
+@pytest.mark.quick("generation", "a second call compiles nothing")
 def test_second_call_compiles_nothing(caplog):
     model = CASES["llama-tied"].model()
     ids, mask = prompts(rows=2, length=7)
@@ -367,6 +371,7 @@ def test_processors_of_the_user_run_in_the_loop(caplog):
 # --- options: honoured or refused
 
 
+@pytest.mark.quick("generation", "every option is known")
 def test_every_option_of_transformers_is_known():
     from transformers import GenerationConfig
 
@@ -382,6 +387,7 @@ def test_every_option_of_transformers_is_known():
             resolve(None, None, {name: value})
 
 
+@pytest.mark.quick("generation", "refusals")
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -414,6 +420,7 @@ def test_refusals(options, message):
         ef.generate(CASES["gpt2"].model(), np.array([[5, 6, 7]]), **options)
 
 
+@pytest.mark.quick("generation", "bad prompts")
 @pytest.mark.parametrize(
     "ids, mask, message",
     [

@@ -34,7 +34,7 @@ def reference(name, ids, mask, **options):
         )
 
 
-@pytest.mark.parametrize("name", ["llama", pytest.param("mistral", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_guidance_is_transformers(name):
     model = CASES[name].model()
     ids, mask = prompts(pad=False)
@@ -89,7 +89,7 @@ def test_the_models_outputs_are_transformers(name, beams):
         ) if beams == 1 else None
 
 
-@pytest.mark.parametrize("name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mistral", "mamba2"))])
+@pytest.mark.parametrize("name", ["llama", "mistral", "mamba2"])
 def test_a_shared_prompt_is_run_once(name):
     """Prefilled, forked, continued: the tokens of whole prompts, penalties included."""
     model = CASES[name].model()
@@ -131,7 +131,7 @@ def test_a_conversation_goes_on_with_its_cache():
     np.testing.assert_array_equal(whole.sequences, again.sequences)
 
 
-@pytest.mark.parametrize("name", ["mistral", pytest.param("mamba2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mistral", "mamba2"])
 def test_chunks_of_a_padded_prompt(name):
     ids, mask = prompts(rows=3, length=11)
     model = CASES[name].model()
@@ -140,6 +140,7 @@ def test_chunks_of_a_padded_prompt(name):
     np.testing.assert_array_equal(want.sequences, ef.generate(model, ids, prefill_chunk_size=4, **options).sequences)
 
 
+@pytest.mark.thinned("one check of sizes")
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -35,6 +35,7 @@ def blocks(kind, *shape, seed=0):
     return raw.reshape(*shape[:-1], -1)
 
 
+@pytest.mark.thinned("block formats, in the order of their bits")
 @pytest.mark.parametrize("kind", HALVES)
 def test_blocks(kind):
     raw = blocks(kind, 6, 512)
@@ -135,6 +136,7 @@ def tensors_of(path):
     return {t.name: (t.tensor_type.name, tuple(t.shape), t.data.tobytes()) for t in gguf.GGUFReader(path).tensors}
 
 
+@pytest.mark.quick("io", "GGUF: several kinds in a file")
 def test_a_file_of_many_kinds(mixed, tmp_path):
     path, dense = mixed
     model = ef.load(path)
@@ -208,6 +210,7 @@ def families():
     }  # fmt: skip
 
 
+@pytest.mark.thinned("families whose names differ, and no more")
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2"])
 def test_transformers_reads_what_we_write(tmp_path, name):
     hf = families()[name]()
@@ -335,6 +338,7 @@ CONFIG = ef.models.LlamaConfig(
 )  # fmt: skip
 
 
+@pytest.mark.thinned("one writer of keys")
 @pytest.mark.parametrize("kind", ROPES)
 def test_rotary_settings(tmp_path, kind, key):
     rope = ef.Frozen({"rope_theta": 500000.0, **ROPES[kind]})
@@ -355,6 +359,7 @@ def small(tmp_path_factory):
     return model, ef.save(model, tmp_path_factory.mktemp("small") / "small.gguf")
 
 
+@pytest.mark.quick("io", "GGUF: refused in words")
 def test_files_that_are_refused(small, tmp_path, monkeypatch):
     _, path = small
     data, file = path.read_bytes(), ef.read_gguf(path)

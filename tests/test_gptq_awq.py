@@ -186,6 +186,7 @@ def gptq_maker(way):
     return make
 
 
+@pytest.mark.thinned("widths and groups of one packer")
 @pytest.mark.parametrize("name", WAYS)
 def test_gptq(tmp_path, name):
     way = WAYS[name]
@@ -248,6 +249,7 @@ def test_awq(tmp_path, kind):
     same_logits(model, dense)
 
 
+@pytest.mark.quick("quant", "GPTQ and AWQ refuse")
 def test_refusals(tmp_path):
     way = WAYS["4-v1"]
     write(tmp_path, llama(), attention_and_mlp, gptq_settings(way), gptq_maker(way))

@@ -46,6 +46,7 @@ def test_bad_steps_change_nothing_and_are_told():
         np.testing.assert_allclose(averaged[path], leaf, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.quick("train", "guards")
 def test_a_jump_that_stays_becomes_usual():
     optimizer = ef.guard(optax.sgd(0.0), spike=2.0, after=3, decay=0.5)
     update = jax.jit(lambda g, s: optimizer.update(g, s, g)[1])

@@ -57,6 +57,7 @@ def test_in_pages(model):
         np.testing.assert_array_equal(request.tokens, want)
 
 
+@pytest.mark.quick("nn", "an indexer chooses keys")
 def test_the_first_layer_has_nothing_to_share():
     with pytest.raises(
         ValueError, match="indexer_types says full or shared of each of 4 layers, and full of the first"

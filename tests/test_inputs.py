@@ -42,6 +42,7 @@ def patches():
     return ef.init(Patches(), key=jax.random.key(0))
 
 
+@pytest.mark.quick("inputs", "each kind of model states what it takes")
 def test_a_model_of_pixels(patches):
     batch = ef.sample_inputs(patches, 2, 8, key=jax.random.key(1))
     assert {name: x.shape for name, x in batch.items()} == {"pixel_values": (2, 3, 4, 8)}
@@ -53,6 +54,7 @@ def test_a_model_of_pixels(patches):
     assert ef.supports(patches, "forward")
 
 
+@pytest.mark.quick("inputs", "what is refused")
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [

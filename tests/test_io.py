@@ -78,6 +78,11 @@ def assert_same(a, b):
 # --- parity with transformers, for every case
 
 
+@pytest.mark.quick(
+    "io",
+    "files come back byte for byte: plain, renamed, experts, recurrence, an encoder-decoder",
+    rows=["llama", "gpt2", "mixtral", "mamba2", "t5"],
+)
 @pytest.mark.parametrize("name", names(files=True))
 def test_load_save_is_byte_for_byte(name, folders, tmp_path):
     theirs = folders(name)
@@ -97,6 +102,7 @@ def test_load_save_is_byte_for_byte(name, folders, tmp_path):
         assert back.generation_config.to_dict() == hf.generation_config.to_dict()
 
 
+@pytest.mark.quick("io", "torch and back", rows=["llama"])
 @pytest.mark.parametrize("name", in_test_all(names(variant=False), CASES))
 def test_to_torch_and_back(name):
     hf, model = CASES[name].torch(), CASES[name].model()
@@ -221,6 +227,7 @@ def test_a_tied_twin_in_the_file_must_be_equal(folders, tmp_path):
 # --- meshes, quantization, memory
 
 
+@pytest.mark.quick("io", "onto a mesh")
 def test_load_onto_a_mesh(folders, tmp_path):
     mesh = ef.make_mesh(fsdp=8)
     for name in ("llama", "gpt2", "mixtral"):
@@ -238,6 +245,7 @@ def test_load_onto_a_mesh(folders, tmp_path):
             assert raw(tmp_path) == raw(folders(name))
 
 
+@pytest.mark.quick("io", "quantized on the way", rows=["False"])
 @pytest.mark.parametrize("stack", [False, True])
 def test_quantize_while_loading(folders, tmp_path, stack):
     cfg = ef.QuantConfig("8bit")
@@ -357,6 +365,7 @@ def _edit(folder, **changes):
     (folder / "config.json").write_text(json.dumps({**data, **changes}))
 
 
+@pytest.mark.quick("io", "all problems are told at once")
 def test_all_problems_of_a_load_are_told_together(folders, tmp_path):
     tensors = safetensors_numpy(folders("llama") / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -394,6 +403,7 @@ def test_unreadable_shards(folders, tmp_path):
     assert "truncated" in str(error.value)
 
 
+@pytest.mark.quick("io", "an index stays inside its folder")
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/../../x.safetensors", "C:\\x", "..\\x", ""])
 def test_an_index_stays_inside_its_folder(name, folders, tmp_path):
     shutil.copy(folders("llama") / "config.json", tmp_path)
@@ -466,6 +476,7 @@ LIES = {
 }
 
 
+@pytest.mark.quick("io", "headers lie")
 @pytest.mark.parametrize("lie", LIES)
 def test_headers_that_lie(lie, tmp_path):
     content, message = LIES[lie]
@@ -549,6 +560,7 @@ def test_save_into_the_working_directory(tmp_path, monkeypatch):
     assert os.listdir(".") and len(ef.load(".").model.layers) == 1
 
 
+@pytest.mark.quick("io", "a failed save leaves the old model")
 def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
     folder = tmp_path / "model"
     old = tiny()

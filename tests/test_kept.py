@@ -80,6 +80,7 @@ with atomic.beside(Path(sys.argv[1]), "save") as folder:
     assert names(tmp_path) == [target]
 
 
+@pytest.mark.quick("io", "a save is an adapter, the old or the new")
 def test_an_adapter_is_the_old_or_the_new(tmp_path):
     """Killed after any of its renames: weights and settings are of one save."""
     ef.save_adapter(adapted(alpha=4, rank=2), tmp_path / "a")

@@ -183,6 +183,7 @@ def test_greedy_is_transformers(pair):
     np.testing.assert_array_equal(give(model, prompt_lookup_num_tokens=2), want)
 
 
+@pytest.mark.quick("nn", "latent attention keeps a small cache")
 def test_the_cache_is_small_and_stays_where_it_is(pair):
     name, model, _ = pair
     if name != "v3":

@@ -37,12 +37,23 @@ REST = [name for name in cases.names(variant=False) if name not in QUICK + KINDS
 ELSEWHERE = ["shard_changes_nothing"]  # on many meshes: test_sharding.py
 
 
+@pytest.mark.quick(
+    "testing",
+    "a decoder keeps the laws",
+    rows=[
+        "llama-cache_is_no_cache",
+        "llama-padding_is_invisible",
+        "llama-stack_is_list",
+        "bert-padding_is_invisible",
+        "mamba2-documents_do_not_see_each_other",
+        "t5-future_does_not_leak",
+    ],
+)
 @laws.parametrize(*(case(name) for name in QUICK), without=ELSEWHERE)
 def test_family(law):
     law()
 
 
-@pytest.mark.slow
 @laws.parametrize(*(case(name) for name in KINDS), without=ELSEWHERE)
 def test_kind(law):
     law()

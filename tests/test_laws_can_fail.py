@@ -403,7 +403,7 @@ def _():
     return Case(torch=module, name="richer torch")
 
 
-@pytest.mark.slow
+@pytest.mark.thinned("it judges the laws, which change seldom")
 @pytest.mark.parametrize("law", BROKEN)
 def test_a_broken_model_breaks_the_law_that_names_its_fault(law):
     make, keeps, also = BROKEN[law]
@@ -415,5 +415,6 @@ def test_a_broken_model_breaks_the_law_that_names_its_fault(law):
         laws.known()[name](case)
 
 
+@pytest.mark.quick("testing", "every law has a model that breaks it")
 def test_every_law_has_its_broken_model():
     assert set(laws.known()) == set(BROKEN)

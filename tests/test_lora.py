@@ -58,11 +58,13 @@ def same(a, b):
     )
 
 
+@pytest.mark.quick("lora", "fresh adapters change nothing")
 @pytest.mark.parametrize("options", [{}, {"rslora": True}, {"init": "gaussian"}, {"dropout": 0.5}], ids=str)
 def test_a_fresh_adapter_changes_nothing_bit_for_bit(model, key, options):
     np.testing.assert_array_equal(run(ef.apply_lora(model, key=key, **options)), run(model))
 
 
+@pytest.mark.thinned("starts of one arithmetic")
 @pytest.mark.parametrize(
     "options",
     [{"dora": True}, {"init": "pissa"}, {"init": "pissa_niter_4"}, {"init": "olora"}, {"init": "orthogonal"}],
@@ -72,6 +74,7 @@ def test_starts_that_round_change_nothing_but_rounding(model, key, options):
     np.testing.assert_allclose(run(ef.apply_lora(model, rank=4, key=key, **options)), run(model), atol=2e-6)
 
 
+@pytest.mark.quick("lora", "PiSSA starts at the largest directions")
 def test_pissa_takes_the_largest_directions(model, key):
     w = model.model.layers[0].mlp.up_proj.weight
     tuned = ef.apply_lora(model, "up_proj", rank=4, key=key, init="pissa").model.layers[0].mlp.up_proj.weight
@@ -101,6 +104,7 @@ def test_every_slot_draws_from_its_own_key(model, key):
         np.testing.assert_array_equal(w.a, adapter[path].a)
 
 
+@pytest.mark.quick("lora", "targets")
 def test_all_linear_is_every_linear_layer_but_the_head(model, key):
     _, adapter = ef.split_lora(ef.apply_lora(model, key=key))
     assert len(adapter) == 3 * 7 and not any("lm_head" in p or "embed" in p for p in adapter)
@@ -124,6 +128,7 @@ def test_merged_equals_unmerged(model, key, pattern, dora):
     np.testing.assert_allclose(run(merged), run(tuned), atol=1e-5)
 
 
+@pytest.mark.quick("lora", "and come off")
 def test_remove_and_split_give_back_the_same_arrays(model, key):
     tuned = ef.apply_lora(model, key=key)
     assert all(a is b for a, b in zip(jax.tree.leaves(ef.remove_lora(tuned)), jax.tree.leaves(model), strict=True))
@@ -210,6 +215,7 @@ def test_dropout_needs_a_key_and_is_different_everywhere(model, key):
 # --- in any order with the other transforms
 
 
+@pytest.mark.quick("lora", "stacked and listed")
 def test_stack_and_apply_commute(model, key):
     one = ef.stack(ef.apply_lora(model, "mlp|q_proj", key=key))
     two = ef.apply_lora(ef.stack(model), "mlp|q_proj", key=key)
@@ -318,6 +324,7 @@ def test_rank_and_alpha_patterns_and_layers(model, key):
     assert len(some) == 8 and not any("layers.1." in p or "mlp" in p for p in some)
 
 
+@pytest.mark.quick("lora", "wrong uses")
 def test_wrong_uses_say_what_to_do(model, key):
     with pytest.raises(ValueError, match=r"q_porj.*q_proj"):
         ef.apply_lora(model, "q_porj", key=key)

@@ -44,6 +44,7 @@ def _(w):
     return ef.shape_of(w.inner)
 
 
+@pytest.mark.thinned("pytrees in one kind of slot")
 @pytest.mark.parametrize(
     "name",
     [
@@ -223,6 +224,7 @@ def test_bfloat16_models_compute_in_bfloat16(model, key):
     assert {x.dtype for x in jax.tree.leaves(ef.cast(tuned, jnp.float32))} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.quick("lora", "patterns of layers")
 def test_layers_pattern(model, key):
     _, adapter = ef.split_lora(ef.apply_lora(model, "q_proj", layers=1, layers_pattern="layers", key=key))
     assert list(adapter) == ["model.layers.1.self_attn.q_proj.weight"]

@@ -60,6 +60,7 @@ def reference(logits, labels, mask):
     return np.where(counted, nll, 0.0), counted
 
 
+@pytest.mark.quick("tasks", "the loss by hand")
 def test_counts_labels_and_mask_together(model, batch):
     loss, metrics = loss_of(model, batch)
     logits = run(model, batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -70,6 +71,7 @@ def test_counts_labels_and_mask_together(model, batch):
     np.testing.assert_allclose(metrics["accuracy"], (right & counted).sum() / counted.sum(), rtol=1e-6)
 
 
+@pytest.mark.quick("tasks", "and that of transformers")
 def test_equals_transformers_for_right_padding(model, batch):
     batch = {k: v[1:] for k, v in batch.items()}
     labels = np.where(batch["attention_mask"] == 0, -100, batch["labels"])
@@ -115,6 +117,7 @@ def test_nothing_to_learn_is_zero_not_nan(model, batch):
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
 
 
+@pytest.mark.quick("tasks", "packed documents")
 def test_packed_documents_do_not_predict_each_other(model):
     a, b = np.arange(1, 6)[None], np.arange(20, 27)[None]
     packed = {"input_ids": np.concatenate([a, b, [[0, 0]]], 1), "segment_ids": np.array([[1] * 5 + [2] * 7 + [0] * 2])}
@@ -224,6 +227,7 @@ WITHOUT_AUX = (
 )
 
 
+@pytest.mark.thinned("one sum over routers")
 @pytest.mark.parametrize("name", [n for n in names(moe=True, variant=False) if n not in WITHOUT_AUX])
 def test_aux_loss_of_a_model_is_transformers(name):
     case, rng = CASES[name], np.random.default_rng(8)
@@ -232,11 +236,17 @@ def test_aux_loss_of_a_model_is_transformers(name):
     batch = {"input_ids": ids, "attention_mask": mask, "labels": np.where(mask == 0, -100, ids)}
     theirs = case.torch()(**{k: torch.tensor(v) for k, v in batch.items()}, output_router_logits=True)
     model = case.model()
-    loss, metrics = loss_of(model, batch, ef.LossConfig(aux_loss_weight=model.config.router_aux_loss_coef))
+    config = ef.LossConfig(aux_loss_weight=model.config.router_aux_loss_coef)
+
+    @jax.jit  # one program: the forwards of the three are the same
+    def losses(model, batch):
+        asked = {**batch, "output_router_logits": True}
+        return ef.compute_loss(model, batch, config), ef.compute_loss(model, batch), ef.compute_loss(model, asked)
+
+    (loss, metrics), off, asked = losses(model, batch)
     np.testing.assert_allclose(metrics["aux_loss"], theirs.aux_loss.item(), rtol=1e-4)
     np.testing.assert_allclose(loss, theirs.loss.item(), rtol=1e-4)
-    assert "aux_loss" not in loss_of(model, batch)[1]  # transformers' default: off
-    asked = jax.jit(lambda m, b: ef.compute_loss(m, {**b, "output_router_logits": True}))(model, batch)
+    assert "aux_loss" not in off[1]  # transformers' default: off
     np.testing.assert_allclose(asked[0], loss, rtol=1e-6)
 
 
@@ -245,6 +255,7 @@ def test_aux_weight_without_a_router_is_refused(model, batch):
         ef.compute_loss(model, batch, ef.LossConfig(aux_loss_weight=0.1))
 
 
+@pytest.mark.thinned("heads of one loss")
 @pytest.mark.parametrize("problem_type", [None, "regression", "multi_label_classification"])
 @pytest.mark.parametrize("num_labels", [1, 4])
 def test_classifier(problem_type, num_labels, batch):
@@ -281,6 +292,7 @@ def test_every_number_is_a_target_of_a_regression():
     assert loss == (100**2 + 2**2) / 2
 
 
+@pytest.mark.quick("tasks", "errors teach")
 def test_errors_teach(model, batch):
     with pytest.raises(ValueError, match="kind='cross-entropy'"):
         ef.loss_from_logits(jnp.zeros((2, 4)), jnp.zeros(2, int))

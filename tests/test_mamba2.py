@@ -65,6 +65,7 @@ def close(a, b, atol: float = 2e-5) -> None:
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol, rtol=1e-4)
 
 
+@pytest.mark.thinned("sizes of one recurrence")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_and_hidden_states_agree_with_transformers(variant):
     theirs, model = pair(variant)

@@ -58,6 +58,7 @@ def close(got, want, mask, atol=1e-4):
     np.testing.assert_allclose(at_tokens(got, mask), at_tokens(want, mask), atol=atol, rtol=1e-4)
 
 
+@pytest.mark.quick("nn", "attention weights are the reference's", rows=["llama"])
 @pytest.mark.parametrize("name", [n for n in FAMILIES if not CASES[n].recurrent])
 def test_attention_weights(name):
     """Those of every layer; outputs and hidden states are compared in `test_families.py`."""
@@ -69,6 +70,7 @@ def test_attention_weights(name):
         close(a, b, mask)
 
 
+@pytest.mark.quick("nn", "router logits are the reference's", rows=["mixtral"])
 @pytest.mark.parametrize("name", kinds(moe=True))
 def test_router_logits(name):
     case = CASES[name]
@@ -93,6 +95,7 @@ def test_position_ids_and_inputs_embeds(name):
     close(got, want, mask)
 
 
+@pytest.mark.quick("nn", "learned positions end")
 def test_what_the_tables_do_not_have():
     """Learned positions and token types beyond the table: an error where ids are concrete, NaN (no clamped row) in jit."""
     model = CASES["gpt2"].model()  # 64 positions
@@ -109,6 +112,7 @@ def test_what_the_tables_do_not_have():
     np.testing.assert_allclose(typed, want, atol=1e-4)
 
 
+@pytest.mark.quick("inputs", "inputs that make no sense")
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -123,6 +127,7 @@ def test_inputs_that_make_no_sense(inputs, message):
         ef.forward(CASES["llama"].model(), **inputs)
 
 
+@pytest.mark.quick("forward", "what is no model")
 def test_forward_of_what_is_no_model():
     with pytest.raises(ef.NotSupported, match="no inputs"):
         ef.forward(CASES["llama"].model().config, [[1]])
@@ -138,6 +143,7 @@ run = jax.jit(
 )
 
 
+@pytest.mark.quick("nn", "a cache of windows by layer, in pieces", rows=["gemma3"])
 @pytest.mark.parametrize("name", CACHED)
 def test_a_cache_changes_nothing(name):
     """Prefill and decode in pieces of one, three, and more than the window; caches with a ring and caches that fit."""
@@ -227,6 +233,7 @@ SIZES = {
 }
 
 
+@pytest.mark.quick("models", "windows are derived from the config")
 def test_qwen_windows_are_derived():
     sizes = {**SIZES, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
     for config in (ef.models.Qwen2Config(**sizes), ef.models.Qwen3Config(**sizes)):
@@ -276,6 +283,7 @@ def test_gemma3_refuses_what_it_does_not_do(key):
         read(family_of("gemma3_text").config, {**SIZES, **key})
 
 
+@pytest.mark.quick("tasks", "a classifier reads the last token")
 def test_classifier_reads_the_last_token_of_each_row():
     """Also in a packed or padded row, where transformers looks for the pad id instead of at the mask."""
     case = CASES["llama-classifier"]

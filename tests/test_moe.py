@@ -18,6 +18,7 @@ def plain(w, x, sizes):
 SIZES = ([5, 0, 1, 7], [0, 0, 0, 13], [13, 0, 0, 0], [1, 0, 1, 0], [0, 1, 0, 0], [40, 17, 0, 50])
 
 
+@pytest.mark.thinned("sizes of groups of one product")
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_ragged_dot_and_its_gradient(sizes, key):
     rows = sum(sizes)
@@ -69,6 +70,7 @@ def test_a_format_needs_no_rule_of_its_own(key):
     np.testing.assert_allclose(scales.scale, by_hand, atol=1e-4)
 
 
+@pytest.mark.quick("nn", "grouped products of experts")
 def test_blocks_follow_the_rows_per_expert():
     assert [block_rows(rows, 8) for rows in (2, 16, 64, 1024, 10**6)] == [1, 2, 8, 128, 128]
 

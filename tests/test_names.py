@@ -21,6 +21,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.quick("names", "layouts nest")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layouts_nest(name):
     layout, shape = LAYOUTS[name], (4, 6, 5)
@@ -36,6 +37,7 @@ def test_layouts_nest(name):
     np.testing.assert_array_equal(out, ours[index])
 
 
+@pytest.mark.quick("names", "rules name tensors both ways")
 def test_rules_name_tensors():
     rules = [
         experts("layers.{i}.gate_up", "layers.{i}.{e}.gate", "layers.{i}.{e}.up"),

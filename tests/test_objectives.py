@@ -77,6 +77,7 @@ def near(got, want):
     np.testing.assert_allclose(float(got), float(want), rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.quick("train", "log probabilities")
 def test_token_logprobs(models):
     for chunk in (None, 8):
         got, counted = ef.token_logprobs(models[0], CHOSEN, chunk_size=chunk)
@@ -237,6 +238,7 @@ def test_rollouts(models):
         ef.rollout_batch(out, mask[:, :2])
 
 
+@pytest.mark.quick("train", "objectives by hand")
 def test_gae_and_ppo():
     rng = np.random.default_rng(0)
     rewards, values = rng.normal(size=(2, 5)), rng.normal(size=(2, 5))
@@ -287,6 +289,7 @@ def test_gradients_do_not_reach_the_reference(models):
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(slope))
 
 
+@pytest.mark.quick("train", "what is wrong is said")
 @pytest.mark.parametrize(
     ("call", "words"),
     [

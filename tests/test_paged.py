@@ -47,6 +47,7 @@ def test_a_step_copies_no_pages(stacked):
     assert memory.temp_size_in_bytes < pages / 20
 
 
+@pytest.mark.quick("nn", "pages write nothing without a page")
 def test_rows_without_a_page_write_nothing():
     model = CASES["llama"].model()
     cache = dataclasses.replace(filled(model), table=jnp.asarray(np.where(TABLE == 2, -1, TABLE), jnp.int32))

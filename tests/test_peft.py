@@ -91,6 +91,7 @@ REACHED = {"mamba2": ["in_proj"], "mixtral": ["q_proj", "v_proj"]}
 FAMILIES = kinds()
 
 
+@pytest.mark.thinned("families whose names differ: test_names_are_those_of_modules has each")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_peft_reads_ours(name, tmp_path, key):
     case = CASES[name]
@@ -102,6 +103,7 @@ def test_peft_reads_ours(name, tmp_path, key):
     agree(case, model, module)
 
 
+@pytest.mark.thinned("families whose names differ: test_names_are_those_of_modules has each")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_we_read_pefts(name, tmp_path):
     case = CASES[name]
@@ -229,6 +231,7 @@ def content(folder):
     return load_file(folder / "adapter_model.safetensors"), json.loads((folder / "adapter_config.json").read_text())
 
 
+@pytest.mark.thinned("options that change the same file")
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`", "ignore:fan_in_fan_out is set")
 @pytest.mark.filterwarnings("ignore:.*eight_tying", "ignore:The following rank_pattern keys", "ignore:.*lora_bias=True")
 @pytest.mark.parametrize("option", OPTIONS)
@@ -298,6 +301,7 @@ OLD = {
 }
 
 
+@pytest.mark.thinned("spellings of one reader")
 @pytest.mark.parametrize("how", OLD)
 def test_old_spellings_and_settings_without_newer_keys(how, tmp_path, key):
     case = CASES["llama"]
@@ -326,6 +330,7 @@ def test_stacked_models_write_and_read_single_layers(tmp_path, key):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.quick("io", "PEFT reads ours")
 def test_the_file_is_pefts_file(tmp_path, key):
     """The keys and shapes that PEFT writes for the same adapter, the same settings, the shortest list of targets."""
     from safetensors import safe_open
@@ -450,6 +455,7 @@ def test_all_errors_come_together(tmp_path):
     assert "(8, 5)" in text and "only a of the adapter" in text and "layers.7" in text
 
 
+@pytest.mark.quick("io", "old PEFT files")
 def test_missing_and_foreign_files(tmp_path, key):
     case = CASES["llama"]
     with pytest.raises(FileNotFoundError, match="no folder"):
@@ -492,6 +498,7 @@ def test_an_adapter_of_the_base_model_fits_its_heads(tmp_path, key):
     )
 
 
+@pytest.mark.thinned("names follow from rules that test_io.py holds on each family")
 @pytest.mark.parametrize("name", [n for n, c in (CASES | IMAGES).items() if not c.variant])
 def test_names_are_those_of_modules(name):
     """Adapters are named after the modules of transformers, also where its files have older names."""

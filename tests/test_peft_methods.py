@@ -32,11 +32,6 @@ APPLY = {
 METHODS = list(APPLY)
 
 
-def quick(*methods):
-    """All methods, those that are not named for the whole suite only."""
-    return [m if m in methods else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
-
-
 def moved(model):
     """The model with what trains moved away from its start."""
     params, frozen = eqx.partition(model, ef.trainable(model))
@@ -66,6 +61,7 @@ def test_a_head_with_a_bias_is_a_layer_like_any():
     np.testing.assert_allclose(np.asarray(scores)[mask > 0], want[mask > 0], atol=1e-4)
 
 
+@pytest.mark.thinned("laws that test_lora.py holds on LoRA for all methods")
 @pytest.mark.parametrize("method", METHODS)
 def test_laws(method):
     """Fresh changes nothing, merged is unmerged (biases too), removed is as before, in any order with stack."""
@@ -94,7 +90,8 @@ def test_laws(method):
     assert ef.shapes(APPLY[method](abstract)) == ef.shapes(fresh)
 
 
-@pytest.mark.parametrize("method", quick("ia3", "lokr"))
+@pytest.mark.thinned("laws that test_lora.py holds on LoRA for all methods")
+@pytest.mark.parametrize("method", METHODS)
 def test_on_quantized_and_sharded_weights(method):
     case = CASES["qwen2"]
     small = ef.quantize(case.model(), "8bit")
@@ -107,7 +104,8 @@ def test_on_quantized_and_sharded_weights(method):
     np.testing.assert_allclose(ours(case, adapted), ours(case, tuned), atol=1e-4)
 
 
-@pytest.mark.parametrize("method", quick("vera"))
+@pytest.mark.thinned("laws that test_lora.py holds on LoRA for all methods")
+@pytest.mark.parametrize("method", METHODS)
 def test_gradients_reach_what_trains(method):
     tuned = moved(APPLY[method](CASES["qwen2"].model()))
     params, frozen = eqx.partition(tuned, ef.trainable(tuned))
@@ -125,7 +123,7 @@ def test_gradients_reach_what_trains(method):
     assert names <= wanted[method] | {"w2"} and len(names) >= 1
 
 
-@pytest.mark.parametrize("method", ["ia3", *(pytest.param(m, marks=pytest.mark.slow) for m in ("loha", "lokr"))])
+@pytest.mark.parametrize("method", ["ia3", "loha", "lokr"])
 def test_on_experts(method):
     case = CASES["mixtral"]
     tuned = moved(APPLY[method](case.model(), "experts"))
@@ -180,6 +178,7 @@ def content(folder):
         return {k: file.get_slice(k).get_shape() for k in file.keys()}  # noqa: SIM118
 
 
+@pytest.mark.thinned("methods of one writer")
 @pytest.mark.parametrize("method, name", PAIRS)
 def test_both_ways(method, name, tmp_path):
     """We read PEFT's file, and PEFT reads ours, with the same tensors in it."""
@@ -230,6 +229,7 @@ def test_the_projections_of_vera_are_pefts(tmp_path):
     assert len({id(w.b) for w in adapter.values()}) == len(sizes)  # what layers share is one array
 
 
+@pytest.mark.quick("lora", "methods of PEFT keep the laws")
 def test_names_that_peft_would_confuse(tmp_path):
     """PEFT asks whether a module ends with a name: where that says too much, whole paths are written."""
     case = CASES["qwen2"]
@@ -305,6 +305,7 @@ def test_virtual_tokens_are_pefts(method, name, tmp_path):
     np.testing.assert_allclose(run(ef.load_adapter(case.model(), tmp_path / "theirs"), IDS), theirs, atol=1e-4)
 
 
+@pytest.mark.thinned("prompts that differ in where they come from")
 @pytest.mark.parametrize("method", list(VIRTUAL))
 def test_virtual_tokens_train_and_generate(method):
     case = CASES["llama"]

@@ -91,6 +91,7 @@ def same(got, want, atol=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol, rtol=1e-4), got, want)
 
 
+@pytest.mark.thinned("cuts of one model")
 @pytest.mark.parametrize("family", CASES)
 def test_stages_give_the_numbers_of_one_device(family, key):
     """Logits, loss, gradients, hidden states and router logits, in their order, on meshes of three axes."""

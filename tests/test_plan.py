@@ -47,7 +47,7 @@ def on_first_device(tree):
         ({"fsdp": 8}, {}),
         ({"fsdp": 4, "tp": 2}, {"optimizer": "sgd", "remat": None}),
         ({"dp": 2, "tp": 4}, {"lora": 8, "remat": "dots"}),
-        pytest.param({"dp": 2, "fsdp": 4}, {"lora": 8, "quantize": "nf4"}, marks=pytest.mark.slow),
+        ({"dp": 2, "fsdp": 4}, {"lora": 8, "quantize": "nf4"}),
     ],
 )
 def test_agrees_with_a_real_run(mesh, settings):
@@ -101,6 +101,7 @@ def test_a_sketch_is_like_the_compiled_program(mesh, settings):
     assert all(abs(a[key] / b[key] - 1) < 0.1 for key in a), (a, b)
 
 
+@pytest.mark.thinned("each plan compiles in a process of its own")
 @pytest.mark.parametrize("name", kinds())
 def test_every_kind_plans(name):
     case = CASES[name]
@@ -252,6 +253,7 @@ ENTRY %main (a: f32[8,4]) -> f32[2,4] {
 """
 
 
+@pytest.mark.quick("planning", "collectives are read from a text")
 def test_collectives_of_a_text():
     """Every form of groups, loops, branches, sums that are cut, and sums that XLA:CPU widened."""
     found = {(c.kind, c.axes): c for c in read_collectives(TEXT, {"fsdp": 4, "ep": 1, "tp": 2})}
@@ -267,6 +269,7 @@ def test_collectives_of_a_text():
 # ---- Times
 
 
+@pytest.mark.quick("planning", "times by hand")
 def test_times_by_hand():
     h = HARDWARE["h100"]
     inside = Collective("all-reduce", ("tp",), 1000, 1, tuple(range(8)))
@@ -307,6 +310,7 @@ def test_command_line(tmp_path, capsys):
         main([*common, "--mesh", "fsdp"])
 
 
+@pytest.mark.quick("planning", "words that are none")
 def test_words_that_are_none():
     with pytest.raises(ValueError, match=r"no optimizer 'adam_w'.*adamw"):
         ef.plan(CONFIG, mesh={"fsdp": 1}, optimizer="adam_w", **SMALL)

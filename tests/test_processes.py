@@ -98,7 +98,6 @@ def close(model, other):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), model, other)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_a_process_reads_the_bytes_of_its_shards(folder, alone, processes):
     for each in found(folder, processes):
@@ -107,7 +106,6 @@ def test_a_process_reads_the_bytes_of_its_shards(folder, alone, processes):
         assert each["params"] == ef.num_params(alone[0][0]) and "fsdp" in each["table"]
 
 
-@pytest.mark.slow
 def test_together_as_alone(folder, alone):
     models, losses = alone
     for processes, done in ((2, 2), (4, 4)):
@@ -124,14 +122,12 @@ def test_together_as_alone(folder, alone):
     jax.tree.map(np.testing.assert_array_equal, ef.load(folder / "quantized"), ef.quantize(models[0], "8bit"))
 
 
-@pytest.mark.slow
 def test_the_command_joins_and_prints_once(folder):
     said = [(folder / f"log-4-{n}.txt").read_text() for n in range(4)]
     assert ["model.layers.0-1.self_attn.q_proj.weight" in text for text in said] == [True, False, False, False]
     assert "[tp, fsdp]" in said[0]
 
 
-@pytest.mark.slow
 def test_a_state_of_other_processes(folder, alone):
     assert ef.saved_steps(folder / "state") == (4,) and ef.load_data_state(folder / "state") == {"row": 4}
     blank = ef.to_state(ef.abstract(ef.models.LlamaConfig(**worker.CONFIG)), worker.OPTIMIZER)
@@ -140,7 +136,6 @@ def test_a_state_of_other_processes(folder, alone):
     close(state.model, alone[0][4])
 
 
-@pytest.mark.slow
 def test_a_save_that_loses_a_process_leaves_the_old_model(folder):
     found = folder / "killed-0.json"
     assert not found.exists() or json.loads(found.read_text()) != "saved"
@@ -148,7 +143,6 @@ def test_a_save_that_loses_a_process_leaves_the_old_model(folder):
     assert len(list((folder / "model-after-2").glob("*.safetensors"))) > 1
 
 
-@pytest.mark.slow
 def test_an_error_of_one_is_everybodys(folder):
     for number, each in enumerate(found(folder, 4)):
         assert each["full"] == (

@@ -37,6 +37,8 @@ def model():
     return ef.init(CONFIG, key=jax.random.key(0))
 
 
+@pytest.mark.thinned("widths of one format stand side by side")
+@pytest.mark.quick("quant", "each format is near the dense weight")
 @pytest.mark.parametrize("cfg", BOUNDS, ids=str)
 def test_error_of_a_normal_matrix(cfg):
     w = matrix(128, 256)
@@ -76,6 +78,7 @@ def test_transforms_of_dot(cfg):
         )  # the sine amplifies 4e-5 of the largest product
 
 
+@pytest.mark.quick("quant", "nothing of a format trains")
 @every_format
 def test_nothing_of_a_format_trains(cfg):
     q, x = encoded(cfg, 8, 128), matrix(4, 128, seed=1)
@@ -104,6 +107,7 @@ def test_axes_name_every_part(cfg):
     assert [len(a) for a in named] == [p.ndim for p in jax.tree.leaves(q)]
 
 
+@pytest.mark.quick("quant", "blocks cross rows")
 def test_blocks_that_cross_rows():
     w = matrix(5, 40)
     q = quant.to_nf4(w)
@@ -173,6 +177,7 @@ def bad(model, path, value):
     return ef.with_params(model, {path: ef.params(model)[path].at[0, 0].set(value)})
 
 
+@pytest.mark.quick("quant", "refusals")
 def test_refusals(model):
     small = ef.quantize(model, ef.QuantConfig("8bit", pattern="q_proj"))
     broken = {

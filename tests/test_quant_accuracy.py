@@ -74,6 +74,7 @@ def plain(model):
     return model if getattr(slots[0], "activations", None) else ef.dequantize(model)
 
 
+@pytest.mark.quick("quant", "bounds for each method")
 def test_every_method_has_a_bound():
     ours = {n for n, encode in METHODS.items() if getattr(encode, "func", encode).__module__.startswith("easyfn.")}
     assert ours - {"8bit"} == set(DIVERGENCE)  # 8bit is int8
@@ -93,8 +94,8 @@ def test_accuracy_on_the_trained_model(trained, judged, method):
     [
         ({"refine": "hqq"}, 0.95),
         ({"calibration": "gptq"}, 0.5),
-        pytest.param({"calibration": "gptq", "act_order": True}, 0.45, marks=pytest.mark.slow),
-        pytest.param({"calibration": "awq"}, 0.95, marks=pytest.mark.slow),
+        ({"calibration": "gptq", "act_order": True}, 0.45),
+        ({"calibration": "awq"}, 0.95),
     ],
     ids=["hqq", "gptq", "act order", "awq"],
 )

@@ -51,6 +51,7 @@ def awkward():
     return w
 
 
+@pytest.mark.thinned("formats of one table of codes")
 @pytest.mark.parametrize(
     "scheme, cfg",
     [
@@ -120,6 +121,7 @@ def test_mxfp4_is_that_of_gpt_oss():
     assert np.array_equal(np.asarray(ef.dense(ours)), theirs.numpy().swapaxes(1, 2))
 
 
+@pytest.mark.quick("quant", "floats of 8 and 4 bits")
 def test_every_byte_is_its_float():
     every = jnp.arange(256, dtype=jnp.uint8)
     e4m3 = jax.lax.bitcast_convert_type(every, jnp.float8_e4m3fn)
@@ -183,7 +185,7 @@ def test_parts(cfg):
 
 @pytest.mark.parametrize(
     "cfg",
-    [pytest.param(Q("fp8", block="128x128"), id="fp8"), pytest.param(Q("nvfp4"), id="nvfp4", marks=pytest.mark.slow)],
+    [pytest.param(Q("fp8", block="128x128"), id="fp8"), pytest.param(Q("nvfp4"), id="nvfp4")],
 )
 def test_quantize_a_model(cfg, key):
     model, ids = ef.init(CONFIG, key=key), jnp.arange(10).reshape(2, 5)

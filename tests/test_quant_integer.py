@@ -57,6 +57,7 @@ def model():
     return ef.init(CONFIG, key=jax.random.key(0))
 
 
+@pytest.mark.thinned("widths of one format stand side by side")
 @pytest.mark.parametrize("cfg", BOUNDS, ids=lambda c: f"{c.method}-{c.group_size}")
 def test_error_of_a_normal_matrix(cfg):
     w = matrix(128, 256)
@@ -70,6 +71,7 @@ def test_error_of_a_normal_matrix(cfg):
         assert off(ef.dense(again), ef.dense(q)) < 1e-3  # the grid stays where it is
 
 
+@pytest.mark.quick("quant", "integers")
 def test_a8q_is_q8_0_bit_by_bit():
     rng = np.random.default_rng(0)
     w = (rng.standard_normal((130, 256)) * 10 ** rng.uniform(-6, 3, (130, 1))).astype(np.float32)
@@ -136,6 +138,7 @@ def test_take_experts_and_axes(method):
     assert [len(a) for a in named] == [p.ndim for p in jax.tree.leaves(table)]
 
 
+@pytest.mark.thinned("settings of one product that combine")
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_zeros_order_and_smoothing(bits, symmetric):

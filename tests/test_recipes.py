@@ -212,6 +212,7 @@ WRONG = {
 }
 
 
+@pytest.mark.quick("cli", "wrong use is one line")
 def test_wrong_use_is_one_line_and_writes_nothing(here, capsys):
     Path("bad.yaml").write_text("model: llama\nlearning_rat: 1\n")
     Path("broken.yaml").write_text("a: [1\n")
@@ -227,7 +228,6 @@ def test_wrong_use_is_one_line_and_writes_nothing(here, capsys):
     assert sorted(str(p) for p in here.rglob("*")) == before
 
 
-@pytest.mark.slow
 def test_killed(here):
     """kill -9 between checkpoints: the run goes on from the last one."""
     steps = ["--steps", "400", "--save-every", "5", "--batch-size", "2", "--length", "16", "--rank", "2"]

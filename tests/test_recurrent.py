@@ -87,6 +87,7 @@ def test_in_chunks_is_token_by_token(rule, shape, chunk):
     np.testing.assert_allclose(last, state, atol=2e-5)
 
 
+@pytest.mark.quick("nn", "recurrences in chunks")
 def test_a_state_does_not_see_padding_and_begins_anew_with_a_document():
     first = drawn(2, 3, 5, 4, seed=9)
     _, last, _ = delta(SEGMENTS, BEFORE, first, slice(None), 4)

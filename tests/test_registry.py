@@ -11,6 +11,7 @@ import easyfn as ef
 from easyfn.registry.family import family_of, files
 
 
+@pytest.mark.quick("registry", "a file is named as its type")
 def test_a_file_is_named_as_its_model_type():
     """Every file of a model type holds that one; the others (shared by families) register nothing."""
     for family in ef.families().values():
@@ -19,6 +20,7 @@ def test_a_file_is_named_as_its_model_type():
             assert stem == re.sub("[-.]", "_", family.model_type) and family.config.model_type == family.model_type
 
 
+@pytest.mark.quick("registry", "every family has reference cases")
 def test_every_family_has_its_reference_cases():
     """In a file of its name; the towers of a model with two are tested beside it."""
     cases = {path.stem for path in (Path(__file__).parent / "families").glob("*.py")}
@@ -27,6 +29,7 @@ def test_every_family_has_its_reference_cases():
     assert {n for n in built_in - cases if not n.endswith(("_text_model", "_vision_model"))} == set()
 
 
+@pytest.mark.quick("registry", "nothing is imported before it is asked for")
 def test_classes_are_found_without_importing_all():
     code = """
 import sys, easyfn as ef

@@ -45,6 +45,7 @@ def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
 
 
+@pytest.mark.quick("io", "behind a URL")
 def test_there_and_back(model, store):
     assert ef.save(model, URL) == URL
     assert names(store) == ["config.json", "model.safetensors"]

@@ -78,6 +78,7 @@ def room(module: str) -> str:
 ROOMS = {path.split("/")[0] for path in FILES if "/" in path}
 
 
+@pytest.mark.quick("rooms", "imports point one way")
 def test_imports_point_one_way():
     """Lazy imports inside functions count too."""
     found = set()
@@ -94,6 +95,7 @@ def test_imports_point_one_way():
     assert found == DEBTS, f"new: {sorted(found - DEBTS)}; no longer true: {sorted(DEBTS - found)}"
 
 
+@pytest.mark.quick("rooms", "no circles")
 def test_no_circles_between_files():
     names = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in FILES}
     graph = {
@@ -152,6 +154,7 @@ def components(graph: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
+@pytest.mark.quick("rooms", "the root is readable")
 def test_the_root_is_readable():
     files = sorted(p.name for p in SOURCE.iterdir() if p.is_file())
     assert files == ["__init__.py", "__main__.py", "py.typed"]
@@ -170,6 +173,7 @@ def test_nothing_heavy_at_module_level(path):
     assert not heavy, f"{path} imports {heavy} when it is imported"
 
 
+@pytest.mark.quick("rooms", "files are one idea")
 def test_files_are_one_idea():
     lengths = {path: len((SOURCE / path).read_text().splitlines()) for path in FILES}
     long = {path for path, count in lengths.items() if count > LIMIT}
@@ -254,3 +258,18 @@ def test_every_public_name_is_documented():
     if missing and len(missing) > len(names) // 2:
         pytest.skip(f"the reference is being written: {len(missing)} of {len(names)} names are in no page yet")
     assert not missing, f"in no page of docs/: {missing}"
+
+
+@pytest.mark.quick("rooms", "this test reads files alone")
+def test_quick_tests_touch_every_room_and_say_why():
+    """`@pytest.mark.quick(room, why)`: what `make test-quick` runs is chosen by hand, and no room goes without."""
+    touched = set()
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.quick":
+                room, why = (ast.literal_eval(argument) for argument in node.args)
+                assert len(why) > 5, f"{path.name}:{node.lineno} says no reason"
+                touched.add(room)
+    rooms = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").exists()}
+    assert not rooms - touched, "no test of these rooms is quick"
+    assert not touched - rooms - {"docs", "rooms"}, "quick tests name rooms that there are not"

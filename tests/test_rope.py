@@ -49,6 +49,7 @@ def test_frequencies(kind, length):
     assert got_factor == pytest.approx(factor, rel=1e-6)
 
 
+@pytest.mark.quick("nn", "rotary tables of each kind")
 def test_default_frequencies_and_the_rotation():
     import torch
     from transformers.models.llama.modeling_llama import LlamaConfig, LlamaRotaryEmbedding, apply_rotary_pos_emb
@@ -108,6 +109,7 @@ def test_what_is_not_implemented_is_refused():
         abstract_config(config, "causal-lm", None)
 
 
+@pytest.mark.quick("nn", "heads turn in pairs")
 def test_heads_turn_in_pairs():
     """transformers multiplies a head of one value by two cosines, and goes on with heads of two."""
     sizes = {**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -79,6 +79,7 @@ ROUTERS = {
 }
 
 
+@pytest.mark.quick("nn", "routers of each kind")
 @pytest.mark.parametrize("kind", ROUTERS)
 def test_routers(kind):
     import torch
@@ -128,6 +129,7 @@ def test_weights_on_the_inputs(key):
     np.testing.assert_allclose(layer(x, chosen, weights), want, atol=1e-6)
 
 
+@pytest.mark.quick("nn", "a buffer is no weight")
 def test_a_buffer_is_no_weight(key):
     """Not trained, not decayed, not adapted, not quantized; but an array of the model like any other."""
     router = ef.init(ef.nn.Router(32, 8, 2, score="sigmoid", correction=True), key=key)

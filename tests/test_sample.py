@@ -101,6 +101,7 @@ CASES = {
 }
 
 
+@pytest.mark.quick("generation", "processors are transformers'")
 @pytest.mark.parametrize("name", CASES)
 def test_processor_is_transformers(name, ids, logits):
     import torch
@@ -169,6 +170,7 @@ def test_draws_follow_the_distribution(name):
     assert chi2 < 35  # 11 degrees of freedom at most: probability 2e-4
 
 
+@pytest.mark.quick("generation", "a draw depends on its row")
 def test_draw_depends_on_the_step_and_on_the_row_key_only():
     logits = jnp.zeros((6, 1000))
     keys = jax.random.split(jax.random.key(1), 6)

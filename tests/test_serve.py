@@ -326,6 +326,7 @@ def test_json(client):
     assert refused.value.param == "response_format"
 
 
+@pytest.mark.quick("serve", "parameters are named")
 @pytest.mark.parametrize(
     "param, options",
     [
@@ -378,6 +379,7 @@ def post(url, data, headers):
             return error.code, json.loads(error.read())["error"]["message"]
 
 
+@pytest.mark.quick("serve", "bodies that are none")
 def test_bodies_that_are_none(server):
     url, kind = server.url + "/v1/completions", {"Content-Type": "application/json"}
     assert post(url, b"{", kind)[0] == 400
@@ -482,6 +484,7 @@ def said(tokenizer, ids, stop=(), before=()):
     return pieces, answer.reason
 
 
+@pytest.mark.quick("serve", "characters are whole")
 def test_characters_are_whole_and_stops_are_not_sent(tokenizer):
     text = "naïve 日本語 🙂!"
     ids = tokenizer.encode(text).ids

@@ -41,6 +41,7 @@ def expected(model):
     return ids, np.asarray(ef.forward(model, ids).logits)
 
 
+@pytest.mark.thinned("the law shard_changes_nothing, on more meshes")
 @pytest.mark.parametrize(
     "mesh, rules",
     [
@@ -65,6 +66,7 @@ def test_sharded_is_the_same_model(model, expected, mesh, rules):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), whole, model)
 
 
+@pytest.mark.quick("sharding", "which axis goes where")
 def test_specs_say_which_axis_goes_where(model):
     mesh = ef.make_mesh(dp=2, fsdp=2, tp=2)
     specs = ef.partition_specs(model, None, mesh)
@@ -76,6 +78,7 @@ def test_specs_say_which_axis_goes_where(model):
     assert stacked.model.layers[0].blocks[0].self_attn.q_proj.weight == ef.P(None, "tp", "fsdp")
 
 
+@pytest.mark.quick("sharding", "the report")
 def test_report_tells_what_is_replicated_and_why(model):
     _, report = ef.shard(model, "tp", ef.make_mesh(fsdp=1, tp=8), report=True)
     assert any("norm" in p.path for p in report.replicated)
@@ -90,6 +93,7 @@ def test_fully_shard_splits_everything_that_divides(model):
             assert not leaf.is_fully_replicated, path
 
 
+@pytest.mark.quick("sharding", "abstract models")
 def test_abstract_models_are_sharded_without_a_byte():
     sharded = ef.shard(build(CONFIG), "fsdp_tp", ef.make_mesh(fsdp=4, tp=2))
     leaf = sharded.model.layers[0].mlp.up_proj.weight
@@ -104,6 +108,7 @@ def test_shard_and_gather_functions_are_inverses(model):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), back, model)
 
 
+@pytest.mark.quick("sharding", "misfits are told together")
 def test_sizes_that_do_not_divide_are_told_together():
     config = ef.models.LlamaConfig(
         vocab_size=61,
@@ -120,6 +125,7 @@ def test_sizes_that_do_not_divide_are_told_together():
     assert any("61" in p.why for p in report.replicated)
 
 
+@pytest.mark.quick("sharding", "bad rules and meshes")
 @pytest.mark.parametrize(
     "rules, message",
     [
@@ -135,6 +141,7 @@ def test_bad_rules(model, rules, message):
         ef.shard(model, rules, ef.make_mesh(fsdp=1, tp=8))
 
 
+@pytest.mark.quick("sharding", "path rules")
 def test_path_rules_win(model):
     rules = ef.ShardingRules({"embed": "fsdp"}, {r"layers\.1\..*up_proj": ef.P("fsdp", None)})
     specs = ef.partition_specs(model, rules, ef.make_mesh())
@@ -229,6 +236,7 @@ MIXES = [
 FAMILIES = cases.kinds()
 
 
+@pytest.mark.thinned("the law shard_changes_nothing, on one more mesh")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_on_a_mix_of_axes(family):
     """Answers, gradients, generated tokens and adapters on quantized weights, of stacked layers: those of one device."""

@@ -31,6 +31,7 @@ def row(model, word):
     return found
 
 
+@pytest.mark.quick("inspect", "equal layers are one line")
 def test_equal_layers_are_one_line(model):
     q = row(model, "q_proj")
     assert q.path == "model.layers.0-2.self_attn.q_proj.weight" and len(q.paths) == 3
@@ -45,6 +46,7 @@ def test_equal_layers_are_one_line(model):
     }
 
 
+@pytest.mark.quick("inspect", "every array is counted once")
 def test_every_array_is_counted_once(model):
     for made in (model, ef.stack(model), jax.eval_shape(lambda: model)):
         rows = ef.show(made).rows
@@ -83,6 +85,7 @@ def test_html_is_escaped(model):
     assert "&lt;b&gt;" in ef.show({"<b>": jnp.ones(2)})._repr_html_()
 
 
+@pytest.mark.quick("inspect", "each kind of family is shown")
 def test_any_pytree():
     table = ef.show({"a": jnp.ones((2, 3), jnp.int8), "b": [np.ones(4)]})
     assert [r.path for r in table.rows] == ["a", "b.0"] and table.totals()["int8"] == (6, 6)

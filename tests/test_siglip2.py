@@ -65,6 +65,7 @@ def test_contrastive_loss_and_its_gradient():
         np.testing.assert_allclose(slopes[name], parameter.grad.numpy(), atol=1e-4, rtol=1e-3, err_msg=name)
 
 
+@pytest.mark.quick("inputs", "patches of any shape")
 def test_shapes():
     """What an image does not fill says nothing, a square need not be named, and shapes that do not fit are an error."""
     model, given = ef.from_torch(module("Siglip2VisionModel"), task="base"), images()

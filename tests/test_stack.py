@@ -10,6 +10,7 @@ from easyfn.core.stack import segments
 from easyfn.registry.family import build
 
 
+@pytest.mark.quick("core", "runs of layers are found")
 @pytest.mark.parametrize(
     "kinds, expected",
     [
@@ -38,6 +39,7 @@ def llama(layers=5):
     )
 
 
+@pytest.mark.quick("core", "layers alike are one scanned layer, with the same numbers")
 def test_stacked_model_is_the_same_model(key):
     model = ef.init(llama(), key=key)
     stacked = ef.stack(model)
@@ -63,6 +65,7 @@ def test_stacked_model_decodes_with_a_cache(key):
     np.testing.assert_allclose(second.logits, ef.forward(model, ids).logits[:, 4:], atol=1e-5)
 
 
+@pytest.mark.quick("core", "abstract models stack")
 def test_stack_works_on_abstract_models():
     stacked = ef.stack(build(llama()))
     paths = ef.shapes(stacked)

@@ -109,6 +109,7 @@ class Script:
         return jax.numpy.where(jax.numpy.arange(logits.shape[1])[None] == say[:, None], 1e3, logits), state
 
 
+@pytest.mark.quick("generation", "streams cut no character")
 def test_text_streams_cut_no_character():
     bare, wrapped = byte_level()
     texts = ["stop 日本é\n\nab", "é😀 x a", "日"]

@@ -102,6 +102,8 @@ def said(tables, tokens):
     return int(tables.after[state, 1]) == 0
 
 
+@pytest.mark.thinned("expressions of one compiler")
+@pytest.mark.quick("generation", "masks are brute force's")
 @pytest.mark.parametrize(
     "pattern",
     [
@@ -303,6 +305,7 @@ def walk(machine, draw):
     return found
 
 
+@pytest.mark.thinned("schemas of one compiler")
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda s: json.dumps(s)[:50])
 def test_what_is_written_is_valid(schema):
     machine = automaton(pattern_of(schema, max_depth=2))
@@ -337,6 +340,7 @@ def test_numbers_within_bounds_are_all_of_them():
     assert integers(minimum=0.5, maximum=0.9) is None and re.fullmatch(integers(minimum=-0.5, maximum=0.5), "0")
 
 
+@pytest.mark.quick("generation", "what a schema cannot say")
 @pytest.mark.parametrize(
     "schema, says",
     [
@@ -490,7 +494,7 @@ def small(name=""):
     return CASES[name].model() if name else ef.init(config, key=jax.random.key(0)), tokenizer
 
 
-@pytest.mark.parametrize("name", ["", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mamba2", "t5"))])
+@pytest.mark.parametrize("name", ["", "mamba2", "t5"])
 def test_beams_find_the_best_of_all_texts(name):
     """More beams than texts: the best of all of them by brute force, and no more of them than there are."""
     model, tokenizer = small(name)

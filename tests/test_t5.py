@@ -25,6 +25,7 @@ def to_torch(inputs):
     return {name: torch.tensor(value) for name, value in inputs.items()}
 
 
+@pytest.mark.quick("nn", "T5's buckets")
 @pytest.mark.parametrize("count,far,bidirectional", [(32, 128, True), (32, 128, False), (8, 7, True), (10, 50, False)])
 def test_buckets(count, far, bidirectional):
     from transformers.models.t5.modeling_t5 import T5Attention
@@ -35,6 +36,7 @@ def test_buckets(count, far, bidirectional):
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.thinned("settings of one family that test_families.py compares")
 @pytest.mark.parametrize("name", T5)
 def test_parity(name):
     inputs = batch()
@@ -218,6 +220,7 @@ def test_generate_with_a_decoder_prompt():
         ef.generate(CASES["t5"].model(), ids, decoder_input_ids=[[97]] * len(ids), max_new_tokens=2)
 
 
+@pytest.mark.thinned("settings of one family that test_io.py saves")
 @pytest.mark.parametrize("name", [*T5, "t5-encoder"])
 def test_files(tmp_path, name):
     from safetensors.numpy import load_file

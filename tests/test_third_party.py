@@ -6,6 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import pytest
+
 from easyfn.testing import Case, laws
 from thirdparty import ThirdConfig, ThirdLM
 
@@ -21,6 +23,7 @@ def test_third_party(law):
     law()
 
 
+@pytest.mark.quick("testing", "the third party uses public names")
 def test_the_third_party_uses_public_names_only():
     tree = ast.parse((Path(__file__).parent / "thirdparty.py").read_text())
     imported = [

@@ -76,7 +76,6 @@ def test_qlora_learns_a_text_it_has_not_seen(model):
     assert ef.is_quantized(tuned) and ef.has_lora(tuned)
 
 
-@pytest.mark.slow
 def test_adapters_learn_as_full_fine_tuning_does():
     """A shorter run of examples/finetune_lora.py: at rank 16 all come near the loss drop of full fine-tuning."""
     import importlib.util

@@ -262,6 +262,7 @@ def test_counting():
     check(A.cumsum.default, torch.tensor(3.0), 0)
 
 
+@pytest.mark.quick("io", "operators of torch")
 def test_shapes():
     x = t(2, 3, 4)
     check(A.slice.Tensor, x, -1, -3, 9223372036854775807, 2)

@@ -73,6 +73,7 @@ def test_equals_the_module_at_other_sizes(reader, rows, length):
         assert (np.asarray(got["parts"][1]) == wanted["parts"][1].numpy()).all()
 
 
+@pytest.mark.quick("io", "a module of torch as a pytree")
 def test_leaves_have_the_modules_names_tied_once_and_buffers_do_not_train(reader):
     module, model = reader
     assert set(ef.params(model)) == set(module.state_dict()) - {"head.weight"}

@@ -35,6 +35,7 @@ def fresh():
 step = jax.jit(ef.train_step, donate_argnums=0)
 
 
+@pytest.mark.quick("train", "the trajectory of torch")
 def test_five_steps_of_adamw_are_torchs():
     net = CASES[NAME].make().requires_grad_(True)
     theirs = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.01, eps=1e-6)
@@ -88,6 +89,7 @@ def test_only_what_is_chosen_trains_and_has_optimizer_state():
         ef.to_state(fresh(), optax.sgd(1.0), trainable=["norm", "no_such_layer"])
 
 
+@pytest.mark.quick("train", "integers do not train")
 def test_integers_are_refused_and_left_alone():
     class Counted(eqx.Module):
         model: eqx.Module
@@ -119,6 +121,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.thinned("optimizers that are optax's")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_any_optimizer(name):
     import optax.contrib  # noqa: F401
@@ -131,6 +134,7 @@ def test_any_optimizer(name):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.quick("train", "steps accumulate")
 def test_accumulated_step_is_the_whole_step():
     batch = next(batches())
     small = jax.jit(functools.partial(ef.train_step, accumulate=2))

@@ -116,6 +116,7 @@ def test_a_dtype_in_a_header_that_is_no_word(folder, dtype):
         ef.load(folder)
 
 
+@pytest.mark.quick("io", "no file's counts are believed")
 @pytest.mark.parametrize("count", [10**4, 10**5, 2**63, 1e300])
 def test_counts_are_not_believed_before_the_files_are_asked(folder, count):
     """Nothing is built of a config that claims more layers than its files have tensors."""

@@ -59,6 +59,7 @@ def agree(out, want):
             close(mine, value, name)
 
 
+@pytest.mark.quick("models", "images", rows=["vit", "clip"])
 @pytest.mark.parametrize("name", NAMES)
 def test_agrees_with_transformers(name):
     model, module = model_of(name), IMAGES[name].torch()
@@ -138,6 +139,7 @@ def test_gradient_and_transforms(name):
     np.testing.assert_allclose(whole(split, inputs), want, rtol=1e-4, atol=1e-4 * abs(float(want)) + 1e-3)
 
 
+@pytest.mark.quick("nn", "patches are resized as in torch")
 def test_sizes():
     """Another size is refused unless positions are interpolated, as transformers does it; DINOv2 always does."""
     pixels = np.random.RandomState(0).randn(1, 2, 40, 24).astype(np.float32)
