@@ -40,8 +40,9 @@ def embed(
             "ef.load(path, task='sentence-embedding')"
         )
     one = isinstance(texts, str)
+    every = [texts] if isinstance(texts, str) else list(texts)
     own, limit = _cutter(tokenizer, length, model)
-    rows = [_ids(own, text, limit) for text in ([texts] if one else texts)]
+    rows = [_ids(own, text, limit) for text in every]
     order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
     found: list[Any] = [None] * len(rows)
     for start in range(0, len(rows), batch_size):

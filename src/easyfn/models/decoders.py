@@ -58,14 +58,15 @@ def decoder_family(
     if answers:
         classes[f"{first}ForQuestionAnswering"] = "question-answering"
     other = answers if answers != facts.get("prefix", "model") else None
-    named = {key: head_rules(facts.pop(key), tags, other) for key in ("names", "modules") if key in facts}
+    facts["names"] = head_rules(facts.get("names", ()), tags, other)
+    if "modules" in facts:
+        facts["modules"] = head_rules(facts["modules"], tags, other)
     return family(
         config.model_type,
         config=config,
         tasks=decoder_tasks(decoder, **(head or {})),
         architectures=classes,
         ignore_tensors=ignore_tensors,
-        **{"names": head_rules((), tags, other), **named},
         **facts,
     )
 

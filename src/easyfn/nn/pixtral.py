@@ -57,7 +57,8 @@ class PixtralTower(eqx.Module):
         count = down * across
         y, x_ = np.arange(count) // across, np.arange(count) % across
         context = image_context(context).replace(rope={"image": self._turns(y, x_)})
-        image, inside = np.divmod(np.arange(images * count), count)
+        image: Any = np.arange(images * count) // count
+        inside: Any = np.arange(images * count) % count
         if image_sizes is not None:
             grid = jnp.asarray(image_sizes, jnp.int32) // jnp.asarray(pair(c.patch_size), jnp.int32)[None]
             seen = (y[None] < grid[:, :1]) & (x_[None] < grid[:, 1:])
@@ -82,5 +83,5 @@ class PixtralTower(eqx.Module):
         dim = c.hidden_size // c.num_attention_heads
         inv = 1.0 / float(c.rope_parameters["rope_theta"]) ** (np.arange(0, dim, 2) / dim)
         angles = np.concatenate([y[:, None] * inv[None, 0::2], x[:, None] * inv[None, 1::2]], axis=-1)
-        angles = jnp.asarray(angles[None], jnp.float32)
-        return jnp.cos(angles), jnp.sin(angles)
+        turns = jnp.asarray(angles[None], jnp.float32)
+        return jnp.cos(turns), jnp.sin(turns)

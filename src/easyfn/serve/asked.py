@@ -114,7 +114,7 @@ def chat(body: Body, service: Service) -> Asked:
         raise bad("messages", str(error)) from error
     # The template writes the special tokens itself.
     special = bodies.flag(body, "add_special_tokens", False)
-    if not pictures:
+    if not pictures or service.images is None:
         return _asked(body, service, model, adapter, "messages", [service.encode(text, special)], None)
     prompt, inputs = service.images.prompt(text, pictures, special)
     asked = _asked(body, service, model, adapter, "messages", [prompt], None)
