@@ -2,6 +2,7 @@
 
     python benchmarks/families.py                 # write both anew; what was measured stays as it was
     python benchmarks/families.py --measure       # measure every family again (minutes), or those named after it
+    python benchmarks/families.py --suite RUN.xml # what each family cost a run of `pytest --junitxml=RUN.xml`
 
 The facts come from the code: the file of a family, its first line of documentation, its tasks. What is measured comes from
 the reference cases of `tests/families` and is kept in `docs/families.json`: the largest difference to transformers, in
@@ -17,9 +18,11 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
 PAGE, MEASURED, README = ROOT / "docs/families.md", ROOT / "docs/families.json", ROOT / "README.md"
@@ -31,11 +34,12 @@ Written by `python benchmarks/families.py`; a test fails when it is out of date.
 by its name. Differences are to transformers {transformers} in float32, the largest over a small random model with awkward
 settings: of a forward pass with rows padded on both sides, and of the logits of ten tokens decoded with a cache after rows padded
 on the left. `bfloat16`: how far rounding moves our logits over how far it moves transformers'. *Refused*: keys of its config that
-are implemented for some values alone (another value, and a key that the family does not know, is refused by name). A dash: not
-measured, or nothing to measure.
+are implemented for some values alone (another value, and a key that the family does not know, is refused by name). *Suite*:
+seconds of `make test` that went into its cases, variants too, in a run with two workers on two cores. A dash: not measured, or
+nothing to measure.
 
-| model type | what | tasks | lines | forward | decode | bfloat16 | refused |
-|---|---|---|---|---|---|---|---|
+| model type | what | tasks | lines | forward | decode | bfloat16 | suite | refused |
+|---|---|---|---|---|---|---|---|---|
 """
 
 ABSENT = """
@@ -80,6 +84,7 @@ def page() -> str:
         seen = measured.get(model_type, {})
         numbers = [f"{seen[k]:.0e}" if k in seen else "—" for k in ("forward", "decode")]
         numbers.append(f"{seen['bfloat16']:.2f}" if "bfloat16" in seen else "—")
+        numbers.append(f"{seen['suite']:.1f}" if "suite" in seen else "—")
         numbers.append(", ".join(f"`{key}`" for key in seen.get("refused", [])) or "—")
         lines.append(
             f"| `{model_type}` | {fact['what']} | {fact['tasks']} | {fact['lines']} | " + " | ".join(numbers) + " |"
@@ -132,11 +137,30 @@ def measure(only: list[str]) -> None:
         except Exception as error:
             print(model_type, f"FAILED {type(error).__name__}: {error}", flush=True)
             continue
-        held[model_type] = row
+        held[model_type] = {name: v for name, v in held.get(model_type, {}).items() if name == "suite"} | row
         print(model_type, row, flush=True)
         MEASURED.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
         if turn % 20 == 19:  # every family has programs of its own
             jax.clear_caches()
+
+
+def suite(run: Path) -> None:
+    """Puts into docs/families.json what each family cost a run of pytest, as its JUnit file says."""
+    sys.path[:] = [str(ROOT / "tests"), *(p for p in sys.path if Path(p).resolve() != ROOT / "benchmarks")]
+    from cases import CASES, IMAGES
+
+    cases = sorted(CASES | IMAGES, key=len, reverse=True)
+    spent: dict[str, float] = {}
+    for test in ElementTree.parse(run).iter("testcase"):
+        row = test.get("name", "").partition("[")[2].removesuffix("]")
+        if found := next((n for n in cases if row == n or row.startswith(f"{n}-")), None):
+            file = (CASES | IMAGES)[found].family
+            spent[file] = spent.get(file, 0.0) + float(test.get("time", 0))
+    held = json.loads(MEASURED.read_text())
+    for model_type in facts():
+        if (file := re.sub("[-.]", "_", model_type)) in spent:
+            held.setdefault(model_type, {})["suite"] = round(spent[file], 1)
+    MEASURED.write_text(json.dumps(held, indent=1, sort_keys=True) + "\n")
 
 
 def differences(case: Any) -> dict[str, Any]:
@@ -233,7 +257,10 @@ def refused(case: Any) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="*", metavar="MODEL_TYPE")
+    parser.add_argument("--suite", type=Path, metavar="RUN.xml")
     asked = parser.parse_args()
+    if asked.suite is not None:
+        suite(asked.suite)
     if asked.measure is not None:
         measure(asked.measure)
     PAGE.write_text(page(), encoding="utf-8")
