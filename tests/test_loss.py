@@ -220,6 +220,7 @@ WITHOUT_AUX = (
         "glm4_moe",
         "glm4_moe_lite",
         "hunyuan_v1_moe",
+        "solar_open",
     ),
     *("lfm2_moe", "llama4_text", "mistral4", "nemotron_h"),
     *("deepseek_v32", "gemma4_text", "glm_moe_dsa", "kimi_linear", "longcat_flash"),
