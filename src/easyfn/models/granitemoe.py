@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..nn import Decoder
 from .decoders import decoder_family, logits_scale
-from .mixtures import GRANITE, GRANITE_MODULES, GraniteMoeFields, granite_moe
+from .mixtures import GRANITE, GraniteMoeFields, granite_moe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,5 @@ def granitemoe(c: GraniteMoeConfig) -> Decoder:
 
 
 decoder_family(
-    "GraniteMoe",
-    GraniteMoeConfig,
-    granitemoe,
-    classifies=False,
-    head={"scale": logits_scale},
-    names=GRANITE,
-    modules=GRANITE_MODULES,
+    "GraniteMoe", GraniteMoeConfig, granitemoe, classifies=False, head={"scale": logits_scale}, names=GRANITE
 )

@@ -9,7 +9,7 @@ from ..names.rules import rename
 from ..nn import Decoder, Experts, FusedGatedMLP, GatedRMSNorm, Router, SparseMoE
 from .decoders import attention, decoder_family, logits_scale
 from .hybrids import MambaFields, hybrid_decoder, kinds_of_layers, mamba2_mixer, mamba_width, mixer_is
-from .mixtures import GRANITE, GRANITE_MODULES, GraniteMoeFields
+from .mixtures import GRANITE, GraniteMoeFields
 
 OLDER = {"mamba": "linear_attention", "attention": "full_attention"}
 
@@ -54,18 +54,16 @@ def granitemoehybrid(c: GraniteMoeHybridConfig) -> Decoder:
     return hybrid_decoder(c, kinds, mixers, mlp, residual=residual, embed_scale=scale, scale_inputs=True)
 
 
-_PARTS = (
-    mixer_is("mamba"),
-    rename("{rest}.mlp.gate_up_proj.{tail}", "{rest}.shared_mlp.input_linear.{tail}"),
-    rename("{rest}.mlp.down_proj.{tail}", "{rest}.shared_mlp.output_linear.{tail}"),
-)
-
 decoder_family(
     "GraniteMoeHybrid",
     GraniteMoeHybridConfig,
     granitemoehybrid,
     classifies=False,
     head={"scale": logits_scale},
-    names=(*_PARTS, *GRANITE),
-    modules=(*_PARTS, *GRANITE_MODULES),
+    names=(
+        mixer_is("mamba"),
+        rename("{rest}.mlp.gate_up_proj.{tail}", "{rest}.shared_mlp.input_linear.{tail}"),
+        rename("{rest}.mlp.down_proj.{tail}", "{rest}.shared_mlp.output_linear.{tail}"),
+        *GRANITE,
+    ),
 )

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..nn import Decoder, FusedGatedMLP
 from .decoders import decoder_family, logits_scale
-from .mixtures import GRANITE, GRANITE_MODULES, GraniteMoeFields, granite_moe
+from .mixtures import GRANITE, GraniteMoeFields, granite_moe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,5 +31,4 @@ decoder_family(
     classifies=False,
     head={"scale": logits_scale},
     names=GRANITE,
-    modules=GRANITE_MODULES,
 )

@@ -133,7 +133,7 @@ def names(model: Any) -> list[Rule]:
     """transformers' files hold gates for the experts that cost nothing, too, and nothing reads them."""
     base = "" if isinstance(model, Decoder) else "model."
     gate, router = f"{base}layers.{{i}}.mlp.gate.", f"{base}layers.{{i}}.mlp.router."
-    classifier = rename(gate + "weight", router + "classifier.weight")
+    classifier = rename(gate + "w{rest}", router + "classifier.w{rest}")  # a pattern: it holds for adapters, too
     return [*per_expert(idle=model.config.zero_expert_num or 0), classifier, rename(gate + "{rest}", router + "{rest}")]
 
 

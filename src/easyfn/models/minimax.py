@@ -98,6 +98,5 @@ decoder_family(
     tags="score",
     answers="model",
     names=MIXTRAL,
-    modules=(),
     optional=(r"\.self_attn\.(slope_rate|query_decay|key_decay|diagonal_decay)$",),
 )

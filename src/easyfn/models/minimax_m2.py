@@ -88,5 +88,4 @@ decoder_family(
         rename(_OURS + "weight", _FILE + "gate.weight"),
         rename(_OURS + "e_score_correction_bias", _FILE + "e_score_correction_bias"),
     ),
-    modules=(),
 )

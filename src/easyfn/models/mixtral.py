@@ -22,4 +22,4 @@ def mixtral(c: MixtralConfig) -> Decoder:
     return decoder(c, lambda _: Block(attention(c, window=c.sliding_window), mixtral_experts(c), norm(c), norm(c)))
 
 
-decoder_family("Mixtral", MixtralConfig, mixtral, tags="score", answers="model", names=MIXTRAL, modules=())
+decoder_family("Mixtral", MixtralConfig, mixtral, tags="score", answers="model", names=MIXTRAL)

@@ -281,17 +281,14 @@ def granite_moe(config: Any, shared: Callable[[], Any] = lambda: None) -> Decode
     )
 
 
-GRANITE_MODULES = (
-    *module("mlp.shared_experts.gate_up_proj", "shared_mlp.input_linear"),
-    *module("mlp.shared_experts.down_proj", "shared_mlp.output_linear"),
-    *module("mlp.gate", "block_sparse_moe.router"),
-    *module("mlp", "block_sparse_moe"),
-)
-# Files hold the experts stacked, and have yet other names for them.
+# Files hold the experts stacked; the modules have yet other names for them, by which PEFT knows them.
 _FILE = "{rest}layers.{i}.block_sparse_moe."
 GRANITE = (
     rename("{rest}layers.{i}.mlp.experts.gate_up_proj", _FILE + "input_linear.weight"),
     rename("{rest}layers.{i}.mlp.experts.down_proj", _FILE + "output_linear.weight"),
     rename("{rest}layers.{i}.mlp.gate.weight", _FILE + "router.layer.weight"),
-    *GRANITE_MODULES,
+    *module("mlp.shared_experts.gate_up_proj", "shared_mlp.input_linear"),
+    *module("mlp.shared_experts.down_proj", "shared_mlp.output_linear"),
+    *module("mlp.gate", "block_sparse_moe.router"),
+    *module("mlp", "block_sparse_moe"),
 )

@@ -120,6 +120,6 @@ decoder_family(
     names=(
         *per_expert("w1", "w3", "w2", theirs="block_sparse_moe"),
         rename("{rest}layers.{i}.mlp.gate.weight", "{rest}layers.{i}.block_sparse_moe.gate.weight"),
+        *module("mlp.gate", "mlp.router"),
     ),
-    modules=module("mlp.gate", "mlp.router"),
 )

@@ -104,8 +104,8 @@ text_to_text_family(
     mlps=switch_mlp,
     settle=one_table,
     layers=[
-        experts(f"{_OURS}.experts.up_proj", f"{_THEIRS}.experts.expert_{{e}}.wi.weight"),
-        experts(f"{_OURS}.experts.down_proj", f"{_THEIRS}.experts.expert_{{e}}.wo.weight"),
+        experts(f"{_OURS}.experts.up_proj", f"{_THEIRS}.experts.expert_{{e}}.wi.weight", modules=True),
+        experts(f"{_OURS}.experts.down_proj", f"{_THEIRS}.experts.expert_{{e}}.wo.weight", modules=True),
         rename(f"model.{_OURS}.classifier.{{tail}}", f"{_THEIRS}.router.classifier.{{tail}}"),
         rename(f"{_OURS}.classifier.{{tail}}", f"{_THEIRS}.router.classifier.{{tail}}"),
         rename(f"model.{_OURS}.{{tail}}", f"{_THEIRS}.{{tail}}"),

@@ -182,6 +182,11 @@ class Stacked:
 
 
 @dataclasses.dataclass(frozen=True)
+class StackedModules(Stacked):
+    """As `Stacked`, where transformers' modules have the entries one by one, too (Switch Transformers)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class StackedInFront(Stacked):
     """As `Stacked`, where the file has `idle` more entries behind ours that nothing reads: written as zeros, and a file may
     lack them. LongCat Flash has them for the experts that only hand on what they are given."""

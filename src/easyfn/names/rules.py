@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.tree import expand, leaves
-from .layout import Beside, Joined, Layout, Plain, Stacked, StackedInFront, Transposed, Turned
+from .layout import Beside, Joined, Layout, Plain, Stacked, StackedInFront, StackedModules, Transposed, Turned
 from .part import Index
 
 
@@ -45,13 +45,14 @@ def turned(ours: str) -> Rule:
     return Rule(ours, (ours,), Turned())
 
 
-def experts(ours: str, *theirs: str, axis: int = 1, idle: int = 0) -> Rule:
+def experts(ours: str, *theirs: str, axis: int = 1, idle: int = 0, modules: bool = False) -> Rule:
     """The file holds one tensor per expert: `theirs` with `{e}` for its number. Several join along `axis` of ours.
 
-    `idle`: so many more behind ours are in files of some writers, and hold nothing.
+    `idle`: so many more behind ours are in files of some writers, and hold nothing. `modules`: transformers has a module for
+    each expert in memory, too.
     """
     one: Layout = Joined(axis - 1, len(theirs)) if len(theirs) > 1 else Plain()
-    return Rule(ours, theirs, StackedInFront(one, idle) if idle else Stacked(one))
+    return Rule(ours, theirs, StackedInFront(one, idle) if idle else (StackedModules if modules else Stacked)(one))
 
 
 def concatenated(ours: str, *theirs: str, axis: int = 0, widths: Sequence[int] = ()) -> Rule:

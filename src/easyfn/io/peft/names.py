@@ -10,7 +10,7 @@ from typing import Any
 from ...core.slots import find_slots
 from ...core.trainable import is_adapter
 from ...core.tree import expand
-from ...names.layout import in_rows
+from ...names.layout import StackedModules, in_rows
 from ...names.rules import Rule, file_name, tensors_for
 from ...registry.family import family_of
 
@@ -24,17 +24,19 @@ def in_memory(path: str, role: str, shape: Shape, rules: Sequence[Rule]) -> tupl
     A mixture of experts lies in memory as ours does, whatever older files hold.
     """
     if role in ("experts", "router"):
-        return (file_name(path, rules),)
+        return (file_name(path, [r for r in rules if r.ours.endswith(("{rest}", "{tail}"))]),)
     return tensors_for(path, shape, rules).names
 
 
 def module_of(path: str, role: str, shape: Shape, rules: Sequence[Rule]) -> tuple[str, str | None]:
     """The module of a path as transformers names it, and the parameter where PEFT adapts that and not the module."""
     names = in_memory(path, role, shape, rules)
-    if role == "experts" and in_rows(tensors_for(path, shape, rules).layout):
+    layout = tensors_for(path, shape, rules).layout if role == "experts" else None
+    if layout is not None and (in_rows(layout) or isinstance(layout, StackedModules)):
+        how = "rows of one matrix" if in_rows(layout) else "a module for each"
         raise ValueError(
-            f"save_adapter: {path}: transformers has the experts' matrices as rows of one, on which PEFT puts no adapter for "
-            "each of them. Leave them out of the pattern, or save the whole model: ef.save(ef.merge_lora(model), directory)"
+            f"save_adapter: {path}: transformers has the experts as {how}, on which PEFT has no adapter as ours is. Leave them "
+            "out of the pattern, or save the whole model: ef.save(ef.merge_lora(model), directory)"
         )
     if len(names) != 1:
         raise ValueError(f"save_adapter: {path} is several modules in transformers ({', '.join(names)})")
