@@ -98,7 +98,8 @@ class DeepseekV4Config(CommonFields):
         """transformers says of its tables in keys of their own, too."""
         main, far = data["rope_parameters"]["main"], data["rope_parameters"]["compress"]
         bases = {"rope_theta": main["rope_theta"], "compress_rope_theta": far["rope_theta"]}
-        return {**data, **bases, "partial_rotary_factor": main.get("partial_rotary_factor", 1.0)}
+        part = main.get("partial_rotary_factor", 1.0)
+        return {**data, **bases, "partial_rotary_factor": part, "qk_rope_head_dim": int(data["head_dim"] * part)}
 
 
 def _kinds(data: dict[str, Any]) -> dict[str, Any]:
