@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from ..forward.forward import forward
 from ..tasks.task import task
@@ -14,7 +15,7 @@ from ..tasks.task import task
 
 def embed(
     model: Any, texts: str | Sequence[str], *, tokenizer: Any, batch_size: int = 32, length: int | None = None
-) -> np.ndarray:
+) -> Float[np.ndarray, "*texts embed"]:
     """One vector for each text, `(texts, embed)` in float32; for one string one vector. As sentence-transformers' `encode`.
 
     - `model`: of the task `"sentence-embedding"`: what `ef.load` makes of a sentence-transformers checkpoint.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from ..core.arrays import Host
@@ -89,7 +90,7 @@ def run_prompt(
     if cache is None:
         if max_length is None:
             raise ValueError("prefill needs a cache, or max_length= (prompt and new tokens) to make one")
-        cache = init_cache(model, ids.shape[0], max_length)
+        cache = init_cache(model, np.shape(ids)[0], max_length)
     if "logits_to_keep" in accepted(model):
         inputs["logits_to_keep"] = 1
     return forward(model, cache=cache, fresh=fresh, **{source_name(model): ids}, **inputs)
@@ -101,6 +102,7 @@ def decode_step(
 ) -> tuple[Float[Array, "batch vocab"], Any]:
     """Runs one more token per row, `(batch,)`, after what `cache` holds: `(logits, cache)`, the logits `(batch,
     vocab)`."""
+    token = np.asarray(token) if isinstance(token, list | tuple) else token
     out = run_tokens(model, token[:, None], cache, **inputs)
     assert out.logits is not None
     return out.logits[:, -1], out.cache
