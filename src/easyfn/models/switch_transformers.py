@@ -22,6 +22,7 @@ class SwitchTransformersConfig(T5Fields):
     """The keys of a Switch Transformer's `config.json`."""
 
     model_type: ClassVar[str] = "switch_transformers"
+    unsaid: ClassVar[tuple[str, ...]] = ("classifier_dropout",)
     d_model: Size = 768
     num_layers: Size = 12
     num_decoder_layers: Size | None = 12
