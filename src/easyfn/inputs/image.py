@@ -105,7 +105,7 @@ def _(model: ImageText, given: Mapping[str, Any]) -> None:
     if given.get("pixel_values") is None:
         return
     none = jnp.zeros((1, 1), jnp.int32)
-    made = model.states if isinstance(model.pack, PatchSquares) else model.features
+    made = model.states if model.pack is not None and model.pack.first else model.features
     found = jax.eval_shape(made, Context(none, None, slots=none[0], order=none[0]), given["pixel_values"])
     count: Any = found.shape[0] * found.shape[1]
     if model.pack is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.fields import Integer
+from ..config.fields import Integer, alias
 from ..nn import CausalLM
 from ..nn.image_text import ImageText
 from ..nn.packing import PatchSquares
@@ -40,14 +40,20 @@ class LlavaConfig(ImageTextFields):
     multimodal_projector_bias: bool = True
     tie_word_embeddings: bool = False
 
+    image_token_id = alias("image_token_index")
+
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        if "image_token_id" in data:  # its other name
-            data["image_token_index"] = data.pop("image_token_id")
         vision = data.get("vision_config") or CLIP
         if isinstance(vision, dict):
             vision = {key: value for key, value in vision.items() if key != "vocab_size"}
         return {**data, "text_config": data.get("text_config") or {}, "vision_config": vision}
+
+
+def feature_layers(c: Any) -> tuple[int, ...]:
+    """The layers of the tower that are read: a config names one, or several."""
+    said = c.vision_feature_layer
+    return (said,) if isinstance(said, int) else tuple(said)
 
 
 def llava(c: LlavaConfig, **own: Any) -> ImageText:
@@ -55,7 +61,7 @@ def llava(c: LlavaConfig, **own: Any) -> ImageText:
         raise ValueError(
             f"vision_feature_select_strategy={c.vision_feature_select_strategy!r} is no 'default' or 'full'"
         )
-    layers = (c.vision_feature_layer,) if isinstance(c.vision_feature_layer, int) else tuple(c.vision_feature_layer)
+    layers = feature_layers(c)
     if isinstance(c.vision_config, PixtralVisionConfig):
         own = {"pack": PatchSquares(pair(c.vision_config.patch_size), 1), **own}
     wide = len(layers) * c.vision_config.hidden_size

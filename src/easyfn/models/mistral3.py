@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config.fields import Integer, Size
+from ..config.fields import Integer, Size, alias
 from ..names.rules import rename
 from ..nn import CausalLM, RMSNorm
 from ..nn.image_text import ImageText
@@ -14,7 +14,7 @@ from ..nn.projectors import NormedSquares
 from ..nn.vision import pair
 from ..registry.family import family
 from .image_text import TWO_HALVES, ImageTextFields, in_model, part, sub_config, two_halves
-from .llava import IGNORED
+from .llava import IGNORED, feature_layers
 
 TEXT = {
     "attention_dropout": 0.0,
@@ -47,16 +47,16 @@ class Mistral3Config(ImageTextFields):
     spatial_merge_size: Size = 2
     tie_word_embeddings: bool = True
 
+    image_token_id = alias("image_token_index")
+
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        if "image_token_id" in data:  # its other name
-            data["image_token_index"] = data.pop("image_token_id")
         halves = {"text_config": data.get("text_config") or TEXT, "vision_config": data.get("vision_config") or VISION}
         return {**data, **halves}
 
 
 def mistral3(c: Mistral3Config) -> ImageText:
-    layers = (c.vision_feature_layer,) if isinstance(c.vision_feature_layer, int) else tuple(c.vision_feature_layer)
+    layers = feature_layers(c)
     if len(layers) != 1:
         raise ValueError(f"mistral3: vision_feature_layer={list(layers)}: the projector's norm is as wide as one layer")
     norm = RMSNorm(c.vision_config.hidden_size, c.text_config.rms_norm_eps)

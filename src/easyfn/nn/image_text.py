@@ -96,7 +96,7 @@ class ImageText(eqx.Module):
         """What the tower says of images, or of their pieces: `(pieces, tokens, embed)`."""
         wanted = {"hidden_states"} if self.feature_layers is not None else set()
         more = {}
-        if image_sizes is not None and getattr(self.pack, "first", False):
+        if image_sizes is not None and self.pack is not None and self.pack.first:
             more["image_sizes"] = image_sizes
         if pixel_attention_mask is not None:
             patch = pair(self.vision_tower.config.patch_size)[0]
@@ -144,7 +144,7 @@ class ImageText(eqx.Module):
             x = self.features(context, pixel_values, pixel_attention_mask)
             x = x.reshape(-1, x.shape[-1])
             total: Any = x.shape[0]
-        elif getattr(self.pack, "first", False):
+        elif self.pack.first:
             x, total = pack(self.states(context, pixel_values, pixel_attention_mask, image_sizes))
             x = self.multi_modal_projector(x)
         else:

@@ -6,7 +6,7 @@ and how many of them count. All of it is arithmetic on arrays, for any number of
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -45,6 +45,7 @@ class AnyResolution(eqx.Module):
     `side` in patches.
     """
 
+    first: ClassVar[bool] = False  # its features are projected before
     image_newline: Weight
     resolutions: tuple[tuple[int, int], ...] = eqx.field(static=True)
     tile: int = eqx.field(static=True)
@@ -108,6 +109,8 @@ def _(pack: AnyResolution) -> dict[str, Slot]:
 class RealImages(eqx.Module):
     """Idefics3's: every row of the batch has as many images, those of zeros being none."""
 
+    first: ClassVar[bool] = False
+
     def __call__(self, x: jax.Array, count: int, *, pixel_values: Any) -> tuple[jax.Array, jax.Array | int]:
         """From `x` `(rows * images, tokens, embed)`: `(count, embed)`, and how many of them count."""
         real = jnp.any(pixel_values != 0, axis=(2, 3, 4)).reshape(-1)
@@ -127,7 +130,7 @@ class PatchSquares(eqx.Module):
 
     patch: tuple[int, int] = eqx.field(static=True)
     merge: int = eqx.field(static=True)
-    first: bool = eqx.field(static=True, default=True)
+    first: ClassVar[bool] = True
 
     def __call__(
         self, x: jax.Array, count: int, *, pixel_values: Any, image_sizes: Any = None
