@@ -81,8 +81,8 @@ _OURS = "model.multi_modal_projector"
 family(
     "mistral3",
     config=Mistral3Config,
-    tasks={"causal-lm": lambda c: CausalLM(mistral3(c), tied=c.tie_word_embeddings)},
-    architectures={"Mistral3ForConditionalGeneration": "causal-lm"},
+    tasks={"causal-lm": lambda c: CausalLM(mistral3(c), tied=c.tie_word_embeddings), "base": mistral3},
+    architectures={"Mistral3ForConditionalGeneration": "causal-lm", "Mistral3Model": "base"},
     names=two_halves([_merger(_OURS, "multi_modal_projector")]),
     modules=in_model([_merger(_OURS, _OURS)]),
     ignore=IGNORED,
