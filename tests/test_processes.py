@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -29,8 +30,8 @@ def start(folder, processes):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = f"--xla_force_host_platform_device_count={4 // processes} --xla_backend_optimization_level=0"
-    cache = str(jax.config.jax_compilation_cache_dir)
-    more = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+    cache = Path(__file__).parent.parent / ".cache" / "jax"  # which the processes share
+    more = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
     running = []
     try:
         for number in range(processes):
