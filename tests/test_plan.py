@@ -187,6 +187,9 @@ def test_advice_is_computed():
     assert {"accumulate=2", "lora=16", "batch=4"} <= ways.keys()
     assert any("fsdp" in way for way in ways)
     assert all("about" in line and "x the time" in line for line in plan.advice)
+    page = dataclasses.replace(plan, name="<b>")._repr_html_()
+    assert "<b>" not in page.split("easyfn-title")[-1].split("</div>")[0] and "&lt;b&gt; on 2 x tight" in page
+    assert "of a device: does not fit" in page and page.count("<details") == page.count("</details>") == 4
     told = [", fits;" in line for line in plan.advice]
     assert any(told) and told == sorted(told, reverse=True)  # what helps comes first
 

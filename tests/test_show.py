@@ -1,6 +1,9 @@
 """`show` and its kin: on every form of a model."""
 
+import copy
 import dataclasses
+import re
+from html.parser import HTMLParser
 
 import equinox as eqx
 import jax
@@ -10,6 +13,7 @@ import pytest
 
 import easyfn as ef
 from cases import CASES, COMPOSED, in_test_all, names
+from easyfn.inspect.card import _rows
 
 CONFIG = ef.models.LlamaConfig(
     vocab_size=96,
@@ -79,10 +83,70 @@ def test_placement_and_mesh(model):
         ef.mesh_of(both)
 
 
+class Page(HTMLParser):
+    """What a browser makes of a page: texts, lines, how deep they fold; every tag is closed in its turn."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.lines, self.deepest, self.texts, self.tags = [], 0, 0, [], set()
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.open.append(tag)
+        self.lines += "easyfn-line" in dict(attributes).get("class", "").split()
+        self.deepest = max(self.deepest, self.open.count("details"))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.texts.append(data)
+
+
+TAGS = {"style", "div", "span", "i", "b", "details", "summary", "pre"}
+
+
+def test_a_notebook_draws_a_table(model):
+    table = ef.show(model)
+    page = Page(table._repr_html_())
+    assert page.tags <= TAGS and page.deepest == 3  # model > layers > attention
+    assert page.lines == 1 + len(table.rows) + 4  # the head, and what folds: model, layers, self_attn, mlp
+    assert {"q_proj.weight", "layers.0-2", "lm_head.weight", table.title} <= set(page.texts)
+    many = {f"block{n}": {"a": jnp.ones(n), "b": jnp.ones(n)} for n in range(1, 60)}
+    assert "<details><summary>" in ef.show({"model": many})._repr_html_()  # a long one begins folded, but for its roots
+    assert Page(ef.show({})._repr_html_()).lines == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A config that says what it likes."""
+
+    name: str
+
+
+class Own(eqx.Module):
+    weight: jax.Array
+    config: Settings = eqx.field(static=True)
+
+
 def test_html_is_escaped(model):
-    page = ef.show(model)._repr_html_()
-    assert page.count("<tr>") == len(ef.show(model).rows) + 1
-    assert "&lt;b&gt;" in ef.show({"<b>": jnp.ones(2)})._repr_html_()
+    evil = "<script>alert(1)</script>\"'"
+    page = Page(ef.show({evil: jnp.ones(2), "x": {evil: jnp.ones(2), "y": jnp.ones(2)}})._repr_html_())
+    assert page.tags <= TAGS and evil in page.texts
+    card = ef.model_card(Own(jnp.ones(2), Settings(evil)), name=evil)
+    page = Page(card._repr_html_())
+    assert page.tags <= TAGS and {evil, repr(evil)} <= set(page.texts)
+    assert isinstance(card, str) and card.startswith("---") and copy.copy(card) == card
+
+
+def test_a_card_keeps_its_table():
+    """A `|` in a setting ends no cell."""
+    (row,) = [line for line in _rows(("key", "value"), [("act", "a|b")]).splitlines() if "act" in line]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
 
 
 @pytest.mark.quick("inspect", "each kind of family is shown")

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..core.placement import mesh_of
 from ..tasks.task import facts, task
 from .facts import model_type
+from .notebook import line, page, section, stacked
 from .show import amount, num_bytes, num_params, show, size_of
 
 
-def model_card(model: Any, *, name: str | None = None) -> str:
+class Card(str):
+    """What [`easyfn.model_card`][] returns: Markdown, which a notebook draws as `page`."""
+
+    page: str
+
+    def _repr_html_(self) -> str:
+        return self.page
+
+
+def model_card(model: Any, *, name: str | None = None) -> Card:
     """Markdown with the front matter that a hub reads: the facts, the formats, how to load it, and the config.
+
+    It is a `str`; in a notebook it is drawn.
 
     ```python
     import easyfn as ef, jax
@@ -36,22 +50,39 @@ def model_card(model: Any, *, name: str | None = None) -> str:
         "size": size_of(num_bytes(model)),
         "mesh": None if mesh is None else ", ".join(f"{k}={v}" for k, v in mesh.shape.items()),
     }
-    rows = [f"| {key} | {value} |" for key, value in about.items() if value is not None]
-    formats = [f"| {key} | {amount(p)} | {size_of(b)} |" for key, (p, b) in table.totals().items()]
+    about = {key: value for key, value in about.items() if value is not None}
+    totals = table.totals().items()
+    use = f'import easyfn as ef\n\nmodel = ef.load("{name or "path/or/name"}")\nprint(ef.show(model))'
+    config, settings = getattr(model, "config", None), {}
+    if dataclasses.is_dataclass(config):
+        names = (f.name for f in dataclasses.fields(config) if f.name not in ("extra", "generation"))
+        settings = {key: repr(getattr(config, key)) for key in names}
     parts = [
         f"---\nlibrary_name: easyfn\n{pipeline}tags:{tags}\n---",
         f"# {title}",
-        "\n".join(["| | |", "|---|---|", *rows]),
-        "\n".join(["| format | parameters | size |", "|---|---|---|", *formats]),
-        "## Use\n\n```python\nimport easyfn as ef\n\n"
-        f'model = ef.load("{name or "path/or/name"}")\nprint(ef.show(model))\n```',
+        _rows(("", ""), about.items()),
+        _rows(("format", "parameters", "size"), ((key, amount(p), size_of(b)) for key, (p, b) in totals)),
+        f"## Use\n\n```python\n{use}\n```",
     ]
-    config = getattr(model, "config", None)
-    if dataclasses.is_dataclass(config):
-        settings = [
-            f"| {f.name} | `{getattr(config, f.name)!r}` |"
-            for f in dataclasses.fields(config)
-            if f.name not in ("extra", "generation")
-        ]
-        parts.append("\n".join(["## Config", "", "| key | value |", "|---|---|", *settings]))
-    return "\n\n".join(parts) + "\n"
+    if settings:
+        parts.append("## Config\n\n" + _rows(("key", "value"), ((key, f"`{said}`") for key, said in settings.items())))
+    card = Card("\n\n".join(parts) + "\n")
+    memory = [(key, f"{amount(p)} parameters, {size_of(b)}", b) for key, (p, b) in totals]
+    drawn = [
+        *(line((key, str(value)), _COLUMNS) for key, value in about.items()),
+        section("memory", [stacked(memory, 0)]),
+        section("use", [f"<pre>{html.escape(use)}</pre>"]),
+    ]
+    if settings:
+        drawn.append(section("config", (line(each, _COLUMNS) for each in settings.items()), unfolded=False))
+    card.page = page(title, drawn)
+    return card
+
+
+_COLUMNS = "minmax(180px,240px) minmax(260px,1fr)"
+
+
+def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; a `|` inside a cell would end it."""
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *lines])

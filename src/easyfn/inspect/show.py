@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
 import re
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from ..core.verb import verb
 from ..core.weight import format_of, shape_of, slots
 from ..tasks.task import task
 from .facts import model_type
+from .notebook import fold, line, page, stacked
 
 
 @verb
@@ -68,7 +68,7 @@ class Table:
         return found
 
     def __str__(self) -> str:
-        head = ("path", "shape", "format", "axes", "placement", "trains", "bytes")
+        head = _HEAD
         cells = [head, *(_cells(row) for row in self.rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
         right = (len(head) - 1,)
@@ -84,20 +84,44 @@ class Table:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def line(values: tuple[str, ...], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(v)}</{tag}>" for v in values) + "</tr>"
-
-        head = line(("path", "shape", "format", "axes", "placement", "trains", "bytes"), "th")
-        body = "".join(line(_cells(row), "td") for row in self.rows)
-        foot = "<br>".join(html.escape(text) for text in self._summary())
-        title = html.escape(self.title)
-        return f"<p><b>{title}</b></p><table><thead>{head}</thead><tbody>{body}</tbody></table><p>{foot}</p>"
+        whole = max(sum(row.bytes for row in self.rows), 1)
+        kinds = sorted(self.totals().items(), key=lambda item: -item[1][1])
+        memory = [(name, f"{amount(params)} parameters, {size_of(size)}", size) for name, (params, size) in kinds]
+        head = line((*_HEAD, ""), _COLUMNS, kind="easyfn-head")
+        tree = _branches([(tuple(row.path.split(".")), row) for row in self.rows], whole, len(self.rows) <= _MANY)
+        return page(self.title, [stacked(memory, whole), head, *tree])
 
     def _summary(self) -> list[str]:
         totals = sorted(self.totals().items(), key=lambda item: -item[1][1])
         width = max((len(name) for name, _ in totals), default=0)
         lines = [f"{name.ljust(width)}  {amount(p)} parameters, {size_of(b)}" for name, (p, b) in totals]
         return lines if len(lines) < 2 else [*lines, f"{'total'.ljust(width)}  {self.title.rsplit(': ', 1)[-1]}"]
+
+
+_HEAD = ("path", "shape", "format", "axes", "placement", "trains", "bytes")
+_COLUMNS = (
+    "minmax(260px,1.6fr) minmax(90px,.7fr) minmax(90px,.8fr) minmax(90px,.9fr) minmax(70px,.6fr) 60px 110px 110px"
+)
+_MANY = 40  # lines that a notebook shows unfolded
+
+
+def _branches(rows: list[tuple[tuple[str, ...], Row]], whole: int, unfolded: bool, depth: int = 0) -> Iterator[str]:
+    """Rows, by what is left of their paths, as lines that fold where several have a beginning in common."""
+    groups: dict[str, list[tuple[tuple[str, ...], Row]]] = {}
+    for (name, *rest), row in rows:
+        groups.setdefault(name, []).append((tuple(rest), row))
+    for name, group in groups.items():
+        while all(rest for rest, _ in group) and len({rest[0] for rest, _ in group}) == 1:  # an only child: one line
+            name = f"{name}.{group[0][0][0]}"
+            group = [(rest[1:], row) for rest, row in group]
+        for _, row in (each for each in group if not each[0]):
+            cells = (name, *_cells(row)[1:])
+            yield line(cells, _COLUMNS, share=row.bytes / whole, depth=depth)
+        if under := [each for each in group if each[0]]:
+            params, size = (sum(getattr(row, of) for _, row in under) for of in ("params", "bytes"))
+            cells = (name, "", f"{amount(params)} parameters", "", "", "", size_of(size))
+            said = line(cells, _COLUMNS, share=size / whole, depth=depth, kind="easyfn-branch")
+            yield fold(said, _branches(under, whole, unfolded, depth + 1), unfolded=unfolded or depth == 0)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

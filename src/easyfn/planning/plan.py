@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..config.config import write
+from ..inspect.notebook import line, page, section, stacked
 from ..inspect.show import amount, size_of
 from ..quant import QuantConfig
 from ..sharding import ShardingRules
@@ -111,8 +111,7 @@ class Plan:
 
     def _lines(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """The report as titled lists of names and values."""
-        parts = ("weights", "optimizer", "gradients", "activations", "cache", "inputs")
-        memory = [(name, size_of(getattr(self, name))) for name in parts if getattr(self, name)]
+        memory = [(name, size_of(getattr(self, name))) for name in _PARTS if getattr(self, name)]
         share = self.total / self.capacity
         verdict = "fits" if self.fits else "does not fit"
         memory.append(("total", f"{size_of(self.total)}, {share:.0%} of {size_of(self.capacity)}: {verdict}"))
@@ -136,7 +135,7 @@ class Plan:
         times.append(("tokens per second", f"{self.tokens_per_second:,.0f}"))
         if not self.generate:
             times.append(("model FLOPs", f"{amount(self.flops).replace(' ', '')} ({self.mfu:.1%} MFU)"))
-        report = [("bytes per device", memory), ("between devices, per step and device", moved), ("time", times)]
+        report = [(_MEMORY, memory), (_MOVED, moved), ("time", times)]
         if self.searched:
             tried = [(_axes(m), f"{size_of(size)}, {_time(seconds)}") for m, size, seconds in self.searched[:8]]
             report.append((f"sketches of meshes, the best of {len(self.searched)}", tried))
@@ -161,14 +160,30 @@ class Plan:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def row(name: str, value: str) -> str:
-            return f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+        parts = [(name, size_of(size), size) for name in _PARTS if (size := getattr(self, name))]
+        over = "" if self.fits else f"{self.total / self.capacity:.0%} of a device: does not fit"
+        drawn = [stacked(parts, self.capacity, over=over)]
+        for title, rows in self._lines():
+            shares = self._shares(title, len(rows))
+            lines = (line(row, _COLUMNS, share=share) for row, share in zip(rows, shares, strict=True))
+            drawn.append(section(title, lines, unfolded=len(rows) <= 8))
+        return page(self._title, drawn)
 
-        parts = [
-            f"<tr><th colspan=2>{html.escape(title)}</th></tr>{''.join(row(*r) for r in rows)}"
-            for title, rows in self._lines()
-        ]
-        return f"<p><b>{html.escape(self._title)}</b></p><table>{''.join(parts)}</table>"
+    def _shares(self, title: str, number: int) -> list[float | None]:
+        """The lengths of the bars beside a section's lines: memory of a device, bytes of all that moves."""
+        found: list[float | None] = [None] * number
+        if title == _MEMORY:
+            sizes = [size for name in _PARTS if (size := getattr(self, name))]
+            found = [size / self.capacity for size in (*sizes, self.total)]
+        elif title == _MOVED:
+            moved = [c.bytes for c in self.collectives if c.bytes]
+            found = [size / sum(moved) for size in moved]
+        return found
+
+
+_PARTS = ("weights", "optimizer", "gradients", "activations", "cache", "inputs")
+_MEMORY, _MOVED = "bytes per device", "between devices, per step and device"
+_COLUMNS = "minmax(220px,1fr) minmax(260px,1.4fr) 180px"
 
 
 def _axes(mesh: Mapping[str, int]) -> str:
