@@ -105,7 +105,8 @@ def attempt(kind: str, model_type: str, name: str, dynamic: bool | None, reached
                     raise ValueError(f"{key}: not finite in one of the two")
                 gaps.append(np.abs(np.where(fine, a - b, 0)).max(initial=0))
                 scales.append(np.abs(np.where(fine, b, 0)).max(initial=0))
-            report[which] = float(max(g / max(s, 1) for g, s in zip(gaps, scales, strict=True)))
+            report[which] = float(max(g / (s or 1) for g, s in zip(gaps, scales, strict=True)))
+            report["outputs"] = [len(scales), float(min(scales))]  # how many, and the largest entry of the smallest
             break  # the example's own size says nothing more
         report["ran"] = True
     except BaseException as error:

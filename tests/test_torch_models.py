@@ -1,6 +1,7 @@
 """Modules of transformers converted by `ef.from_torch(module, example_inputs)`, beside torch and beside the native family."""
 
 import functools
+import importlib
 import json
 
 import jax
@@ -10,6 +11,7 @@ import torch
 import transformers as T
 
 import easyfn as ef
+from easyfn.io.torch import delta
 
 TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
 SEPARATE = {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": False}
@@ -141,6 +143,29 @@ def test_numbers_gradients_adapters_and_quantized_files_are_the_natives(name, tm
     one, two = (load_file(folder / "model.safetensors") for folder in folders)
     assert set(one) == set(two) and all((one[k] == two[k]).all() for k in one)
     np.testing.assert_allclose(*(SCORES(ef.load(f, progress=False), given) for f in folders), atol=1e-4)
+
+
+DELTA = {"hidden_size": 16, "linear_conv_kernel_dim": 3, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+         "linear_key_head_dim": 4, "linear_value_head_dim": 6}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["qwen3_next.Qwen3NextGatedDeltaNet", "kimi_linear.KimiLinearDeltaAttention"])
+def test_a_delta_rule_is_one_operator_at_any_length(name):
+    file, cls = name.split(".")
+    module = importlib.import_module(f"transformers.models.{file}.modeling_{file}")
+    before = {k: getattr(module, k) for k in delta.NAMES if hasattr(module, k)}
+    config = T.Qwen3NextConfig(**DELTA) if "qwen" in file else T.KimiLinearConfig(
+        hidden_size=16, linear_num_heads=2, linear_head_dim=6, num_hidden_layers=1, layer_types=["linear_attention"])  # fmt: skip
+    torch.manual_seed(0)
+    layer = getattr(module, cls)(config, 0).eval()
+    torch.nn.init.normal_(layer.A_log if "qwen" in file else layer.forget_gate.A_log, std=0.3)
+    model = ef.from_torch(layer, {"hidden_states": torch.randn(2, 7, 16)})
+    assert model.config.graph.operators()["easyfn.delta_rule.default"] == 1 and len(model.config.graph.nodes) < 120
+    x = torch.randn(3, 70, 16)
+    with torch.no_grad():
+        wanted = layer(hidden_states=x)
+    np.testing.assert_allclose(ef.forward(model, hidden_states=x.numpy()), wanted, atol=1e-5)
+    assert before and before == {k: getattr(module, k) for k in before}
 
 
 def test_generating_is_refused_in_words():

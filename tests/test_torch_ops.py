@@ -361,6 +361,28 @@ def test_rows_of_experts(sizes):
     same(wanted, run(*(jax.numpy.asarray(v) for v in (x.numpy(), w.numpy(), ends))))
 
 
+def delta_rule(q, k, v, g, beta):
+    """The rule as it is written, token by token."""
+    state, out = q.new_zeros(q.shape[0], *k.shape[2:], v.shape[-1]), []
+    for i in range(q.shape[1]):
+        decay = g[:, i] if g.ndim == 4 else g[:, i, :, None]
+        state = state * decay.exp()[..., None]
+        told = torch.einsum("bhkv,bhk->bhv", state, k[:, i])
+        state = state + k[:, i][..., None] * ((v[:, i] - told) * beta[:, i][..., None])[:, :, None]
+        out.append(torch.einsum("bhkv,bhk->bhv", state, q[:, i]))
+    return torch.stack(out, 1) if out else torch.zeros_like(v)
+
+
+@pytest.mark.parametrize("by_channel", [False, True])
+@pytest.mark.parametrize("rows,length", [(2, 1), (1, 70), (0, 3), (2, 0)])
+def test_the_delta_rule_of_several_chunks(rows, length, by_channel):
+    shape, unit = (rows, length, 2), torch.nn.functional.normalize
+    q, k, v = t(*shape, 4), unit(t(*shape, 4, seed=1), dim=-1), t(*shape, 3, seed=2)
+    g, beta = -t(*shape, *([4] if by_channel else []), seed=3).abs(), torch.sigmoid(t(*shape, seed=4))
+    run = ef.torch_op["easyfn.delta_rule.default"].function
+    same(delta_rule(q, k, v, g, beta), run(*(jax.numpy.asarray(x.numpy()) for x in (q, k, v, g, beta))))
+
+
 def test_what_depends_on_values_is_refused_in_words():
     with pytest.raises(TypeError, match=r"x\[mask\] has as many entries"):
         both(A.index.Tensor, t(3), [t(3) > 0])

@@ -11,6 +11,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .delta import define as define_delta_rule
+
 _library: list[Any] = []
 
 
@@ -26,6 +28,7 @@ def operators(torch: Any) -> Any:
         library.impl("stop_gradient", lambda x: x.clone(), "CompositeExplicitAutograd")
         library.define("grouped_linear(Tensor x, Tensor weight, Tensor ends) -> Tensor")
         library.impl("grouped_linear", lambda x, w, ends: x.new_empty(x.shape[0], w.shape[1]), "Meta")
+        define_delta_rule(library)
         _library.append(library)
     return torch.ops.easyfn
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .delta import one_operator
 from .experts import followed
 
 
@@ -49,7 +50,7 @@ def prepared(module: Any, fixed: dict[str, Any]) -> Iterator[None]:
     modes = [(m, m.training) for m in module.modules()]
     before: list[tuple[Any, str, Any]] = []
     hf = hasattr(getattr(module, "config", None), "to_diff_dict")
-    with followed(torch, module) if hf else contextlib.nullcontext("") as experts:
+    with one_operator(torch, module), followed(torch, module) if hf else contextlib.nullcontext("") as experts:
         try:
             module.eval()
             for owner, name, value in _settings(module, fixed, experts) if hf else ():

@@ -7,6 +7,7 @@ from . import (
     layers as layers,
     make as make,
     products as products,
+    recurrent as recurrent,
     reduce as reduce,
     resize as resize,
     shape as shape,
