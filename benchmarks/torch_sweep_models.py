@@ -74,6 +74,7 @@ OWN: dict[str, dict[str, Any]] = {
               "depths": [1, 1, 1], "key_dim": [8] * 3, "down_ops": [["Subsample", 8, 2, 4, 2, 2], ["Subsample", 8, 4, 4, 2, 2]]},
     "mobilevitv2": {"patch_size": 2, "image_size": 64, "base_attn_unit_dims": [16, 24, 32], "n_attn_blocks": [1, 1, 1]},
     "mobilevit": {"patch_size": 2, "image_size": 64},
+    "shieldgemma2": {"yes_token_index": 5, "no_token_index": 6},
     "siglip2": {"vision_config": {"num_patches": 16}},
 }  # fmt: skip
 NAMES = ("id2label", "label2id", "rope", "quantization", "text_encoder_rope")
@@ -156,6 +157,12 @@ def inputs_for(torch: Any, module: Any, rows: int, length: int, images: bool = T
     out = {}
     if main == "pixel_values" or ("pixel_values" in names and "input_ids" not in names):
         out["pixel_values"] = pixels(torch, config, rows)
+        if "spatial_shapes" in names:  # patches of pictures of several sizes
+            vision = getattr(config, "vision_config", config)
+            wide = vision.num_channels * vision.patch_size**2
+            out["pixel_values"] = torch.randn(rows, vision.num_patches, wide)
+            out["pixel_attention_mask"] = torch.ones(rows, vision.num_patches, dtype=torch.long)
+            out["spatial_shapes"] = torch.full((rows, 2), int(vision.num_patches**0.5))
     elif main in ("input_features", "input_values"):
         wide = getattr(config, "num_mel_bins", None) or getattr(config, "feature_size", None) or 16
         out[main] = torch.randn(rows, 400 + 40 * length) if main == "input_values" else torch.randn(rows, wide, 64)

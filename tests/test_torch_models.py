@@ -145,6 +145,28 @@ def test_numbers_gradients_adapters_and_quantized_files_are_the_natives(name, tm
     np.testing.assert_allclose(*(SCORES(ef.load(f, progress=False), given) for f in folders), atol=1e-4)
 
 
+def test_a_module_without_numbers_is_an_abstract_model():
+    config = T.LlamaConfig(**{**LLAMA, "num_hidden_layers": 1})
+    with torch.device("meta"):
+        module = T.LlamaForCausalLM(config)
+    model = ef.from_torch(module, batch("llama", 2, 7), dtype="bfloat16")
+    assert {type(leaf) for leaf in jax.tree.leaves(model)} == {jax.ShapeDtypeStruct}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(model)} == {"bfloat16"}
+    assert module.model.rotary_emb.inv_freq.is_meta  # put back
+    real, other = T.LlamaForCausalLM(config).eval(), batch("llama", 3, 9)
+    with torch.no_grad():
+        wanted = real(**other).logits
+    given = ef.from_state_dict(model.config, real.state_dict())
+    np.testing.assert_allclose(ef.forward(given, **arrays(other)).logits, wanted, atol=1e-5)
+    part = torch.nn.Sequential(torch.nn.Linear(2, 2, device="meta"))
+    part.register_buffer("table", torch.ones(2, device="meta"), persistent=False)
+    with pytest.raises(ValueError, match="table are on meta, and no file holds"):
+        ef.from_torch(part, (torch.ones(3, 2),))
+    part.append(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"others are not: 1\.weight"):
+        ef.from_torch(part, (torch.ones(3, 2),))
+
+
 DELTA = {"hidden_size": 16, "linear_conv_kernel_dim": 3, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
          "linear_key_head_dim": 4, "linear_value_head_dim": 6}  # fmt: skip
 

@@ -13,6 +13,7 @@ from ..dtypes import to_numpy
 from .decompose import INLINED, drop_dropout, is_plain
 from .experts import operators
 from .graph import DType, Graph, Input, Node, Ref, missing_operators
+from .meta import without_numbers
 from .ops import torch_op
 from .prepare import example_dict, prepared
 from .roles import dtype_name, refs_in, task_named, weights_of
@@ -51,7 +52,9 @@ def export(module: Any, example_inputs: Any, *, dynamic: Any = None) -> tuple[Gr
             return tuple(found)
 
     hold = operators(torch).stop_gradient.default  # decomposing makes of `detach` an `alias`, and of `no_grad` nothing
-    with prepared(module, fixed):
+    with prepared(module, fixed), without_numbers(torch, module) as numbers:
+        if numbers is not None:
+            tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
         program = _export(torch, Whole(), tensors, dynamic)
     drop_dropout(torch, program.graph_module)
     _mark_detached(torch, program.graph_module, hold)
@@ -62,7 +65,7 @@ def export(module: Any, example_inputs: Any, *, dynamic: Any = None) -> tuple[Gr
                 table.pop(overload)
         with _quiet(torch):
             program = program.run_decompositions(table)
-    return _graph(torch, module, program, structure[0], list(tensors))
+    return _graph(torch, module, program, structure[0], list(tensors), numbers or {})
 
 
 def _export(torch: Any, whole: Any, tensors: Mapping[str, Any], dynamic: Any) -> Any:
@@ -165,7 +168,9 @@ def _tensors_in(value: Any, torch: Any) -> bool:
 # ---- the exported program as data
 
 
-def _graph(torch: Any, module: Any, program: Any, structure: Any, asked: list[str]) -> tuple[Graph, dict[str, Any]]:
+def _graph(
+    torch: Any, module: Any, program: Any, structure: Any, asked: list[str], numbers: Mapping[str, Any]
+) -> tuple[Graph, dict[str, Any]]:
     names, aliases = own_names(module)
     signature = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     kinds = torch.export.graph_signature.InputKind
@@ -187,7 +192,7 @@ def _graph(torch: Any, module: Any, program: Any, structure: Any, asked: list[st
         elif spec.kind in (kinds.PARAMETER, kinds.BUFFER, kinds.CONSTANT_TENSOR):
             source = program.state_dict if spec.target in program.state_dict else program.constants
             constant_of[node] = len(constants)
-            constants.append(np.array(to_numpy(source[spec.target])))
+            constants.append(np.array(to_numpy(numbers.get(target, source[spec.target]))))
         else:
             raise ExportError(f"from_torch: the program takes a {spec.kind}, which is no tensor")
     values: dict[Any, Any] = {node: Ref(n) for n, (node, _) in enumerate(inputs)}

@@ -9,7 +9,7 @@ import numpy as np
 from ...config.config import numbers
 from ...registry.family import family_of
 from ..build import from_state_dict
-from ..configs import read_config
+from ..configs import abstract, read_config
 from ..dtypes import to_numpy
 from ..save import architecture_of, config_json
 from ..weights import entries
@@ -115,7 +115,8 @@ def from_torch(
     names of the arguments of `module.forward`, or a tuple in their order; numbers, booleans and `None` among them are
     fixed. Of `dynamic` axes the size may differ from the example's: by default the batch, and every axis of arrays with up
     to three, as far as the module allows; `{"x": (0, 2)}` names them, `False` fixes all. Give examples whose dynamic sizes
-    are at least 2 and differ from each other. See docs/torch.md.
+    are at least 2 and differ from each other. A module on torch's `meta` device becomes an abstract model, of
+    `jax.ShapeDtypeStruct`, for `ef.from_state_dict(model.config, tensors)`. See docs/torch.md.
 
     Raises `NotImplementedError` for an operator that easyfn does not know, with the way to teach it ([`easyfn.torch_op`][]),
     and `ValueError` where `torch.export` cannot follow the module.
@@ -156,7 +157,7 @@ def config_of(module: Any) -> tuple[dict[str, Any], Any]:
 
 
 def _convert(module: Any, example_inputs: Any, dynamic: Any, dtype: Any, more: dict[str, Any]) -> Any:
-    """The `Program` of a module, its tensors copied."""
+    """The `Program` of a module, its tensors copied; of one on `meta`, without numbers."""
     _torch("from_torch")
     from .export import export
     from .interpret import config_of as program_config
@@ -165,6 +166,10 @@ def _convert(module: Any, example_inputs: Any, dynamic: Any, dtype: Any, more: d
     known = hasattr(module, "config") and hasattr(module.config, "to_diff_dict")
     data, generation = config_of(module) if known else (None, None)
     config = program_config(graph, data, generation)
+    if any(tensor.is_meta for tensor in tensors.values()):
+        if more:
+            raise ValueError(f"from_torch: a module on meta has no numbers for {', '.join(more)}")
+        return abstract(config, dtype=dtype)
     return from_state_dict(config, tensors, dtype=dtype, **more)
 
 
