@@ -263,6 +263,28 @@ def test_quantize_while_loading(folders, tmp_path, stack):
 
 
 @pytest.mark.parametrize(
+    "name, methods",
+    [  # rows of one matrix; `(experts, out, in)`; `(experts, in, out)`
+        ("dbrx", ["8bit", "nf4", "fp8"]),
+        ("granitemoe", ["8bit", "int4"]),
+        ("gpt_oss", ["nf4"]),
+    ],
+)
+def test_quantized_experts_that_a_file_has_in_one_tensor(name, methods, tmp_path):
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_local_experts": 3, "num_hidden_layers": 2}
+    sizes |= {"num_experts_per_tok": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    if name == "dbrx":
+        experts = ef.models.dbrx.DbrxFFNConfig(ffn_hidden_size=64, moe_num_experts=3)
+        sizes = {"d_model": 64, "n_heads": 2, "n_layers": 2, "ffn_config": experts}
+    known = ef.families()[name]
+    model = ef.init(known.config(vocab_size=40, **sizes), key=jax.random.key(0))
+    for method in methods:
+        quantized = ef.quantize(model, method)
+        ef.save(ef.stack(quantized), tmp_path / method)
+        assert_same(ef.load(tmp_path / method), quantized)
+
+
+@pytest.mark.parametrize(
     ("name", "today", "older"),
     [
         ("t5", "shared.weight", "decoder.embed_tokens.weight"),

@@ -22,7 +22,7 @@ from ..io.formats import Packed, register
 from ..names.rules import Tensors
 from .int8 import Int8
 from .nf4 import LEVELS, NESTED, NF4, aligned, dynamic_map, scales_of
-from .pieces import cut, dense_dtype, join, quantized
+from .pieces import cut, dense_dtype, flat, join, quantized
 from .product import replace
 
 STATE = "quant_state.bitsandbytes__"
@@ -124,12 +124,15 @@ def _four_bit(path: str, parts: list[np.ndarray], dtype: Any) -> NF4:
 
 def write(source: Tensors, weight: Any) -> dict[str, Any]:
     """The tensors that hold a weight, or one layer of a stacked one (see `easyfn.io.formats.Writer`)."""
-    if (count := source.together) > 1:
-        crossed = f"{source.path}: the file holds it in {count} pieces, and its blocks of 4 bits cross them; use ef.dequantize"
+    experts = len(source.shape) == 3 and not source.experts  # all in one tensor: their rows are those of one matrix
+    if (count := source.together) > 1 or experts:
+        what = f"in {count} pieces" if count > 1 else "with the rows of all experts in one"
+        crossed = f"{source.path}: the file holds it {what}, and its blocks of 4 bits cross them; use ef.dequantize"
         weight = _by_row(weight, crossed)
     pieces = cut(source, weight)
     out: dict[str, Any] = {}
-    for name, piece in zip(source.names, pieces, strict=True):
+    for name, whole in zip(source.names, pieces, strict=True):
+        piece = flat(source, whole)
         out |= _int8_tensors(name, piece) if isinstance(piece, Int8) else _four_bit_tensors(name, piece)
     return out
 

@@ -35,7 +35,7 @@ from .gptq import unpack
 from .grouped import Grouped, grouped, integer_codes
 from .int8 import Int8
 from .micro import Micro
-from .pieces import by_row, cut, dense_dtype, join, quantized
+from .pieces import by_row, cut, dense_dtype, flat, join, quantized
 from .schemes import Rules, Scheme, activations_of, block_of, group_size, read_settings, why_not, write_scheme
 
 PARTS = ("packed", "scale", "zero_point", "global_scale", "g_idx", "shape")
@@ -212,8 +212,9 @@ def write(source: Tensors, weight: Any) -> dict[str, Any]:
     pieces = cut(source, weight)
     out: dict[str, Any] = {}
     for name, piece in zip(source.names, pieces, strict=True):
-        write_one: Any = _integer_tensors if isinstance(piece, (Int8, Grouped)) else _float_tensors
-        out |= {f"{name}_{part}" if part else name: value for part, value in write_one(piece).items()}
+        integers = isinstance(piece, (Int8, Grouped))
+        each = _integer_tensors(flat(source, piece)) if integers else _float_tensors(piece)
+        out |= {f"{name}_{part}" if part else name: value for part, value in each.items()}
         if isinstance(piece, FP8) and piece.input_scale is not None:
             out[f"{name.rpartition('.')[0]}.input_scale"] = piece.input_scale.reshape(1)
     return out
@@ -270,8 +271,9 @@ def settings(model: Any) -> dict[str, Any]:
         for path in expand(found.path):
             source = names[path]
             if number is not None and source.transposed:
+                what = "no Conv1D" if len(source.shape) == 2 else "no experts that plain files hold as (in, out)"
                 raise ValueError(
-                    f"save: {path} is {format_of(found.weight)}, and compressed-tensors reads no Conv1D. Methods that "
+                    f"save: {path} is {format_of(found.weight)}, and compressed-tensors reads {what}. Methods that "
                     "it can be saved in: 8bit, nf4, fp4; or save ef.dequantize(model)"
                 )
             own = (path, *source.names) if source.plain else source.names

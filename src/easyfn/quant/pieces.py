@@ -1,4 +1,5 @@
-"""One weight of a slot from several matrices of a file, and back: experts one by one, the parts of a fused matrix."""
+"""One weight of a slot from several matrices of a file, and back: experts one by one or row after row, the parts of a fused
+matrix."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.weight import shape_of
+from ..names.layout import in_rows
 from ..names.rules import Tensors
 from .fp8 import FP8, spread
 from .micro import Micro
@@ -36,6 +38,11 @@ def join(source: Tensors, weights: Sequence[Any]) -> Any:
     """
     if source.plain or source.transposed:
         weight = weights[0]
+        if len(source.shape) == 3 and len(shape_of(weight)) == 2:
+            weight = _each(source, weight)
+    elif in_rows(source.layout):
+        _alike(source, weights)
+        weight = jax.tree.map(lambda *leaves: np.concatenate(leaves, 1), *[_each(source, w) for w in weights])
     elif source.experts:
         per = source.together
         each = [_rows(source, weights[e * per : (e + 1) * per], source.axis - 1) for e in range(source.shape[0])]
@@ -59,7 +66,56 @@ def cut(source: Tensors, weight: Any) -> list[Any]:
     if source.experts:
         each = [jax.tree.map(lambda leaf, e=e: leaf[e], weight) for e in range(source.shape[0])]
         return [piece for one in each for piece in _pieces(source, one, source.together, source.axis - 1)]
+    if in_rows(source.layout):
+        each = [jax.tree.map(lambda leaf, e=e: leaf[e], weight) for e in range(source.shape[0])]
+        cuts = [_pieces(source, one, len(source.names), 0) for one in each]
+        return [_after_another(source, own) for own in zip(*cuts, strict=True)]
     return _pieces(source, weight, len(source.names), source.axis)
+
+
+def flat(source: Tensors, weight: Any) -> Any:
+    """A weight as one matrix: of experts `(experts, out, in)` the rows, one expert after the other, as `join` takes them.
+
+    For layouts of matrices, where a plain file has all experts in one tensor.
+    """
+    if len(shape_of(weight)) < 3:
+        return weight
+    return _after_another(source, [jax.tree.map(lambda leaf, e=e: leaf[e], weight) for e in range(source.shape[0])])
+
+
+def _after_another(source: Tensors, weights: Sequence[Any]) -> Any:
+    """The matrices of all experts as one; what a row does not have for itself must be the same in all."""
+    rows = shape_of(weights[0])[0]
+    crossed = isinstance(weights[0], FP8) and weights[0].block[0] > 1 and rows % weights[0].block[0] != 0
+    first, *rest = jax.tree.leaves(weights[0]), *map(jax.tree.leaves, weights[1:])
+    for n, leaf in enumerate(first):
+        own = leaf.shape[0] > 1 or rows == 1
+        if crossed or not (own or all(np.array_equal(other[n], leaf) for other in rest)):
+            raise ValueError(
+                f"{source.path}: the file holds the rows of all experts in one matrix, and scales belong to several rows, or "
+                "to no row; use ef.dequantize, or quantize it to 8bit"
+            )
+
+    def one(*leaves: Any) -> Any:
+        if leaves[0].shape[0] == 1 < rows:
+            return leaves[0]
+        return (np if isinstance(leaves[0], np.ndarray) else jnp).concatenate(leaves)
+
+    return jax.tree.map(one, *weights)
+
+
+def _each(source: Tensors, weight: Any) -> Any:
+    """The inverse of `flat`, of NumPy's arrays: a single row belongs to every expert."""
+    experts, rows = source.shape[0], shape_of(weight)[0]
+    if rows % experts:
+        raise ValueError(f"{source.path}: {rows} rows are not those of {experts} experts")
+    one = rows > 1
+    each = lambda leaf: (
+        np.broadcast_to(leaf, (experts, *leaf.shape))
+        if one and leaf.shape[0] == 1
+        else leaf.reshape(experts, -1, *leaf.shape[1:])
+    )
+    return jax.tree.map(each, weight)
 
 
 def _pieces(source: Tensors, weight: Any, count: int, axis: int) -> list[Any]:
