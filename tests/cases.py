@@ -203,7 +203,8 @@ def port(hf: Any, task: str = "causal-lm", dtype: Any = None) -> Any:
         else:
             new[path] = found.join([held[n] for n in found.names])
         assert new[path].shape == found.shape, (path, new[path].shape, found.shape)
-        new[path] = jax.numpy.asarray(new[path], dtype if new[path].dtype.kind == "f" else jax.numpy.int32)
+        kind = (dtype or new[path].dtype) if new[path].dtype.kind == "f" else np.int32
+        new[path] = jax.device_put(np.array(new[path], kind))  # jnp.asarray would compile a program for each shape
     return replace(model, new)
 
 

@@ -71,4 +71,4 @@ def load_params(like: Any, path: Any) -> Any:
     ]
     if problems:
         raise LoadError(file, sorted(problems))
-    return replace(like, {name: jnp.asarray(read(infos[name])) for name in wanted})
+    return replace(like, {name: jax.device_put(read(infos[name])) for name in wanted})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -75,7 +76,7 @@ def _read_prompt(model: Any, config: Mapping[str, Any], left: Tensors, dtype: An
     width = input_embeddings(model).weight.shape[1]
     if tokens.ndim != 2 or tokens.shape[1] != width:
         return model, [f"{NAME} has shape {tokens.shape}, and the model's embeddings are {width} wide"]
-    return Prompt(model, jnp.asarray(tokens)), []
+    return Prompt(model, jax.device_put(tokens)), []
 
 
 def _read_prefix(model: Any, config: Mapping[str, Any], left: Tensors, dtype: Any) -> tuple[Any, list[str]]:
@@ -89,7 +90,7 @@ def _read_prefix(model: Any, config: Mapping[str, Any], left: Tensors, dtype: An
             f"{(count, layers * 2 * heads * width)}"
         ]
     both = np.transpose(flat.reshape(count, layers, 2, heads, width), (1, 2, 3, 0, 4))
-    return Prefix(model, jnp.asarray(both[:, 0]), jnp.asarray(both[:, 1])), []
+    return Prefix(model, jax.device_put(both[:, 0]), jax.device_put(both[:, 1])), []
 
 
 def _register(name: str, cls: type, write: Any, take: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -66,7 +67,7 @@ class Reader:
         return None if found is None else read(self.left.pop(found))
 
     def cast(self, x: np.ndarray) -> Any:
-        return jnp.asarray(x if self.dtype is None else x.astype(jnp.dtype(self.dtype)))
+        return jax.device_put(x if self.dtype is None else x.astype(jnp.dtype(self.dtype)))
 
     # --- weights and rows that train as they are
 

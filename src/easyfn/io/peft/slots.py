@@ -212,7 +212,7 @@ def _reader(
             errors.append(f"the file holds no {config['peft_type']} tensors that fit the model")
         if errors:
             return model, errors
-        cast = lambda x: jnp.asarray(x if dtype is None else x.astype(jnp.dtype(dtype)))
+        cast = lambda x: jax.device_put(x if dtype is None else x.astype(jnp.dtype(dtype)))
         once = {id(x): cast(x) for w in adapter.values() for x in arrays(w).values()}  # what is shared stays so
         placed = {
             p: dataclasses.replace(w, **{n: once[id(x)] for n, x in arrays(w).items()}) for p, w in adapter.items()
