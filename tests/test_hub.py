@@ -13,6 +13,8 @@ from urllib.parse import unquote
 
 import pytest
 
+import easyfn as ef
+
 TOKEN = "hf_a_token_for_this_test"
 
 
@@ -269,3 +271,14 @@ def test_push_and_load_online_then_offline(hub, tmp_path):
     assert not any("pytorch_model.bin" in line for line in hub.log if "resolve" in line)
     hub.shutdown()
     run(OFFLINE, tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+
+
+def test_no_network_is_told_at_once(monkeypatch, tmp_path):
+    """The hub is tried once: huggingface_hub's own tries take 23 s."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    for name, options in {"nothere": {}, "user/name": {"gguf_file": "model.gguf"}}.items():
+        with pytest.raises(FileNotFoundError, match=f"'{name}' is no local folder.*could not be asked"):
+            ef.load(name, cache_dir=tmp_path, **options)
+    assert not waits

@@ -62,6 +62,7 @@ def _fetch_gguf(repo: str, name: str, options: dict[str, Any]) -> Path:
 
     found = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", name)
     names = [name] if found is None else [f"{found[1]}-{n:05d}-of-{found[2]}.gguf" for n in range(1, int(found[2]) + 1)]
+    _reach(repo, names[0], options)
     files = []
     for each in names:
         files.append(Path(hf_hub_download(repo, each, **options)))
@@ -83,13 +84,11 @@ def _fetch(repo: str, weights: bool, progress: bool, options: dict[str, Any]) ->
         RepositoryNotFoundError,
     )
 
+    _reach(repo, CONFIG, options)
     try:
         folder = Path(hf_hub_download(repo, CONFIG, **options)).parent
     except LocalEntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{repo!r} is no local folder, it is not in the cache of the hub, and the hub could not be asked "
-            f"(offline, or local_files_only=True): {error}"
-        ) from error
+        raise _not_reached(repo, error) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise FileNotFoundError(
             f"{repo!r} is neither a local folder nor a repository that the hub shows to you (a private or gated one "
@@ -127,6 +126,35 @@ def _fetch(repo: str, weights: bool, progress: bool, options: dict[str, Any]) ->
         snapshot_download(repo, allow_patterns=names, **options, **bar)
         return folder
     raise LoadError(repo, [_instead(repo, options)])
+
+
+def _reach(repo: str, name: str, options: dict[str, Any]) -> None:
+    """Asks the hub once for a file that no cache has: huggingface_hub would try for 23 s where there is no network."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    revision = options.get("revision")
+    try:
+        if options.get("local_files_only") or try_to_load_from_cache(
+            repo, name, cache_dir=options.get("cache_dir"), revision=revision
+        ):
+            return
+        get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), token=options.get("token"))
+    except (HfHubHTTPError, HFValidationError):  # it answers: what it says is read below
+        return
+    except OSError as error:  # offline by a switch
+        raise _not_reached(repo, error) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2"):  # the client of the installed version
+            return
+        raise _not_reached(repo, error) from error
+
+
+def _not_reached(repo: str, error: Exception) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"{repo!r} is no local folder, it is not in the cache of the hub, and the hub could not be asked "
+        f"(offline, or local_files_only=True): {error}"
+    )
 
 
 def _silent() -> Any:
