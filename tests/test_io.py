@@ -591,7 +591,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("easyfn.io.save.write_json", full)
+    monkeypatch.setattr("easyfn.io.save.write_document", full)
     with pytest.raises(OSError, match="No space"):
         ef.save(tiny(num_hidden_layers=1), folder)
     monkeypatch.undo()

@@ -16,7 +16,7 @@ import pytest
 import easyfn as ef
 from easyfn.core import atomic
 from easyfn.io.checkpoint import one_version
-from easyfn.io.place import write_json
+from easyfn.io.place import write_document
 
 CONFIG = ef.models.LlamaConfig(
     vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
@@ -194,7 +194,7 @@ def test_a_full_disk_names_the_file(kind, most, file, tmp_path):
     save(tmp_path)
     assert len(contents(tmp_path)) == len(before)  # what the failed one left is gone
     with full(0), pytest.raises(OSError, match=r"config\.json"):
-        write_json(tmp_path / "config.json", {})
+        write_document(tmp_path / "config.json", {})
 
 
 # --- training states

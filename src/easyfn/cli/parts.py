@@ -30,6 +30,23 @@ def tokenizer_of(checkpoint: str) -> Any:
         raise SystemExit(f"easyfn: {error}, with --ids where the command has it") from None
 
 
+_TEXTS = (
+    *("*token*.json", "*.jinja", "additional_chat_templates/*.jinja", "vocab.*", "merges.txt", "*.model"),
+    *("*processor_config.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+)
+
+
+def files_of(checkpoint: str) -> str:
+    """The folder of a checkpoint's tokenizer and what goes with it, or its `.gguf` file."""
+    from pathlib import Path
+
+    if Path(checkpoint).exists():
+        return checkpoint
+    import huggingface_hub
+
+    return huggingface_hub.snapshot_download(checkpoint, allow_patterns=list(_TEXTS))
+
+
 def copy_texts(source: str, target: str) -> None:
     """What belongs to the words of a checkpoint: its tokenizer, chat template and preprocessor, beside a model made of it."""
     import shutil
@@ -38,12 +55,22 @@ def copy_texts(source: str, target: str) -> None:
 
     import easyfn as ef
 
+    if not is_first():
+        return
     if source.endswith(".gguf"):
         try:
             ef.gguf_tokenizer(source).save(str(Path(target) / "tokenizer.json"))
         except (ImportError, ValueError) as error:
             print(f"easyfn: no tokenizer.json was written: {error}", file=sys.stderr)
-    elif Path(source).is_dir() and is_first():
-        for pattern in ("*token*.json", "*.jinja", "vocab.*", "merges.txt", "*.model", "*processor_config.json"):
-            for path in Path(source).glob(pattern):
-                shutil.copy(path, target)
+        return
+    if "://" in source:
+        return
+    try:
+        folder = Path(files_of(source))
+    except OSError as error:
+        print(f"easyfn: no tokenizer was written: {error}", file=sys.stderr)
+        return
+    for path in (path for pattern in _TEXTS for path in folder.glob(pattern)):
+        place = Path(target) / path.relative_to(folder)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy(path, place)

@@ -18,10 +18,16 @@ MODEL = re.compile(
 )
 
 
-def write_json(path: Path, data: Any) -> None:
-    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
+def document(data: Any) -> bytes:
+    """The content of a file: bytes as they are, anything else as JSON."""
+    if isinstance(data, bytes):
+        return data
+    return (json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def write_document(path: Path, data: Any) -> None:
     with atomic.written(path) as file:
-        file.write(f"{text}\n".encode())
+        file.write(document(data))
 
 
 def put_in_place(new: Path, old: Path, ours: re.Pattern[str] = MODEL) -> None:

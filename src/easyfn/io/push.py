@@ -21,12 +21,14 @@ def push_to_hub(
     commit_description: str | None = None,
     dtype: Any = None,
     max_shard_size: int | str = "5GB",
+    tokenizer: Any = None,
 ) -> str:
     """Uploads a model as [`easyfn.save`][] writes it, in one commit; returns the commit's URL.
 
     The repository is created if there is none (`private` as asked). `revision` is a branch, created if need be;
-    `create_pr` opens a pull request instead of committing. Files of the repository that easyfn does not write are
-    kept; shards of the model that the new one no longer has are deleted in the same commit.
+    `create_pr` opens a pull request instead of committing. With `tokenizer`, as `save` takes it, its files are uploaded
+    too. Files of the repository that easyfn does not write are kept; shards of the model that the new one no longer has
+    are deleted in the same commit.
     """
     from huggingface_hub import HfApi
 
@@ -35,7 +37,7 @@ def push_to_hub(
     if revision is not None and not create_pr:
         api.create_branch(repo, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="easyfn-push-") as folder:
-        save(model, folder, dtype=dtype, max_shard_size=max_shard_size)
+        save(model, folder, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer)
         commit = api.upload_folder(
             repo_id=repo,
             folder_path=folder,

@@ -8,7 +8,6 @@ under names that no earlier model there has, and then what refers to them.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from ..core.multihost import same_number
 from ..names.part import Index, Runs, joined, runs
 from .checkpoint import CONFIG, GENERATION, INDEX, SINGLE, Files, LoadError
+from .place import document
 from .safetensors import BadFile, Info, bytes_of, parse_header, write_to
 from .sentence import MODULES, settings_files
 from .writing import Entry, index_of, write_all
@@ -132,7 +132,7 @@ def _read_group(store: Any, info: Info, found: Runs, group: slice, target: memor
 
 
 def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapping[str, Any], alone: bool) -> None:
-    """Writes a model behind a URL. `documents` are its JSON files, the config last.
+    """Writes a model behind a URL. `documents` are its other files (JSON, or bytes), the config last.
 
     Into an empty place the files come under their usual names, the config last: without it there is no model. Where one
     is already, the tensors come under new names; the index, which is one object and so is replaced at once, makes them
@@ -154,9 +154,8 @@ def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapp
 
     def finish() -> None:
         for name, data in documents.items():
-            text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
             store.makedirs(f"{path}/{name}".rpartition("/")[0], exist_ok=True)
-            store.pipe_file(f"{path}/{name}", text.encode())
+            store.pipe_file(f"{path}/{name}", document(data))
         store.invalidate_cache()
         for name in [str(f).rpartition("/")[2] for f in store.ls(path, detail=False)]:
             old_index = name == INDEX and INDEX not in documents

@@ -30,19 +30,26 @@ from .checkpoint import CONFIG, GENERATION, INDEX, SINGLE
 from .described import as_described
 from .dtypes import float_dtype
 from .formats import layout_of, writer_for
-from .place import put_in_place, write_json
+from .place import put_in_place, write_document
 from .plain import save_params
 from .remote import is_url, plain, save_remote
 from .safetensors import write
 from .sentence import sentence_files
 from .torch.files import program_files
 from .weights import Layer, each_weight, entries
+from .words import gguf_words, words_of
 from .writing import Entry, Shapes, index_of, nbytes, write_all
 
 
 @taught
 def save(
-    model: Any, directory: Any, *, dtype: Any = None, max_shard_size: int | str = "5GB", step: int | None = None
+    model: Any,
+    directory: Any,
+    *,
+    dtype: Any = None,
+    max_shard_size: int | str = "5GB",
+    step: int | None = None,
+    tokenizer: Any = None,
 ) -> Path | str:
     """Writes a model in Hugging Face's layout: what `transformers` reads, key for key and byte for byte.
 
@@ -53,6 +60,10 @@ def save(
     - `dtype`: of the floating point tensors, and of those that quantized weights stand for; `None` keeps each array's own.
     - `max_shard_size`: bytes per file, as a number or `"5GB"`, `"500MB"`; a larger model becomes several files.
     - `step`: write into `directory/checkpoint-{step}` instead, the name that transformers' Trainer uses.
+
+    - `tokenizer`: whose files are written beside: `"org/name"`, the folder or the `.gguf` file that the model came from
+      (tokenizer, chat template, preprocessor), a `tokenizers.Tokenizer`, or a tokenizer or processor of transformers. A
+      model is its weights and its config, so it does not know them by itself.
 
     **Returns** the folder written (a URL as it was given), or the file: to a `directory` that ends in `.gguf` the model is
     written as one file for llama.cpp (see [`easyfn.save_gguf`][]); to one that ends in `.safetensors`, any pytree is, each
@@ -89,11 +100,12 @@ def save(
 
         if step is not None:
             raise ValueError("save: a .gguf file has no step; write the step into its name")
-        return save_gguf(model, directory, dtype=dtype)
+        words = None if tokenizer is None else gguf_words(tokenizer, model.config.vocab_size)
+        return save_gguf(model, directory, dtype=dtype, metadata=words)
     if Path(directory).suffix == ".safetensors" and not Path(directory).is_dir():
-        if step is not None or dtype is not None:
+        if step is not None or dtype is not None or tokenizer is not None:
             raise ValueError(
-                "save: a single file takes no step= and no dtype=; ef.cast the model, and name the step in it"
+                "save: a single file takes no step=, dtype= or tokenizer=; ef.cast the model, and name the step in it"
             )
         return save_params(model, directory)
     if step is not None and operator.index(step) < 0:
@@ -106,7 +118,7 @@ def save(
     found = entries(model, dtype)
     as_described(model, known)
     shards = _shards(found, limit)
-    documents = _documents(model, known, found, shards)
+    documents = {**({} if tokenizer is None else words_of(tokenizer)), **_documents(model, known, found, shards)}
     alone = not spans(model)
     directory = plain(directory)
     if is_url(directory):
@@ -131,7 +143,7 @@ def save(
                 )
             for name, data in documents.items():
                 (folder / name).parent.mkdir(exist_ok=True)
-                write_json(folder / name, data)
+                write_document(folder / name, data)
             put_in_place(folder, target)
 
         write_all(shards, write_one, finish, alone)

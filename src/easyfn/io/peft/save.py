@@ -21,7 +21,7 @@ from ...lora import LoRA, Rows, adapter_names
 from ...names.rules import file_name
 from ...nn import CausalLM, head_logits, input_embeddings
 from ...registry.family import family_of
-from ..place import put_in_place, write_json
+from ..place import put_in_place, write_document
 from ..safetensors import write
 from .methods import method_of
 from .names import (
@@ -144,7 +144,7 @@ def _write(directory: Any, data: Mapping[str, Any], tensors: Mapping[str, np.nda
 
         def put() -> None:
             write(new / WEIGHTS, shapes, (tensors[name] for name in shapes), {"format": "pt"})
-            write_json(new / CONFIG, data)
+            write_document(new / CONFIG, data)
             put_in_place(new, folder.resolve(), _OURS)
 
         first(put, "save_adapter", alone)
