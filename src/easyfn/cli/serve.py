@@ -71,7 +71,7 @@ def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
     """Loads, compiles, and opens the door."""
     import easyfn as ef
 
-    from .parts import tokenizer_of
+    from .parts import files_of, tokenizer_of
 
     path = Path(args.checkpoint)
     name = args.model_name or (path.resolve().name if path.exists() else args.checkpoint)
@@ -79,10 +79,17 @@ def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
     if key is None and not _loopback(args.host):
         print(f"easyfn serve: {args.host} is open to others, and there is no --api-key", file=sys.stderr)
     print(f"loading {args.checkpoint}; {address}/health says when it is ready", flush=True)
-    folder = _files_of(args.checkpoint)
+    folder = files_of(args.checkpoint)
     tokenizer = tokenizer_of(folder)
     template = ef.serve.chat_template(folder, file=args.chat_template)
     model = ef.load(args.checkpoint, dtype=args.dtype, quantize=args.quantize)
+    if ef.task(model) == "sentence-embedding":
+        if args.adapter:
+            raise ValueError("--adapter is for models that generate; merge it first: easyfn convert --adapter")
+        options = {"api_key": key, "max_waiting": args.max_waiting, "length": args.max_model_length}
+        door.open(ef.serve.embeddings(model, tokenizer, model_name=name, **options), None)
+        print(f"{name} is served at {address}/v1/embeddings", flush=True)
+        return
     processor = None if args.no_images else _processor(folder, model)
     engine = ef.Engine(
         _adapted(model, args.adapter),
@@ -101,17 +108,6 @@ def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
         engine.warm_up()
     door.open(app, engine)
     print(f"{name} is served at {address}/v1", flush=True)
-
-
-def _files_of(checkpoint: str) -> str:
-    """The folder of a checkpoint's tokenizer, or its `.gguf` file."""
-    if Path(checkpoint).exists():
-        return checkpoint
-    import huggingface_hub
-
-    return huggingface_hub.snapshot_download(
-        checkpoint, allow_patterns=["*token*.json", "chat_template.jinja", "*processor*.json"]
-    )
 
 
 def _processor(folder: str, model: Any) -> Any:

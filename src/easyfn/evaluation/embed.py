@@ -40,10 +40,14 @@ def embed(
             f"ef.embed reads texts with a model of the task 'sentence-embedding', and this one's is {task(model)!r}: "
             "ef.load(path, task='sentence-embedding')"
         )
-    one = isinstance(texts, str)
-    every = [texts] if isinstance(texts, str) else list(texts)
-    own, limit = _cutter(tokenizer, length, model)
-    rows = [_ids(own, text, limit) for text in every]
+    reader = Reader(tokenizer, model, length)
+    if isinstance(texts, str):
+        return vectors(model, [reader.ids(texts)], batch_size)[0]
+    return vectors(model, [reader.ids(text) for text in texts], batch_size)
+
+
+def vectors(model: Any, rows: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:
+    """One vector for each row of token ids."""
     order = sorted(range(len(rows)), key=lambda n: len(rows[n]))
     found: list[Any] = [None] * len(rows)
     for start in range(0, len(rows), batch_size):
@@ -55,11 +59,9 @@ def embed(
         mask[len(part) :, 0] = 1
         for place, n in enumerate(part):
             ids[place, : len(rows[n])], mask[place, : len(rows[n])] = rows[n], 1
-        vectors = np.asarray(_vectors(model, ids, mask))
+        made = np.asarray(_vectors(model, ids, mask))
         for place, n in enumerate(part):
-            found[n] = vectors[place]
-    if one:
-        return found[0]
+            found[n] = made[place]
     return np.stack(found) if found else np.zeros((0, model.config.hidden_size), np.float32)
 
 
@@ -68,28 +70,30 @@ def _vectors(model: Any, ids: Any, mask: Any) -> Any:
     return forward(model, ids, attention_mask=mask).embeddings
 
 
-def _cutter(tokenizer: Any, length: int | None, model: Any) -> tuple[Any, int | None]:
-    """A tokenizer that neither cuts nor pads, beside the caller's own, and where to cut."""
-    limits = [length, getattr(model.config, "max_position_embeddings", None)]
-    if hasattr(tokenizer, "no_truncation"):
-        limits.insert(1, (tokenizer.truncation or {}).get("max_length"))
-        tokenizer = type(tokenizer).from_str(tokenizer.to_str())
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    return tokenizer, next((limit for limit in limits if limit), None)
+class Reader:
+    """A tokenizer beside the caller's own, which neither cuts nor pads, and the most tokens of a text: `limit`."""
 
+    def __init__(self, tokenizer: Any, model: Any, length: int | None = None) -> None:
+        limits = [length, getattr(model.config, "max_position_embeddings", None)]
+        if hasattr(tokenizer, "no_truncation"):
+            limits.insert(1, (tokenizer.truncation or {}).get("max_length"))
+            tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.limit: int | None = next((limit for limit in limits if limit), None)
 
-def _ids(tokenizer: Any, text: str, limit: int | None) -> list[int]:
-    """The tokens of a text, cut so that the special ones stay."""
-    found = tokenizer.encode(text)
-    if hasattr(found, "ids"):
-        ids, special = found.ids, found.special_tokens_mask
-    else:
-        ids = list(found)
-        special = tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)
-    if not ids:
-        raise ValueError(f"ef.embed: the tokenizer makes no token of {text!r}")
-    if limit is None or len(ids) <= limit:
-        return ids
-    behind = next(n for n, mark in enumerate(reversed(special)) if not mark)  # special tokens at the end
-    return ids[: limit - behind] + ids[len(ids) - behind :]
+    def ids(self, text: str, *, cut: bool = True) -> list[int]:
+        """The tokens of a text, cut so that the special ones stay."""
+        found = self._tokenizer.encode(text)
+        if hasattr(found, "ids"):
+            ids, special = found.ids, found.special_tokens_mask
+        else:
+            ids = list(found)
+            special = self._tokenizer.get_special_tokens_mask(ids, already_has_special_tokens=True)
+        if not ids:
+            raise ValueError(f"ef.embed: the tokenizer makes no token of {text!r}")
+        if not cut or self.limit is None or len(ids) <= self.limit:
+            return ids
+        behind = next(n for n, mark in enumerate(reversed(special)) if not mark)  # special tokens at the end
+        return ids[: self.limit - behind] + ids[len(ids) - behind :]

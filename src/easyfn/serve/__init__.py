@@ -2,7 +2,7 @@
 
 `body`, `messages`, `images` and `asked` read what a client wants; `service` is what the server knows of its model;
 `job` brings the engine's tokens to the client, `text` as text and `replies` as JSON; `app` is the application,
-`door` answers before there is one.
+`embeddings` another, of an encoder without an engine; `door` answers before there is one.
 """
 
 try:
@@ -14,3 +14,4 @@ from ..io.template import ChatTemplate as ChatTemplate
 from ..io.tokenizer import chat_template as chat_template
 from .app import app as app
 from .door import Door as Door
+from .embeddings import embeddings as embeddings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hmac
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..io.template import ChatTemplate
 from . import asked as reading
 from .asked import Asked
 from .body import parse, read
-from .errors import ApiError
+from .errors import ApiError, failed, key_of, no_page, refused
 from .images import Images
 from .job import Job, respond, submit
 from .replies import CHAT, COMPLETION, Shape
@@ -89,10 +88,7 @@ def app(
         chat_template = ChatTemplate(chat_template, **dict(getattr(tokenizer, "special_tokens_map", {})))
     service = Service(engine, tokenizer, model_name, chat_template, images)
 
-    def allowed(request: Request) -> None:
-        given = request.headers.get("authorization", "").encode("latin-1")  # the bytes that came
-        if api_key is not None and not hmac.compare_digest(given, f"Bearer {api_key}".encode()):
-            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+    allowed = key_of(api_key)
 
     def answers(read_body: Callable[[Any, Service], Asked], shape: Shape) -> Callable[[Request], Any]:
         def prepare(data: bytes) -> tuple[Asked, list[Any]]:
@@ -138,7 +134,7 @@ def app(
             Route("/health", health),
             Route("/metrics", metrics),
         ],
-        exception_handlers={ApiError: _refused, HTTPException: _no_page, Exception: _failed},
+        exception_handlers={ApiError: refused, HTTPException: no_page, Exception: failed},
         lifespan=lifespan,
     )
 
@@ -161,17 +157,3 @@ def _metrics(service: Service) -> str:
         full = f"easyfn_{name}{'_total' if counts else ''}"
         lines += [f"# TYPE {full} {'counter' if counts else 'gauge'}", f"{full} {value}"]
     return "\n".join(lines) + "\n"
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
-async def _no_page(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}").response()
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    return ApiError(500, "the server failed at this request; its log says why", code="internal").response()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import hmac
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 _KINDS = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
@@ -45,3 +48,28 @@ class ApiError(Exception):
 def bad(param: str, message: str, code: str | None = "invalid_value") -> ApiError:
     """A parameter that cannot be."""
     return ApiError(400, message, param=param, code=code)
+
+
+def key_of(api_key: str | None) -> Callable[[Request], None]:
+    """What refuses a request without the bearer token; `None` lets everybody in."""
+
+    def allowed(request: Request) -> None:
+        given = request.headers.get("authorization", "").encode("latin-1")  # the bytes that came
+        if api_key is not None and not hmac.compare_digest(given, f"Bearer {api_key}".encode()):
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    return allowed
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def no_page(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}").response()
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    return ApiError(500, "the server failed at this request; its log says why", code="internal").response()
