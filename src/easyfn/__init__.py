@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         multiple_choice as multiple_choice,
         perplexity as perplexity,
     )
+    from .evaluation.mteb import mteb_model as mteb_model
     from .forward.forward import forward as forward, init_cache as init_cache, pure as pure
     from .forward.paged import init_paged_cache as init_paged_cache
     from .forward.seq2seq import encode as encode
