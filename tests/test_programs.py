@@ -1,6 +1,6 @@
 """What the four main programs of a Llama compile to: operations, temporary bytes, copies. Exact where times are noisy.
 
-The bounds are what XLA makes of them in jaxlib 0.10.2, and a tenth more. A change that goes over one has made the program
+The bounds are what XLA makes of them in jaxlib 0.10.2 and 0.12.0, and a tenth more. A change that goes over one has made the program
 slower on every machine, or has a reason that is said here with the new number.
 """
 
@@ -27,13 +27,14 @@ class Bound(NamedTuple):
     flops: float  # of one forward of as many tokens
     temporary: int  # bytes
     moves: int  # copies and transposes of arrays
+    later: int  # the same from jaxlib 0.11 on, whose CPU compiler fuses fewer of them
 
 
 BOUNDS = {
-    "forward": Bound(PRODUCTS, 1.03, 470_000, 19),
-    "train": Bound(3 * PRODUCTS, 3.2, 5_030_000, 74),
-    "prefill": Bound(PRODUCTS, 1.12, 470_000, 21),  # against all slots of the cache
-    "decode": Bound(PRODUCTS, 1.2, 7_500, 12),
+    "forward": Bound(PRODUCTS, 1.03, 470_000, 19, 25),
+    "train": Bound(3 * PRODUCTS, 3.2, 5_030_000, 74, 75),
+    "prefill": Bound(PRODUCTS, 1.12, 470_000, 21, 27),  # against all slots of the cache
+    "decode": Bound(PRODUCTS, 1.2, 7_500, 12, 12),
 }
 
 
@@ -73,7 +74,7 @@ def test_is_no_more_than_it_was(programs, name):
     work = ef.flops(ef.abstract(CONFIG), BATCH, 1 if name == "decode" else LENGTH)
     assert 0.9 * work < program.cost_analysis()["flops"] < bound.flops * work
     assert memory.temp_size_in_bytes <= bound.temporary
-    assert count("copy", "transpose") <= bound.moves
+    assert count("copy", "transpose") <= (bound.moves if jax.__version_info__ < (0, 11) else bound.later)
     # Every array that is given up is written in place, but for scalars.
     given = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
     assert memory.alias_size_in_bytes >= 0.99 * given
