@@ -108,6 +108,8 @@ def test_names_exist(page):
                 break
     for target in re.findall(r"\]\(([^)#:]+\.(?:md|py))[)#]", text):
         assert (page.parent / target).exists(), f"{name(page)}: no {target}"
+    for picture in re.findall(r'(?:src|srcset)="([^":]+)"|!\[[^\]]*\]\(([^):]+)\)', text):
+        assert (page.parent / "".join(picture)).is_file(), f"{name(page)}: no picture {''.join(picture)}"
 
 
 @pytest.mark.quick("docs", "every public name is on one page")

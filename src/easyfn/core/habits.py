@@ -35,7 +35,7 @@ HABITS: dict[str, dict[str, str]] = {
         "use_safetensors": "leave it out: nothing else is read",
         "ignore_mismatched_sizes": "a head that the file lacks is drawn with key=jax.random.key(0) and task=",
         "subfolder": "give the path of the folder itself",
-        "max_memory": "ef.plan(path) says what fits where; mesh= and rules= place it",
+        "max_memory": "ef.plan(path, mesh=, batch=, sequence_length=) says what fits where; mesh= and rules= place it",
         "from_tf": "safetensors only",
         "name": "the path is the first argument",
     },

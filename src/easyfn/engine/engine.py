@@ -103,7 +103,11 @@ class Engine:
         runtime: Runtime = Runtime(),
     ) -> None:
         if not can_generate(model):
-            raise can_generate.missing(model, "An engine continues token ids, so it needs a language model.")
+            raise can_generate.missing(
+                model,
+                "An engine continues token ids, so it needs a language model. (Vectors of texts need no engine: ef.embed, "
+                "ef.serve.embeddings.)",
+            )
         for name, value in (("max_batch_size", max_batch_size), ("prefill_chunk", prefill_chunk)):
             if value < 1:
                 raise ValueError(f"Engine: {name}={value} must be at least 1")
