@@ -117,6 +117,7 @@ def _mark_detached(torch: Any, module: Any, hold: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet(torch: Any) -> Iterator[None]:
+    import io
     import logging
     import warnings
 
@@ -124,7 +125,8 @@ def _quiet(torch: Any) -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        # torch prints the graph of what it could not follow; the error says where
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
