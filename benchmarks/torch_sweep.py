@@ -5,7 +5,7 @@
 Each model is tried in a process of its own, with limits of time and memory. One line of JSON a type: `built` (could a
 config be shrunk and the model run in torch), `exported`, `ran`, the largest difference beside the largest output, at a
 size that is not the example's where the program allows one, operators that are missing, and the error of what failed.
-`--table sweep.jsonl` prints the table of docs/torch.md.
+`--write sweep.jsonl` puts the rows into `benchmarks/torch_sweep.jsonl` and the tables of all its rows into docs/torch.md.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import argparse
 import collections
 import json
 import os
+import re
 import resource
 import signal
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch_sweep_models import inputs_for, made, without_cache
@@ -183,33 +185,86 @@ REASONS = (  # of what could not be built, by what the error says
     ("Class validation error", "its config refuses the small sizes"),
     ("per_layer_config", "its config refuses the small sizes"),
 )
+OTHERWISE = "the small model does not run in torch with these inputs"
 
 
-def table(rows: list[dict]) -> None:
-    print("| class | tried | built | converted | equal | of those built |\n|---|---|---|---|---|---|")
+def why(row: dict) -> str:
+    """Of a model that was built and is not equal."""
+    error = " ".join(row.get("error", "").split())
+    if not error:
+        return f"differs by {largest(row):.1e} of the largest output"
+    if error.startswith("stopped"):
+        return f"not {'run' if row['exported'] else 'exported'} within the limit of {error.rpartition(' than ')[2]}"
+    place = re.search(r"(models/[\w/]+\.py:\d+) in (\w+)", error)
+    at = f" (`{place[2]}`, {'/'.join(place[1].split('/')[-2:])})" if place else ""
+    if "data-dependent" in error or "DataDependent" in error:
+        return f"decides by values, which `torch.export` cannot follow{at}"
+    if "does not know" in error or "NotImplementedError" in error:
+        return f"unknown operator: {error[:160]}"
+    return error.replace("|", "/").replace("<", "&lt;")[:160] + at
+
+
+def table(rows: list[dict]) -> Iterator[str]:
+    yield "| class | types | tried | built | converted | equal | of those built |\n|---|---|---|---|---|---|---|"
     for kind in dict.fromkeys(r["class"] for r in rows):
         mine = [r for r in rows if r["class"] == kind]
         built, close = sum(bool(r["built"]) for r in mine), sum(equal(r) for r in mine)
-        converted = sum(bool(r["exported"]) for r in mine)
-        print(f"| {kind} | {len(mine)} | {built} | {converted} | {close} | {100 * close / max(built, 1):.0f} % |")
-    print("\n| built, but not equal | at | why |\n|---|---|---|")
-    for r in rows:
-        if r["built"] and not equal(r):
-            gap = largest(r)
-            why = " ".join(r.get("error", f"difference {gap:.1e}").replace("|", "/").split())
-            print(f"| {r['type']} ({r['name']}) | {r.get('failed', 'compared')} | {why[:220]} |")
-    print("\n| not built | types |\n|---|---|")
+        made = sum(bool(r["exported"]) for r in mine)
+        share = f"{100 * close / max(built, 1):.0f} %"
+        yield f"| `{kind}` | {count(kind)} | {len(mine)} | {built} | {made} | {close} | {share} |"
+    same = [r for r in rows if equal(r)]
+    names = lambda of: ", ".join(dict.fromkeys(r["type"] for r in of)) or "none"
+    asked = [r for r in same if r["sizes"] == "any"]
+    free = [r for r in asked if "difference_other" in r]
+    least = min((r for r in same if r.get("outputs")), key=lambda r: r["outputs"][1])
+    most, smallest = max(map(largest, same)), f"{least['outputs'][1]:.2g} ({least['type']})"
+    yield f"\nThe largest difference of those that are equal is {most:.1e} of the largest entry of an output; the least of"
+    yield f"these largest entries is {smallest}. {len(free)} of {len(asked)} were compared at other sizes than the example's;"
+    yield f"of one size are: {names(r for r in asked if r not in free)}."
+    yield f"{len(same) - len(asked)} were tried at the example's sizes alone (`--one-size`), to save time:"
+    yield names(r for r in same if r not in asked) + ".\n"
+    yield "| built, but not equal | why |\n|---|---|"
+    for kind, name in dict.fromkeys((why(r), r["name"]) for r in rows if r["built"] and not equal(r)):
+        yield f"| {name} | {kind} |"
+    yield "\n| not built, and so not counted | types |\n|---|---|"
     groups = collections.defaultdict(list)
     for r in rows:
         if not r["built"]:
             known = (words for part, words in REASONS if part in r.get("error", ""))
-            groups[next(known, "the small model does not run in torch with these inputs")].append(r["type"])
-    for why, types in groups.items():
-        print(f"| {why} | {', '.join(dict.fromkeys(types))} |")
-    fixed = [r["type"] for r in rows if equal(r) and (r.get("other_size") or len(r.get("dynamic", ())) < 2)]
-    print("\nof one length, or one size in all:", ", ".join(dict.fromkeys(fixed)))
-    used = {name for r in rows for name in r.get("operators", ())}
-    print("\ndistinct operators:", len(used))
+            groups[next(known, OTHERWISE)].append(r["type"])
+    for reason, types in groups.items():
+        yield f"| {reason} | {', '.join(dict.fromkeys(types))} |"
+
+
+def count(kind: str) -> int:
+    from transformers.models.auto import modeling_auto
+
+    return len(getattr(modeling_auto, CLASSES[kind]))
+
+
+def kept(rows: list[dict]) -> str:
+    """The rows as a file that is kept: without the operators' names, and without the paths of a machine."""
+    order = list(CLASSES)
+    out = []
+    for row in sorted(rows, key=lambda r: (order.index(r["class"]), r["type"])):
+        small = {k: v for k, v in row.items() if k not in ("operators", "note", "seconds", "export_s")}
+        if "error" in small:
+            small["error"] = re.sub(r"\S*site-packages/", "", " ".join(small["error"].split()))
+        out.append(json.dumps(small) + "\n")
+    return "".join(out)
+
+
+def write(files: list[str], results: Path, page: Path) -> None:
+    """The rows of `files` into the kept results, and the table of all of them into the page, between its marks."""
+    rows = latest("".join(Path(file).read_text() for file in (str(results), *files) if Path(file).exists()))
+    results.write_text(kept(rows))
+    text = page.read_text()
+    before, rest = text.split(MARKS[0])
+    lines = "\n".join(table(latest(results.read_text())))
+    page.write_text(f"{before}{MARKS[0]}\n\n{lines}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}")
+
+
+MARKS = ("<!-- torch_sweep.py writes this -->", "<!-- to here -->")
 
 
 def main() -> None:
@@ -219,13 +274,14 @@ def main() -> None:
     parser.add_argument("--out", default="torch_sweep.jsonl")
     parser.add_argument("--again", action="store_true", help="try again what was not equal")
     parser.add_argument("--one-size", action="store_true", help="sizes fixed to the example's: a third of the time")
-    parser.add_argument("--table", nargs="+")
+    parser.add_argument("--write", nargs="*", metavar="FILE", help="new rows into the kept results and docs/torch.md")
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--seconds", type=int, default=120)
     parser.add_argument("--gigabytes", type=int, default=8)
     options = parser.parse_args()
-    if options.table:
-        return table(latest("".join(Path(file).read_text() for file in options.table)))
+    if options.write is not None:
+        here = Path(__file__).parent
+        return write(options.write, here / "torch_sweep.jsonl", here.parent / "docs" / "torch.md")
     from transformers.models.auto import modeling_auto
 
     warm()

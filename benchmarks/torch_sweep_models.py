@@ -163,7 +163,7 @@ def inputs_for(torch: Any, module: Any, rows: int, length: int, images: bool = T
             out["pixel_values"] = torch.randn(rows, vision.num_patches, wide)
             out["pixel_attention_mask"] = torch.ones(rows, vision.num_patches, dtype=torch.long)
             out["spatial_shapes"] = torch.full((rows, 2), int(vision.num_patches**0.5))
-    elif main in ("input_features", "input_values"):
+    elif main in ("input_features", "input_values") and "input_ids" not in names:
         wide = getattr(config, "num_mel_bins", None) or getattr(config, "feature_size", None) or 16
         out[main] = torch.randn(rows, 400 + 40 * length) if main == "input_values" else torch.randn(rows, wide, 64)
     else:
