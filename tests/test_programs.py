@@ -1,7 +1,7 @@
 """What the four main programs of a Llama compile to: operations, temporary bytes, copies. Exact where times are noisy.
 
-The bounds are what XLA makes of them in jaxlib 0.10.2 and 0.12.0, and a tenth more. A change that goes over one has made the program
-slower on every machine, or has a reason that is said here with the new number.
+The bounds are what XLA makes of them in jaxlib 0.10.2 and 0.12.0, and a tenth more. A change that goes over one has made the
+program slower on every machine, or has a reason that is said here with the new number.
 """
 
 import dataclasses
