@@ -1,7 +1,9 @@
 """`/v1/embeddings`: OpenAI's own client against the real MiniLM on loopback."""
 
+import argparse
 import threading
 
+import jax
 import numpy as np
 import openai
 import pytest
@@ -39,7 +41,6 @@ def client(model, tokenizer):
     socket.close()
 
 
-@pytest.mark.quick("serve", "the vectors of ef.embed, through OpenAI's client")
 def test_the_same_as_embed(client, model, tokenizer):
     want = ef.embed(model, TEXTS, tokenizer=tokenizer)
     said = client.embeddings.create(model="minilm", input=TEXTS)  # the client asks for base64
@@ -78,3 +79,29 @@ def test_what_is_refused(client):
 def test_another_task_is_refused(model, tokenizer):
     with pytest.raises(TypeError, match="task='sentence-embedding'"):
         ef.serve.embeddings(model.model, tokenizer, model_name="x")
+
+
+@pytest.mark.quick("serve", "a server gives the vectors of ef.embed")
+def test_the_command_serves_what_was_saved(tmp_path):
+    """`easyfn serve FOLDER` sees that it is an encoder."""
+    from starlette.testclient import TestClient
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from easyfn.cli.serve import _prepare, add
+
+    words = Tokenizer(models.WordLevel({"?": 0, "a": 1, "b": 2}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    config = ef.models.BertConfig(
+        vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    model = ef.init(config, task="sentence-embedding", key=jax.random.key(0))
+    ef.save(model, tmp_path / "small", tokenizer=words)
+    parser = argparse.ArgumentParser()
+    add(parser.add_subparsers())
+    door = ef.serve.Door()
+    _prepare(parser.parse_args(["serve", str(tmp_path / "small")]), door, "http://here")
+    with TestClient(door) as client:
+        assert client.get("/health").json() == {"status": "ok"}
+        said = client.post("/v1/embeddings", json={"model": "small", "input": "a b"}).json()
+        assert "easyfn_texts_total 1" in client.get("/metrics").text
+    np.testing.assert_allclose(said["data"][0]["embedding"], ef.embed(model, "a b", tokenizer=words), atol=1e-6)
