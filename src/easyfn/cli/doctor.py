@@ -50,12 +50,27 @@ def facts() -> Iterator[tuple[str, str]]:
     devices = jax.devices()
     yield "devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     yield "cores", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
+    yield "kernels", _kernels()
     yield from _memory(devices[0])
     hub = Path(huggingface_hub.constants.HF_HUB_CACHE)
     free = next(shutil.disk_usage(folder).free for folder in (hub, *hub.parents) if folder.exists())
     yield "hub cache", f"{hub}, {free / 1e9:.1f} GB free"
     compiled = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     yield "compiled cache", compiled or "none: JAX_COMPILATION_CACHE_DIR=folder keeps compiled programs"
+
+
+def _kernels() -> str:
+    """Whether products of a few rows with packed weights are compiled ones."""
+    from easyfn import quant
+
+    if not _there("easyfn_kernels"):
+        return "none: pip install ./kernels, in a checkout, makes decoding with packed weights on CPU faster"
+    if os.environ.get("EASYFN_KERNELS") == "0":
+        return f"{version('easyfn-kernels')}, off: EASYFN_KERNELS=0"
+    try:
+        return f"{version('easyfn-kernels')}, {quant.kernels()}"
+    except ImportError as e:
+        return str(e)
 
 
 def _memory(device: Any) -> Iterator[tuple[str, str]]:

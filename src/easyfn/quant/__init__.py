@@ -35,3 +35,4 @@ from .quantize import (
     quantize as quantize,
 )
 from .rounding import round_groups as round_groups
+from .thin import Thin as Thin, kernels as kernels

@@ -14,6 +14,7 @@ from jax import lax
 from ..core.weight import axes_of, dense, format_of, requantize, shape_of
 from .product import FEW, after, by_blocks, inner, register_format, replace, smoothed
 from .rounding import round_groups, round_rows, row_codes
+from .thin import Thin, call
 
 
 class Grouped(eqx.Module):
@@ -233,4 +234,20 @@ def _table_rows(w: Grouped, ids: jax.Array) -> Grouped:
     return replace(jax.tree.map(lambda part: jnp.take(part, ids, axis=0, mode="clip"), parts), **keep)
 
 
-register_format(Grouped, _product, rows=_table_rows, enter=_enter)
+def _fits(w: Grouped) -> bool:
+    return group_of(w) % 32 == 0 and (w.bits == 4 or w.zeros is None)
+
+
+def _thin(w: Grouped, rows: jax.Array) -> jax.Array:
+    if w.activations is not None:
+        rows = round_rows(rows.astype(jnp.float32), w.activations)
+    if w.bits != 4:
+        return call("bytes", shape_of(w), rows, w.codes, w.scales, unit=np.float32(1))
+    if w.zeros is None:
+        levels, offsets = np.arange(-8, 8, dtype=np.float32), []
+    else:
+        levels, offsets = np.arange(16, dtype=np.float32), [w.scales.astype(jnp.float32) * w.zeros.astype(jnp.float32)]
+    return call("nibbles", shape_of(w), rows, w.codes, w.scales, *offsets, pairs=False, levels=levels)
+
+
+register_format(Grouped, _product, rows=_table_rows, enter=_enter, thin=Thin(_fits, _thin))

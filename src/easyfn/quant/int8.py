@@ -11,12 +11,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ..core.weight import axes_of, dense, format_of, requantize, shape_of
 from .config import QuantConfig, method
 from .product import by_blocks, inner, register_format, replace, smoothed
 from .rounding import inverse, row_codes
+from .thin import Thin, call
 
 _INNER = (((1,), (1,)), ((), ()))
 
@@ -154,4 +156,12 @@ def _table_rows(w: Int8, ids: jax.Array) -> Int8:
     return replace(w, codes=found[0], scales=found[1])
 
 
-register_format(Int8, _product, rows=_table_rows, enter=smoothed, exact=_exact)
+def _fits(w: Int8) -> bool:
+    return w.activations is None and w.codes.shape[-1] % 32 == 0
+
+
+def _thin(w: Int8, rows: jax.Array) -> jax.Array:
+    return call("bytes", shape_of(w), rows, w.codes, w.scales, unit=np.float32(1 / 127))
+
+
+register_format(Int8, _product, rows=_table_rows, enter=smoothed, exact=_exact, thin=Thin(_fits, _thin))

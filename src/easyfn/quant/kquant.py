@@ -13,6 +13,7 @@ from jax import lax
 
 from ..core.weight import axes_of, dense, format_of, requantize, shape_of
 from .product import FEW, by_blocks, inner, register_format
+from .thin import Thin, call
 
 
 class Block(NamedTuple):
@@ -262,4 +263,22 @@ def _product(w: KQuant, rows: jax.Array) -> jax.Array:
     return lax.platform_dependent(w, rows, cpu=_pieces, default=_whole)
 
 
-register_format(KQuant, _product)
+def _fits(w: KQuant) -> bool:
+    return w.kind != "Q5_1"
+
+
+def _thin(w: KQuant, rows: jax.Array) -> jax.Array:
+    if w.kind == "Q4_1":
+        levels = np.arange(16, dtype=np.float32)
+        return call("nibbles", shape_of(w), rows, w.codes, w.scale, -w.minimum, pairs=False, levels=levels)
+    absent = {"minimum": jnp.float16}
+    names = ("codes", "high", "scales", "mins", "scale", "minimum")
+    parts = [getattr(w, name) for name in names]
+    parts = [
+        jnp.zeros((0, 0), absent.get(name, jnp.uint8)) if part is None else part
+        for name, part in zip(names, parts, strict=True)
+    ]
+    return call("blocks", shape_of(w), rows, *parts, kind=np.int64(w.kind[1]))
+
+
+register_format(KQuant, _product, thin=Thin(_fits, _thin))

@@ -15,6 +15,7 @@ from jax import lax
 from ..core.weight import axes_of, dense, format_of, requantize, shape_of
 from .config import QuantConfig, method
 from .product import by_blocks, inner, register_format, replace
+from .thin import Thin, call
 
 # fmt: off
 LEVELS = {
@@ -245,4 +246,8 @@ def _table_rows(w: NF4, ids: jax.Array) -> Any:
     return replace(w, codes=rows[0], scales=rows[1], nested=None, offset=None)
 
 
-register_format(NF4, _product, _back, rows=_table_rows)
+def _thin(w: NF4, rows: jax.Array) -> jax.Array:
+    return call("nibbles", shape_of(w), rows, w.codes, scales_of(w), pairs=True, levels=LEVELS[w.levels])
+
+
+register_format(NF4, _product, _back, rows=_table_rows, thin=Thin(aligned, _thin))

@@ -13,6 +13,7 @@ from jax import lax
 from ..core.dtype import cast
 from ..core.trainable import trainable
 from ..core.weight import dense, dot, flat, shape_of, take
+from .thin import Thin, kernels, thin_product
 
 Product = Callable[[Any, jax.Array], jax.Array]
 
@@ -27,6 +28,7 @@ class _Rules(NamedTuple):
     back: Product
     exact: Product
     ready: Callable[[Any], Any]
+    thin: Thin | None
 
 
 def against_dense(w: Any, g: jax.Array) -> jax.Array:
@@ -43,6 +45,7 @@ def register_format(
     enter: Callable[[Any, jax.Array], tuple[Any, jax.Array]] | None = None,
     ready: Callable[[Any], Any] = lambda w: w,
     exact: Product | None = None,
+    thin: Thin | None = None,
 ) -> None:
     """Teaches the verbs a weight format of which `dense` and `shape_of` are known.
 
@@ -52,10 +55,10 @@ def register_format(
     to the input first, and what is left of the weight then (smoothing, an order of columns); it is differentiated as
     it is written. `ready(w)` is the weight as `product` and `back` see it: every array with the
     rows of the weight, so that it can be cut into blocks of them. `exact` is the product where a gradient is taken, if
-    `product` is a faster one that is not as exact. The format has a field `codes` and a static field `dtype`, that of
-    the dense array it stands for.
+    `product` is a faster one that is not as exact. `thin` is a compiled kernel for a few rows on CPU, where one is installed.
+    The format has a field `codes` and a static field `dtype`, that of the dense array it stands for.
     """
-    rules = _Rules(product, back, exact or product, ready)
+    rules = _Rules(product, back, exact or product, ready, thin)
 
     @dot.register(cls)
     def _(w: Any, x: jax.Array, *, dtype: Any = None) -> jax.Array:
@@ -121,6 +124,10 @@ def smoothed(w: Any, rows: jax.Array) -> tuple[Any, jax.Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _frozen(rules: _Rules, dtype: str, w: Any, rows: jax.Array) -> jax.Array:
+    # Within a mesh each device has a part of the weight, and XLA cannot cut what it does not know.
+    whole = rows.shape[0] <= FEW and jax.typeof(rows).sharding.mesh.empty
+    if rules.thin is not None and whole and rules.thin.fits(w) and kernels() is not None:
+        return thin_product(rules, w, rows)
     return rules.product(rules.ready(w), rows)
 
 
