@@ -199,6 +199,8 @@ def why(row: dict) -> str:
     at = f" (`{place[2]}`, {'/'.join(place[1].split('/')[-2:])})" if place else ""
     if "data-dependent" in error or "DataDependent" in error:
         return f"decides by values, which `torch.export` cannot follow{at}"
+    if "x[mask]" in error:
+        return "picks as many entries as a mask says (`x[mask]`): converted, and refused in words when it runs"
     if "does not know" in error or "NotImplementedError" in error:
         return f"unknown operator: {error[:160]}"
     return error.replace("|", "/").replace("<", "&lt;")[:160] + at
