@@ -81,6 +81,15 @@ def turns_inside(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "rope_parameters": {**data["rope_parameters"], "mrope_interleaved": True}}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TurnFields:
+    """The keys of a text config whose positions have three axes that turn in turns: a group beside the decoder's own keys."""
+
+    mrope_section: tuple[int, ...] = (24, 20, 20)
+    normalize: ClassVar = staticmethod(turns_apart)
+    denormalize: ClassVar = staticmethod(turns_inside)
+
+
 def mrope(config: Any, **more: Any) -> dict[str, Any]:
     """The rotary table of a text config whose positions have three axes."""
     return {"default": {**config.rope_parameters, "mrope_section": config.mrope_section, **more}}

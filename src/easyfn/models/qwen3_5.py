@@ -6,19 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..nn.grid_vision import GridImageText
-from .grids import GridFields, grid_family, mrope, turns_apart, turns_inside
+from .grids import GridFields, TurnFields, grid_family, mrope
 from .hybrids import mixer_is
 from .qwen3_5_text import Qwen3_5TextConfig, qwen3_5
 from .qwen3_vl import QWEN3_NAMES, Qwen3VisionFields, qwen3_tower
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3_5ImageTextConfig(Qwen3_5TextConfig):
+class Qwen3_5ImageTextConfig(TurnFields, Qwen3_5TextConfig):
     """The keys of Qwen3.5's `text_config`, with what its positions of images need."""
 
     mrope_section: tuple[int, ...] = (11, 11, 10)
-    normalize: ClassVar = staticmethod(turns_apart)
-    denormalize: ClassVar = staticmethod(turns_inside)
 
 
 @dataclass(frozen=True, kw_only=True)

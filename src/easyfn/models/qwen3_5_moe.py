@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ..nn.grid_vision import GridImageText
-from .grids import grid_family, mrope, turns_apart, turns_inside
+from .grids import TurnFields, grid_family, mrope
 from .hybrids import EXPERT_NAMES
 from .qwen3_5 import NAMES, Qwen3_5Config, Qwen3_5VisionConfig
 from .qwen3_5_moe_text import Qwen3_5MoeTextConfig, qwen3_5_moe
@@ -14,12 +14,10 @@ from .qwen3_vl import qwen3_tower
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3_5MoeImageTextConfig(Qwen3_5MoeTextConfig):
+class Qwen3_5MoeImageTextConfig(TurnFields, Qwen3_5MoeTextConfig):
     """The keys of its `text_config`, with what its positions of images need."""
 
     mrope_section: tuple[int, ...] = (11, 11, 10)
-    normalize: ClassVar = staticmethod(turns_apart)
-    denormalize: ClassVar = staticmethod(turns_inside)
 
 
 @dataclass(frozen=True, kw_only=True)

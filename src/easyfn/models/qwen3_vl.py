@@ -12,12 +12,12 @@ from ..names.rules import rename
 from ..nn import Embedding, LayerNorm
 from ..nn.grid_vision import GridAttention, GridBlock, GridImageText, GridTower, Merger
 from ..nn.mlp import MLP
-from .grids import GridFields, GridVisionFields, grid_family, mrope, turns_apart, turns_inside
+from .grids import GridFields, GridVisionFields, TurnFields, grid_family, mrope
 from .qwen3 import Qwen3Config, qwen3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3VLTextConfig(Qwen3Config):
+class Qwen3VLTextConfig(TurnFields, Qwen3Config):
     """The keys of Qwen3-VL's `text_config`."""
 
     model_type: ClassVar[str] = "qwen3_vl_text"
@@ -29,9 +29,6 @@ class Qwen3VLTextConfig(Qwen3Config):
     num_attention_heads: Size = 32
     max_position_embeddings: Size = 128000
     rope_parameters: Frozen = rope(500000.0)
-    mrope_section: tuple[int, ...] = (24, 20, 20)
-    normalize: ClassVar = staticmethod(turns_apart)
-    denormalize: ClassVar = staticmethod(turns_inside)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,13 @@ from ..config.fields import Size, rope
 from ..core.frozen import Frozen
 from ..names.rules import turned
 from ..nn.grid_vision import GridImageText
-from .grids import GridFields, grid_family, mrope, turns_apart, turns_inside
+from .grids import GridFields, TurnFields, grid_family, mrope, turns_apart
 from .qwen3_moe import Qwen3MoeConfig, qwen3_moe
 from .qwen3_vl import QWEN3_NAMES, Qwen3VLVisionConfig, qwen3_tower
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3VLMoeTextConfig(Qwen3MoeConfig):
+class Qwen3VLMoeTextConfig(TurnFields, Qwen3MoeConfig):
     """The keys of its `text_config`. The weights of the chosen experts always add up to 1."""
 
     model_type: ClassVar[str] = "qwen3_vl_moe_text"
@@ -29,7 +29,6 @@ class Qwen3VLMoeTextConfig(Qwen3MoeConfig):
     num_key_value_heads: Size | None = 16
     max_position_embeddings: Size = 128000
     rope_parameters: Frozen = rope(500000.0)
-    mrope_section: tuple[int, ...] = (24, 20, 20)
     moe_intermediate_size: Size = 1408
     num_local_experts: int = 60
     num_experts_per_tok: Size = 4
@@ -40,8 +39,6 @@ class Qwen3VLMoeTextConfig(Qwen3MoeConfig):
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         only(data, "norm_topk_prob", True)
         return turns_apart(data)
-
-    denormalize: ClassVar = staticmethod(turns_inside)
 
 
 @dataclass(frozen=True, kw_only=True)

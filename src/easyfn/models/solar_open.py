@@ -18,9 +18,9 @@ class SolarOpenConfig(GroupedFields):
     """The keys of a Solar Open `config.json`."""
 
     model_type: ClassVar[str] = "solar_open"
-    unsaid: ClassVar[tuple[str, ...]] = ("first_k_dense_replace", "intermediate_size")
+    unsaid: ClassVar[tuple[str, ...]] = ("first_k_dense_replace",)
     num_local_experts = alias("n_routed_experts")
-    intermediate_size: Size = 1  # of dense layers, which there are none
+    intermediate_size: ClassVar[int] = 0  # of dense layers, which there are none
     num_key_value_heads: Size | None = 8
     head_dim: Size | None = 128
     max_position_embeddings: Size = 131072
@@ -28,7 +28,7 @@ class SolarOpenConfig(GroupedFields):
     rope_parameters: Frozen = rope(1000000.0)
     moe_intermediate_size: Size = 1280
     n_routed_experts: Size = 128
-    ignored: ClassVar[tuple[str, ...]] = (*GroupedFields.ignored, "use_qk_norm")
+    ignored: ClassVar[tuple[str, ...]] = (*GroupedFields.ignored, "use_qk_norm", "intermediate_size")
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
