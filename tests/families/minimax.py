@@ -12,7 +12,7 @@ def _():
     from transformers import MiniMaxConfig, MiniMaxForCausalLM
 
     config = MiniMaxConfig(
-        **SMALL,
+        **{**SMALL, "num_hidden_layers": 4},  # two of each kind, which stack
         head_dim=16,
         block_size=4,
         num_local_experts=5,

@@ -37,9 +37,9 @@ class Slot(_Facts):
 
     `role` is one of `linear`, `head`, `router`, `embedding`, `experts`, `conv` (matrices, reached by verbs)
     or `bias`, `norm`, `other` (plain arrays) or `buffer` (an array that belongs to the model and is never trained, decayed,
-    quantized or adapted). `init` is `normal`, `zeros`, `ones`, a standard
-    deviation, or a function `(key, shape, dtype) -> array`. `float32` names the dtypes of a model in which this array is
-    float32 all the same, as transformers loads it (a router's correction bias in bfloat16).
+    quantized or adapted). `init` is `normal`, `zeros`, `ones`, a standard deviation, a function `(key, shape, dtype) ->
+    array`, or a `ByLayer` of the layer's number. `float32` names the dtypes of a model in which this array is float32 all the
+    same, as transformers loads it (a router's correction bias in bfloat16).
 
     Axes are `vocab embed heads kv_heads mlp experts norm layers`, or `None`; one of your own has a dot in its name
     (`mine.patches`), and rules say where it goes. Raises `ValueError` for another role or axis: a weight with a misspelt
@@ -60,6 +60,14 @@ class Slot(_Facts):
                     f"your own with a dot in it, 'mine.{axis}'."
                 )
         return super().__new__(cls, role, axes, init, float32)
+
+
+class ByLayer(NamedTuple):
+    """An `init` of a [`easyfn.Slot`][] that depends on where its layer is: `make(number, count, shape, dtype)`, the layer's
+    number from 0 and how many there are. So the layer itself need not hold its number, which would keep it from being
+    stacked."""
+
+    make: Callable[[int, int, tuple[int, ...], Any], jax.Array]
 
 
 HALF = ("bfloat16", "float16")  # what `Slot.float32` mostly names

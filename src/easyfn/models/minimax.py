@@ -66,21 +66,19 @@ def _sum(x: jax.Array, h: jax.Array, factors: tuple[float, float]) -> jax.Array:
 
 def minimax(c: MiniMaxConfig) -> Decoder:
     """The decoder: lightning attention or rotary grouped-query attention, then experts; residuals are normed and weighed."""
-    layers = c.num_hidden_layers
-    kinds = c.layer_types or tuple(("full_attention", "linear_attention")[i % 2] for i in range(layers))
+    kinds = c.layer_types or tuple(("full_attention", "linear_attention")[i % 2] for i in range(c.num_hidden_layers))
     check_layer_types(c, kinds, ("full_attention", "linear_attention"))
 
-    def lightning(i: int) -> LightningAttention:
-        depth = 1.0 - i / (layers - 1 + 1e-5) + 1e-5
+    def lightning() -> LightningAttention:
         sizes = {"heads": c.num_attention_heads, "head_dim": head_dim(c), "block": c.block_size}
-        return LightningAttention(c.hidden_size, **sizes, depth=depth, act=c.hidden_act)
+        return LightningAttention(c.hidden_size, **sizes, act=c.hidden_act)
 
     def block(i: int) -> MiniMaxBlock:
         full = kinds[i] == "full_attention"
         name = "full" if full else "linear"
         factors = [getattr(c, f"{name}_attn_{which}_factor") for which in ("alpha", "beta")]
         return MiniMaxBlock(
-            attention(c, window=c.sliding_window) if full else lightning(i),
+            attention(c, window=c.sliding_window) if full else lightning(),
             mixtral_experts(c),
             norm(c),
             norm(c),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Any
 
@@ -11,8 +12,8 @@ import jax.numpy as jnp
 
 from ..core.habits import taught
 from ..core.slots import dtype_in
-from ..core.tree import is_abstract, leaves, nodes, replace
-from ..core.weight import Slot, slots
+from ..core.tree import at, is_abstract, layers_in, leaves, nodes, replace
+from ..core.weight import ByLayer, Slot, slots
 from .family import build
 
 
@@ -65,8 +66,23 @@ def fill(model: Any, key: jax.Array, *, std: float = 0.02, dtype: Any = None, on
             continue
         slot = found.get(path, Slot("other", ()))
         own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-        new[path] = _draw(slot.init, own, tuple(leaf.shape), wanted, std)
+        if isinstance(slot.init, ByLayer):
+            new[path] = _by_layer(slot.init, model, path, tuple(leaf.shape), wanted)
+        else:
+            new[path] = _draw(slot.init, own, tuple(leaf.shape), wanted, std)
     return replace(model, new)
+
+
+def _by_layer(how: ByLayer, model: Any, path: str, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The array at `path`, or those of the layers of a stacked run. A layer alone is the first of one."""
+    found = re.search(r"(?:^|\.)(\d+)(?::(\d+):(\d+))?(?=\.|$)", path)
+    if found is None:
+        return how.make(0, 1, shape, dtype)
+    count = sum(layers_in(part) for part in at(model, path[: found.start()]))
+    if found[2] is None:
+        return how.make(int(found[1]), count, shape, dtype)
+    numbers = range(*map(int, found.groups()))
+    return jnp.stack([how.make(number, count, shape[1:], dtype) for number in numbers])
 
 
 def _draw(how: Any, key: jax.Array, shape: tuple[int, ...], dtype: Any, std: float) -> jax.Array:

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ...core.weight import Slot, Weight, dense, slots
+from ...core.weight import ByLayer, Slot, Weight, dense, slots
 from ..activation import activation
 from ..cache.cache import layer_cache
 from ..context import Context
@@ -22,8 +22,8 @@ from .state import Documents, RecurrentState
 class LightningAttention(eqx.Module):
     """`s = exp(-slope) s + k v^T`, `y = q s` in every head; what all heads say is normed as one row and gated.
 
-    Queries, keys and values go through `act`. Heads fade at their own slopes, those of ALiBi times `depth`, which in
-    MiniMax falls from 1 in the first layer to nearly 0 in the last. The file holds the slopes and three tables made of them
+    Queries, keys and values go through `act`. Heads fade at their own slopes, those of ALiBi times a number that
+    falls from 1 in the first layer to nearly 0 in the last. The file holds the slopes and three tables made of them
     for blocks of `block` tokens: those are kept for the way back, and read by nothing.
     """
 
@@ -39,11 +39,8 @@ class LightningAttention(eqx.Module):
     head_dim: int = eqx.field(static=True)
     block: int = eqx.field(static=True)
     act: str = eqx.field(static=True)
-    depth: float = eqx.field(static=True)
 
-    def __init__(
-        self, hidden_size: int, *, heads: int, head_dim: int, block: int, depth: float, act: str = "silu"
-    ) -> None:
+    def __init__(self, hidden_size: int, *, heads: int, head_dim: int, block: int, act: str = "silu") -> None:
         activation(act)
         rows = heads * head_dim
         self.qkv_proj = Linear(hidden_size, 3 * rows, axes=("heads", "embed"))
@@ -58,7 +55,6 @@ class LightningAttention(eqx.Module):
         self.head_dim = head_dim
         self.block = block
         self.act = act
-        self.depth = depth
 
     def __call__(
         self, x: jax.Array, context: Context, cache: Any = None
@@ -81,22 +77,25 @@ class LightningAttention(eqx.Module):
 
 @slots.register(LightningAttention)
 def _(layer: LightningAttention) -> dict[str, Slot]:
-    def slopes() -> jax.Array:
-        return (2.0 ** (-8.0 / layer.heads * jnp.arange(1, layer.heads + 1)) * layer.depth)[:, None, None]
+    def slopes(number: int, count: int) -> jax.Array:
+        depth = 1.0 - number / (count - 1 + 1e-5) + 1e-5
+        return (2.0 ** (-8.0 / layer.heads * jnp.arange(1, layer.heads + 1)) * depth)[:, None, None]
 
-    places = jnp.arange(1, layer.block + 1)[:, None]
-    apart = places - places.T
+    places = jnp.arange(1, layer.block + 1)[None, :, None]
+    apart = places - places.swapaxes(1, 2)
     tables = {
-        "slope_rate": slopes,
-        "query_decay": lambda: jnp.exp(-slopes() * places),
-        "key_decay": lambda: jnp.exp(-slopes() * (layer.block - places)),
-        "diagonal_decay": lambda: jnp.where(apart >= 0, jnp.exp(-slopes() * apart), 0.0)[None],
+        "slope_rate": lambda slope: slope,
+        "query_decay": lambda slope: jnp.exp(-slope * places),
+        "key_decay": lambda slope: jnp.exp(-slope * (layer.block - places)),
+        "diagonal_decay": lambda slope: jnp.where(apart >= 0, jnp.exp(-slope * apart), 0.0)[None],
     }
 
     def buffer(name: str) -> Slot:
         rank = 4 if name == "diagonal_decay" else 3
         axes = tuple("heads" if n == rank - 3 else None for n in range(rank))
-        return Slot("buffer", axes, lambda key, shape, dtype: tables[name]().astype(dtype))
+        return Slot(
+            "buffer", axes, ByLayer(lambda number, count, _, dtype: tables[name](slopes(number, count)).astype(dtype))
+        )
 
     return {name: buffer(name) for name in tables}
 
