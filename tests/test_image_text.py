@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 
 import easyfn as ef
-from cases import IMAGES, in_test_all
+from cases import IMAGES, in_test_all, reference
 from test_vision import close, model_of, torch_run
 
 NAMES = [n for n, c in IMAGES.items() if c.task == "causal-lm"]
@@ -130,6 +130,39 @@ def test_both_counts_are_named(name):
     ids[tuple(np.argwhere(ids == 7)[0])] = 10
     with pytest.raises(ValueError, match=rf"images have {there} features and input_ids {there - 1} places"):
         ef.generate(model_of(name), ids, **inputs, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("name", ["Idefics3", "SmolVLM"])
+def test_images_of_zeros_and_odd_grids(name):
+    """Images of three by three patches on a tower of five by five, parts of them padding; one of zeros is none, except where
+    SmolVLM has no other."""
+    import transformers
+
+    vision = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text = {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "vocab_size": 97,
+        "num_attention_heads": 2,
+    }
+    config = getattr(transformers, f"{name}Config")(
+        text_config={**text, "intermediate_size": 16},
+        vision_config={**vision, "image_size": 20, "patch_size": 4},
+        image_token_id=7,
+        scale_factor=3,
+    )
+    module = reference(getattr(transformers, f"{name}ForConditionalGeneration"), config)
+    model, random = ef.from_torch(module), np.random.RandomState(0)
+    run = jax.jit(lambda m, x: ef.forward(m, **x).logits)
+    mask = np.ones((1, 4, 12, 12), int)
+    mask[0, 0, 4:], mask[0, 1, :, 5:], mask[0, 2, 9:, :8] = 0, 0, 0
+    pixels = (random.randn(1, 4, 3, 12, 12) * mask[:, :, None]).astype(np.float32)
+    pixels[0, 1] = 0
+    for drawn, count in [(pixels, 3), (0 * pixels, 1)][: 1 if name == "Idefics3" else 2]:
+        ids = np.array([[3, *[7] * count, *random.randint(10, 90, 5 - count)]])
+        inputs = {"input_ids": ids, "pixel_values": drawn, "pixel_attention_mask": mask}
+        close(run(model, inputs), torch_run(module, inputs)["logits"], name)
 
 
 def test_loss_learns_text_after_images():

@@ -1,5 +1,7 @@
 """SigLIP 2: patches of images of any shape, padding among them, against transformers."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -63,6 +65,19 @@ def test_contrastive_loss_and_its_gradient():
     slopes = ef.to_state_dict(slopes)
     for name, parameter in hf.named_parameters():
         np.testing.assert_allclose(slopes[name], parameter.grad.numpy(), atol=1e-4, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.every_family
+def test_all_transforms_at_once():
+    """Stacked, quantized, adapted and sharded: the loss of the listed model on one device."""
+    model = ef.quantize(ef.from_torch(module("Siglip2Model"), task="contrastive"), "8bit")
+    model = ef.apply_lora(model, "all-linear", rank=2, key=jax.random.key(0))
+    loss, inputs = jax.jit(lambda m, b: ef.compute_loss(m, b)[0]), images() | texts()
+    rules = dataclasses.replace(ef.default_rules(model), indivisible="replicate")
+    stacked = ef.stack(model)
+    assert len(ef.params(stacked)) < len(ef.params(model))
+    split = ef.shard(stacked, rules, ef.make_mesh(dp=2, fsdp=2, tp=2))
+    np.testing.assert_allclose(loss(split, inputs), loss(model, inputs), rtol=1e-4)
 
 
 @pytest.mark.quick("inputs", "patches of any shape")

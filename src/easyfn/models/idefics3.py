@@ -69,14 +69,14 @@ UNREAD = (
 )
 
 
-def idefics3(c: Any) -> ImageText:
+def idefics3(c: Any, pack: RealImages = RealImages()) -> ImageText:
     return ImageText(
         c,
         NativeTower(c.vision_config),
         SquareLinear(c.vision_config.hidden_size, c.hidden_size, c.scale_factor),
         part(c.text_config),
         image_token=c.image_token_id,
-        pack=RealImages(),
+        pack=pack,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..nn.packing import RealImages
 from .idefics3 import Idefics3Config, Idefics3VisionConfig, idefics3, idefics_family
 
 
@@ -23,4 +24,4 @@ class SmolVLMConfig(Idefics3Config):
     vision_config: SmolVLMVisionConfig = field(default_factory=SmolVLMVisionConfig)
 
 
-idefics_family("SmolVLM", SmolVLMConfig, idefics3)
+idefics_family("SmolVLM", SmolVLMConfig, lambda c: idefics3(c, RealImages(one_stays=True)))

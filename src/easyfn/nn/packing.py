@@ -107,13 +107,17 @@ def _(pack: AnyResolution) -> dict[str, Slot]:
 
 
 class RealImages(eqx.Module):
-    """Idefics3's: every row of the batch has as many images, those of zeros being none."""
+    """Idefics3's: every row of the batch has as many images, those of zeros being none. `one_stays`: where all are zeros the
+    first of them is an image (SmolVLM)."""
 
     first: ClassVar[bool] = False
+    one_stays: bool = eqx.field(static=True, default=False)
 
     def __call__(self, x: jax.Array, count: int, *, pixel_values: Any) -> tuple[jax.Array, jax.Array | int]:
         """From `x` `(rows * images, tokens, embed)`: `(count, embed)`, and how many of them count."""
         real = jnp.any(pixel_values != 0, axis=(2, 3, 4)).reshape(-1)
+        if self.one_stays:
+            real = real.at[0].set(real[0] | ~jnp.any(real))
         order = jnp.argsort(~real, stable=True)
         tokens = x.shape[1]
         number = jnp.arange(count, dtype=jnp.int32)
