@@ -20,7 +20,7 @@ class SolarOpenConfig(GroupedFields):
     model_type: ClassVar[str] = "solar_open"
     unsaid: ClassVar[tuple[str, ...]] = ("first_k_dense_replace",)
     num_local_experts = alias("n_routed_experts")
-    intermediate_size: ClassVar[int] = 0  # of dense layers, which there are none
+    intermediate_size: ClassVar[int] = 0  # type: ignore[misc]  # of dense layers, which there are none
     num_key_value_heads: Size | None = 8
     head_dim: Size | None = 128
     max_position_embeddings: Size = 131072
