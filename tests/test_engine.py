@@ -54,7 +54,9 @@ def greedy(llama):
 
 
 @pytest.mark.thinned("caches that test_paged.py holds to be caches")
-@pytest.mark.parametrize("name", ["llama", "llama stacked", "gemma3", "mixtral", "gpt2", "mamba2", "t5"])
+@pytest.mark.parametrize(
+    "name", in_test_all(["llama", "llama stacked", "gemma3", "mixtral", "gpt2", "mamba2", "t5"], ["qwen4_exp_text"])
+)
 def test_every_request_is_as_if_alone(name):
     """Mixed lengths, few pages, tiny pieces; greedy and sampled rows side by side."""
     model = CASES[name.split()[0]].model()

@@ -42,6 +42,23 @@ def _(cache: IndexKeys) -> bool:
     return True
 
 
+def _kept(cache: IndexKeys, keys: jax.Array, places: jax.Array, slots: jax.Array) -> IndexKeys:
+    """With the keys of a pass in their slots. A row of an engine may end in padding beyond its last slot, which is dropped."""
+    if slots.ndim == 1:
+        return IndexKeys(write(cache.keys, keys, slots[0]), write(cache.positions, places, slots[0], 1))
+    row = jnp.arange(slots.shape[0], dtype=jnp.int32)[:, None]
+    return IndexKeys(
+        cache.keys.at[row, 0, slots].set(keys[:, 0].astype(cache.keys.dtype), mode="drop"),
+        cache.positions.at[row, slots].set(places, mode="drop"),
+    )
+
+
+def _wide(x: jax.Array, axis: int, width: int) -> jax.Array:
+    """`x` with as many slots as a pass sees, which in an engine are those of whole pages: fewer than there are, or more."""
+    x = lax.slice_in_dim(x, 0, min(width, x.shape[axis]), axis=axis)
+    return jnp.pad(x, [(0, width - x.shape[axis]) if n == axis else (0, 0) for n in range(x.ndim)])
+
+
 class ChosenBlocks(eqx.Module):
     """A [`easyfn.nn.Mask`][] of which each query sees the keys of the blocks that were chosen for it, and those from the number
     `tail` of its document on."""
@@ -127,12 +144,13 @@ class BlockIndexer(eqx.Module):
         q = rotate(self.q_layernorm(split_heads(q, self.heads)), context.rope[self.rope])
         keys, positions, segments = k[:, None], context.position_ids, context.segment_ids
         if cache is not None:
-            start = context.slots[..., 0]
-            places = jnp.broadcast_to(positions, segments.shape).astype(jnp.int32)
-            cache = IndexKeys(write(cache.keys, keys, start), write(cache.positions, places, start, 1))
+            cache = _kept(cache, keys, jnp.broadcast_to(positions, segments.shape).astype(jnp.int32), context.slots)
             if not context.fresh:
                 assert context.cached_segment_ids is not None
-                keys, positions, segments = cache.keys, cache.positions, context.cached_segment_ids
+                segments = context.cached_segment_ids
+                keys, positions = (
+                    _wide(x, axis, segments.shape[1]) for x, axis in ((cache.keys, 2), (cache.positions, 1))
+                )
         count = keys.shape[2] // self.ratio
         if count <= self.topk:
             return None, cache
