@@ -35,15 +35,20 @@ def embed(
     assert vectors.shape == (2, 32)
     ```
     """
-    if task(model) != "sentence-embedding":
-        raise TypeError(
-            f"ef.embed reads texts with a model of the task 'sentence-embedding', and this one's is {task(model)!r}: "
-            "ef.load(path, task='sentence-embedding')"
-        )
+    check_embeds(model, "ef.embed")
     reader = Reader(tokenizer, model, length)
     if isinstance(texts, str):
         return vectors(model, [reader.ids(texts)], batch_size)[0]
     return vectors(model, [reader.ids(text) for text in texts], batch_size)
+
+
+def check_embeds(model: Any, who: str) -> None:
+    """Raises `TypeError` for a model of another task."""
+    if task(model) != "sentence-embedding":
+        raise TypeError(
+            f"{who} reads texts with a model of the task 'sentence-embedding', and this one's is {task(model)!r}: "
+            "ef.load(path, task='sentence-embedding')"
+        )
 
 
 def vectors(model: Any, rows: Sequence[Sequence[int]], batch_size: int) -> np.ndarray:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..tasks.task import task
-from .embed import embed
+from .embed import check_embeds, embed
 
 
 def mteb_model(
@@ -37,11 +36,7 @@ def mteb_model(
         from mteb.models.model_meta import ScoringFunction
     except ImportError as error:
         raise ImportError("ef.mteb_model needs mteb: pip install 'easyfn[mteb]'") from error
-    if task(model) != "sentence-embedding":
-        raise TypeError(
-            f"ef.mteb_model takes a model of the task 'sentence-embedding', and this one's is {task(model)!r}: "
-            "ef.load(path, task='sentence-embedding')"
-        )
+    check_embeds(model, "ef.mteb_model")
     facts = {"name": name, "revision": revision, "similarity_fn_name": ScoringFunction.COSINE, "framework": []}
 
     class Model(AbsEncoder):  # type: ignore[misc]

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..engine.beside import reads_images
@@ -23,9 +23,9 @@ from .errors import ApiError, failed, key_of, no_page, refused
 from .images import Images
 from .job import Job, respond, submit
 from .replies import CHAT, COMPLETION, Shape
-from .service import Service, no_model
+from .service import Service, metrics_page, no_model
 
-_COUNTERS = {"prefix_hits", "preemptions", "steps", "compiles", "tokens"}
+_COUNTERS = {"prefix_hits", "preemptions", "steps", "compiles", "tokens", "rejected"}
 
 
 def app(
@@ -118,7 +118,8 @@ def app(
         return JSONResponse({"status": "ok"})
 
     async def metrics(request: Request) -> Response:
-        return PlainTextResponse(_metrics(service), media_type="text/plain; version=0.0.4")
+        found = {**dataclasses.asdict(service.engine.stats()), "rejected": service.rejected}
+        return metrics_page(found, _COUNTERS)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -146,14 +147,3 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "max_model_len": service.max_length,
         "parent": None if name == service.model_name else service.model_name,
     }
-
-
-def _metrics(service: Service) -> str:
-    """Prometheus' text format."""
-    found = {**dataclasses.asdict(service.engine.stats()), "rejected": service.rejected}
-    lines = []
-    for name, value in found.items():
-        counts = name in _COUNTERS or name == "rejected"
-        full = f"easyfn_{name}{'_total' if counts else ''}"
-        lines += [f"# TYPE {full} {'counter' if counts else 'gauge'}", f"{full} {value}"]
-    return "\n".join(lines) + "\n"

@@ -13,15 +13,14 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..evaluation.embed import Reader, vectors
-from ..tasks.task import task
+from ..evaluation.embed import Reader, check_embeds, vectors
 from . import body as bodies
 from .body import Body, parse, read
 from .errors import ApiError, bad, failed, key_of, no_page, refused
-from .service import no_model
+from .service import metrics_page, no_model
 
 MOST_TEXTS = 2048  # of one request, as OpenAI has it
 KNOWN = {"dimensions", "encoding_format", "input", "model", "truncate"}
@@ -71,10 +70,7 @@ def embeddings(
     assert [len(each["embedding"]) for each in said["data"]] == [32, 32]
     ```
     """
-    if task(model) != "sentence-embedding":
-        raise TypeError(
-            f"serve.embeddings: the model's task is {task(model)!r}: ef.load(path, task='sentence-embedding')"
-        )
+    check_embeds(model, "ef.serve.embeddings")
     reader, created, counts, one = Reader(tokenizer, model, length), int(time.time()), Counts(), threading.Lock()
     width = vectors(model, [[0]], 1).shape[1]
     allowed = key_of(api_key)
@@ -90,12 +86,12 @@ def embeddings(
         if bodies.count(asked, "dimensions", 1, default=width) != width:
             raise bad("dimensions", f"the vectors of {model_name} have {width} dimensions, and are not cut")
         rows = _rows(asked, reader, model.config.vocab_size)
+        tokens = sum(map(len, rows))
         with one:
             found = vectors(model, rows, batch_size)
             counts.requests += 1
             counts.texts += len(rows)
-            counts.tokens += sum(map(len, rows))
-        tokens = sum(map(len, rows))
+            counts.tokens += tokens
         said = [
             {"object": "embedding", "index": n, "embedding": row.tolist() if coded == "float" else _base64(row)}
             for n, row in enumerate(found)
@@ -132,13 +128,8 @@ def embeddings(
         return JSONResponse({"status": "ok"})
 
     async def metrics(request: Request) -> Response:
-        kinds = {"running": "gauge"}
-        lines = []
-        for name, value in dataclasses.asdict(counts).items():
-            kind = kinds.get(name, "counter")
-            full = f"easyfn_{name}{'_total' if kind == 'counter' else ''}"
-            lines += [f"# TYPE {full} {kind}", f"{full} {value}"]
-        return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+        found = dataclasses.asdict(counts)
+        return metrics_page(found, counters=found.keys() - {"running"})
 
     return Starlette(
         routes=[

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
+
+from starlette.responses import PlainTextResponse, Response
 
 from ..generation.model import encodes
 from ..generation.options import resolve
@@ -83,6 +85,15 @@ class Service:
 def no_model(name: str, models: Sequence[str]) -> ApiError:
     message = f"the model {name!r} does not exist; there are {', '.join(models)}"
     return ApiError(404, message, param="model", code="model_not_found")
+
+
+def metrics_page(found: Mapping[str, Any], counters: Collection[str]) -> Response:
+    """Numbers in Prometheus' text format: those that only grow are `counters`, the others gauges."""
+    lines = []
+    for name, value in found.items():
+        full = f"easyfn_{name}{'_total' if name in counters else ''}"
+        lines += [f"# TYPE {full} {'counter' if name in counters else 'gauge'}", f"{full} {value}"]
+    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
 
 def _encoder(tokenizer: Any) -> Any:
