@@ -263,6 +263,20 @@ int64_t first(const B& b) {
   return b.dimensions().size() == 2 ? b.dimensions()[0] : -1;
 }
 
+// The scales of groups of columns, `(out, groups)`.
+template <typename P>
+ffi::Error grouped(P& p, const ffi::AnyBuffer& scales) {
+  const int64_t groups = scales.dimensions().size() == 2 ? scales.dimensions()[1] : 0;
+  if (groups < 1 || p.in % groups || p.in / groups % 32)
+    return wrong("scales have the shape " + said(scales) + ", whose groups are not multiples of 32 of " + std::to_string(p.in) +
+                 " columns");
+  EXPECT(scales, p.out, groups);
+  if (!number(scales)) return wrong("scales are not float32, float16 or bfloat16");
+  p.scales = {scales.untyped_data(), scales.element_type()};
+  p.group = p.in / groups;
+  return ffi::Error::Success();
+}
+
 std::vector<float> group_sums(const Common& p, int64_t group) {
   std::vector<float> sums(p.rows * p.in / group);
   for (size_t n = 0; n < sums.size(); ++n)
@@ -277,16 +291,10 @@ ffi::Error nibbles(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
   Nibbles p;
   if (auto e = begin(p, x, y, first(codes)); e.failure()) return e;
   EXPECT(codes, p.out, p.in / 2);
-  const int64_t groups = scales.dimensions().size() == 2 ? scales.dimensions()[1] : 0;
-  if (groups < 1 || p.in % groups || p.in / groups % 32)
-    return wrong("scales have the shape " + said(scales) + ", whose groups are not multiples of 32 of " + std::to_string(p.in) +
-                 " columns");
-  EXPECT(scales, p.out, groups);
-  if (!number(scales)) return wrong("scales are not float32, float16 or bfloat16");
+  if (auto e = grouped(p, scales); e.failure()) return e;
+  const int64_t groups = scales.dimensions()[1];
   if (levels.size() != 16) return wrong("there are " + std::to_string(levels.size()) + " levels, expected 16");
   p.codes = codes.typed_data();
-  p.scales = {scales.untyped_data(), scales.element_type()};
-  p.group = p.in / groups;
   std::memcpy(p.levels, levels.begin(), sizeof p.levels);
   std::vector<float> sums, turned;
   if (more.size() > 1) return wrong("more than one array of offsets");
@@ -316,15 +324,9 @@ ffi::Error bytes(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi:
   Bytes p;
   if (auto e = begin(p, x, y, first(codes)); e.failure()) return e;
   EXPECT(codes, p.out, p.in);
-  const int64_t groups = scales.dimensions().size() == 2 ? scales.dimensions()[1] : 0;
-  if (groups < 1 || p.in % groups || p.in / groups % 32)
-    return wrong("scales have the shape " + said(scales) + ", whose groups are not multiples of 32 of " + std::to_string(p.in) +
-                 " columns");
-  EXPECT(scales, p.out, groups);
-  if (!number(scales)) return wrong("scales are not float32, float16 or bfloat16");
+  if (auto e = grouped(p, scales); e.failure()) return e;
+  const int64_t groups = scales.dimensions()[1];
   p.codes = codes.typed_data();
-  p.scales = {scales.untyped_data(), scales.element_type()};
-  p.group = p.in / groups;
   p.unit = unit;
   const Set* set = chosen;
   spread(pool, p.out, p.in, p.rows, groups, [&](int64_t a, int64_t b, float* s) { set->bytes(p, a, b, s); });
