@@ -81,7 +81,7 @@ def attempt(kind: str, model_type: str, name: str, dynamic: bool | None, reached
         }
         report["dynamic"] = sorted({s for i in program.config.graph.inputs for s in i.shape if isinstance(s, str)})
         reached(stage := "ran")
-        batches = [("difference", given)]
+        batches = [("difference", inputs_for(torch, module, 2, 7, images))]  # of the example's sizes, with other values
         if report["dynamic"]:
             other = inputs_for(torch, module, 3, 7 if len(report["dynamic"]) == 1 else 11, images)
             batches.insert(0, ("difference_other", other))
