@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import easyfn as ef
+from easyfn.io.torch.delta import token_by_token
+from easyfn.io.torch.experts import one_by_one
 
 A = torch.ops.aten
 F, I, B = torch.float32, torch.int64, torch.bool  # noqa: E741
@@ -356,21 +358,9 @@ def test_norms_pools_and_resizing():
 def test_rows_of_experts(sizes):
     x, w = t(5, 4), t(3, 6, 4)
     ends = np.cumsum(sizes)
-    wanted = torch.cat([x[e - n : e] @ w[i].T for i, (n, e) in enumerate(zip(sizes, ends, strict=True))])
+    wanted = one_by_one(x, w, ends)
     run = ef.torch_op["easyfn.grouped_linear.default"].function
     same(wanted, run(*(jax.numpy.asarray(v) for v in (x.numpy(), w.numpy(), ends))))
-
-
-def delta_rule(q, k, v, g, beta):
-    """The rule as it is written, token by token."""
-    state, out = q.new_zeros(q.shape[0], *k.shape[2:], v.shape[-1]), []
-    for i in range(q.shape[1]):
-        decay = g[:, i] if g.ndim == 4 else g[:, i, :, None]
-        state = state * decay.exp()[..., None]
-        told = torch.einsum("bhkv,bhk->bhv", state, k[:, i])
-        state = state + k[:, i][..., None] * ((v[:, i] - told) * beta[:, i][..., None])[:, :, None]
-        out.append(torch.einsum("bhkv,bhk->bhv", state, q[:, i]))
-    return torch.stack(out, 1) if out else torch.zeros_like(v)
 
 
 @pytest.mark.parametrize("by_channel", [False, True])
@@ -380,11 +370,33 @@ def test_the_delta_rule_of_several_chunks(rows, length, by_channel):
     q, k, v = t(*shape, 4), unit(t(*shape, 4, seed=1), dim=-1), t(*shape, 3, seed=2)
     g, beta = -t(*shape, *([4] if by_channel else []), seed=3).abs(), torch.sigmoid(t(*shape, seed=4))
     run = ef.torch_op["easyfn.delta_rule.default"].function
-    same(delta_rule(q, k, v, g, beta), run(*(jax.numpy.asarray(x.numpy()) for x in (q, k, v, g, beta))))
+    same(token_by_token(q, k, v, g, beta), run(*(jax.numpy.asarray(x.numpy()) for x in (q, k, v, g, beta))))
+
+
+def test_as_many_entries_as_values_say():
+    """Each is told how many; it says, too, whether that is right."""
+    x, mask = t(3, 4, 2), torch.tensor([[1, 0, 1, 1], [0] * 4, [0, 1, 0, 0]]) > 0
+    repeats = torch.tensor([2, 0, 3])
+    given = {
+        "nonzero": (mask.nonzero(), (mask,)),
+        "index_by_mask": (x[mask], (x, [mask])),
+        "masked_select": (x.masked_select(mask[..., None]), (x, mask[..., None])),
+        "repeat_interleave": (torch.repeat_interleave(repeats), (repeats,)),
+        "repeat_interleave_of": (x.repeat_interleave(repeats, 0), (x, repeats, 0)),
+    }
+    array = lambda v: (
+        [array(i) for i in v] if isinstance(v, list) else v if isinstance(v, int) else jax.numpy.asarray(v)
+    )
+    for name, (wanted, args) in given.items():
+        run = ef.torch_op[f"easyfn.{name}.default"].function
+        got, fits = run(*map(array, args), len(wanted))
+        same(wanted, got)
+        assert fits, name
+        assert not run(*map(array, args), len(wanted) + 1)[1], name
+    second = torch.tensor([False, True, False, True])
+    same(x[:, second], ef.torch_op["easyfn.index_by_mask.default"].function(array(x), [None, array(second)], 2)[0])
 
 
 def test_what_depends_on_values_is_refused_in_words():
     with pytest.raises(TypeError, match=r"x\[mask\] has as many entries"):
         both(A.index.Tensor, t(3), [t(3) > 0])
-    with pytest.raises(TypeError, match=r"\.item\(\)"):
-        ef.torch_op["aten.item.default"].function(jax.numpy.ones(()))

@@ -182,13 +182,43 @@ def test_an_unknown_operator_is_named_and_can_be_taught():
 
 
 def test_what_cannot_be_followed_is_told(capsys):
-    class Branch(nn.Module):
+    class Outside(nn.Module):
         def forward(self, x):
-            return x + 1 if x.sum() > 0 else x
+            return torch.from_numpy(np.tanh(x.numpy())) + (1 if x.sum() > 0 else 0)
 
     with pytest.raises(ValueError, match=r"torch.export .* could not follow the module"):
-        ef.from_torch(Branch(), (torch.ones(2),))
+        ef.from_torch(Outside(), (torch.ones(2),))
     assert not "".join(capsys.readouterr())  # torch prints the graph that it has by then
+
+
+class Decides(nn.Module):
+    """A branch, a size and picks by values; a number that is a value of an array; a view by steps through memory."""
+
+    def forward(self, x, n, mask):
+        y = x + 1 if x.sum() > 0 else x
+        size = n.item()
+        y = y.reshape(size, -1) * x.max().item()
+        rows = torch.repeat_interleave(x, n + mask.long(), dim=0)
+        steps = x.t().reshape(-1, 2).t().as_strided((2, 3), (2, 1))
+        return y, x[mask] * 2, mask.nonzero(), rows, torch.arange(size), steps
+
+
+def test_decisions_by_values_are_the_examples_and_checked_in_each_call(tmp_path):
+    module, ones = Decides(), torch.ones(4, 6)
+    mask = torch.tensor([True, False, True, True])
+    model = ef.from_torch(module, (ones, torch.tensor(3), mask))
+    assert len(model.config.graph.info["decided"]) >= 4
+    ef.save(model, tmp_path)
+    model, run = ef.load(tmp_path), jax.jit(ef.forward)
+    x = np.random.default_rng(0).random((4, 6)).astype(np.float32)
+    other = np.array([True, True, True, False])
+    for a, b in zip(run(model, x, n=3, mask=other), module(*map(torch.tensor, (x, 3, other))), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    for wrong in ({"x": -x}, {"n": 2}, {"mask": other[:1].repeat(4)}):
+        with pytest.raises(Exception, match=r"here the module would do something else: .*test_torch_program\.py:\d+"):
+            run(model, **{"x": x, "n": 3, "mask": other, **wrong})[0].block_until_ready()
+    slope = jax.jit(jax.grad(lambda x: ef.forward(model, x, n=3, mask=other)[0].sum()))(x)
+    np.testing.assert_allclose(slope, np.full((4, 6), x.max()), atol=1e-6)  # `.item()` has no gradient
 
 
 DAMAGE = {

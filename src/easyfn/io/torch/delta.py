@@ -20,6 +20,21 @@ def define(library: Any) -> None:
     `beta`, `(batch, seq, heads)`, or as `k`. All float32; the answers have the shape of `v`."""
     library.define("delta_rule(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta) -> Tensor")
     library.impl("delta_rule", lambda q, k, v, g, beta: v.new_empty(v.shape), "Meta")
+    library.impl("delta_rule", token_by_token, "CPU")
+
+
+def token_by_token(q: Any, k: Any, v: Any, g: Any, beta: Any) -> Any:
+    """The rule as it is written: what an export that needs the example's numbers runs."""
+    import torch
+
+    state, out = q.new_zeros(q.shape[0], *k.shape[2:], v.shape[-1]), []
+    for i in range(q.shape[1]):
+        decay = g[:, i] if g.ndim == 4 else g[:, i, :, None]
+        state = state * decay.exp()[..., None]
+        told = torch.einsum("bhkv,bhk->bhv", state, k[:, i])
+        state = state + k[:, i][..., None] * ((v[:, i] - told) * beta[:, i][..., None])[:, :, None]
+        out.append(torch.einsum("bhkv,bhk->bhv", state, q[:, i]))
+    return torch.stack(out, 1) if out else torch.zeros_like(v)
 
 
 @contextlib.contextmanager

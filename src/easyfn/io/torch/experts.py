@@ -28,9 +28,19 @@ def operators(torch: Any) -> Any:
         library.impl("stop_gradient", lambda x: x.clone(), "CompositeExplicitAutograd")
         library.define("grouped_linear(Tensor x, Tensor weight, Tensor ends) -> Tensor")
         library.impl("grouped_linear", lambda x, w, ends: x.new_empty(x.shape[0], w.shape[1]), "Meta")
+        library.impl("grouped_linear", one_by_one, "CPU")
         define_delta_rule(library)
         _library.append(library)
     return torch.ops.easyfn
+
+
+def one_by_one(x: Any, weight: Any, ends: Any) -> Any:
+    """`grouped_linear` of numbers: what an export that needs the example's runs."""
+    out, first = x.new_zeros(x.shape[0], weight.shape[1]), 0
+    for expert, end in enumerate(ends.tolist()):
+        out[first:end] = x[first:end] @ weight[expert].T
+        first = end
+    return out
 
 
 @contextlib.contextmanager

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ..dtypes import to_numpy
-from .decompose import INLINED, drop_dropout, is_plain
+from .decompose import drop_dropout, is_plain
 from .experts import operators
-from .graph import DType, Graph, Input, Node, Ref, missing_operators
+from .graph import Graph, Input, Node, Ref, missing_operators
 from .meta import without_numbers
 from .ops import torch_op
 from .prepare import example_dict, prepared
 from .roles import dtype_name, refs_in, task_named, weights_of
+from .trace import ExportError, quiet, traced
+from .values import of_the_example
+from .walk import Builder, operator_name
 
 # Kept whole, though core ATen would take them apart: what the weight slots are reached by, and what JAX does at once.
 KEPT = re.compile(
     r"aten\.(linear|layer_norm|rms_norm|group_norm|scaled_dot_product_attention|conv[123]d|conv_transpose[123]d"
     r"|upsample_(nearest|linear|bilinear|bicubic)\w*|pixel_shuffle|pixel_unshuffle)\.\w+"
 )
-
-
-class ExportError(ValueError):
-    """`torch.export` could not follow a module: the message has its own words and what usually helps."""
 
 
 def export(module: Any, example_inputs: Any, *, dynamic: Any = None) -> tuple[Graph, dict[str, Any]]:
@@ -55,7 +54,7 @@ def export(module: Any, example_inputs: Any, *, dynamic: Any = None) -> tuple[Gr
     with prepared(module, fixed), without_numbers(torch, module) as numbers:
         if numbers is not None:
             tensors = {name: tensor.to("meta") for name, tensor in tensors.items()}
-        program = _export(torch, Whole(), tensors, dynamic)
+        program, by_values = traced(torch, Whole(), tensors, dynamic)
     drop_dropout(torch, program.graph_module)
     _mark_detached(torch, program.graph_module, hold)
     if not is_plain(torch, program.graph_module, operator_name):
@@ -63,38 +62,9 @@ def export(module: Any, example_inputs: Any, *, dynamic: Any = None) -> tuple[Gr
         for overload in list(table):
             if KEPT.fullmatch(str(overload)):
                 table.pop(overload)
-        with _quiet(torch):
+        with quiet(), of_the_example(torch) if by_values else contextlib.nullcontext():
             program = program.run_decompositions(table)
     return _graph(torch, module, program, structure[0], list(tensors), numbers or {})
-
-
-def _export(torch: Any, whole: Any, tensors: Mapping[str, Any], dynamic: Any) -> Any:
-    """Sizes are dynamic where `torch.export` finds that the module allows it, and else what the example has."""
-    hint = torch.export.Dim.AUTO
-    free = []
-    for name, tensor in tensors.items():
-        axes = (
-            dynamic.get(name, ())
-            if isinstance(dynamic, Mapping)
-            else default_axes(tensor)
-            if dynamic is not False
-            else ()
-        )
-        free.append({axis: hint for axis in axes})
-    run = lambda sizes: torch.export.export(whole, tuple(tensors.values()), dynamic_shapes=sizes, strict=False)
-    with _quiet(torch):
-        try:
-            return run({"inputs": tuple(free)})
-        except Exception as first:
-            if any(free) and dynamic is None:
-                with contextlib.suppress(Exception):
-                    return run(None)
-            raise _explained(torch, first) from first
-
-
-def default_axes(tensor: Any) -> tuple[int, ...]:
-    """The sizes that may change if the module lets them: the batch, and of sequences everything; of images, the batch."""
-    return tuple(range(tensor.ndim if tensor.ndim < 4 else 1))
 
 
 def _mark_detached(torch: Any, module: Any, hold: Any) -> None:
@@ -113,34 +83,6 @@ def _mark_detached(torch: Any, module: Any, hold: Any) -> None:
                         held.meta = dict(user.meta)
                         user.replace_all_uses_with(held, delete_user_cb=lambda other, held=held: other is not held)
         part.recompile()
-
-
-@contextlib.contextmanager
-def _quiet(torch: Any) -> Iterator[None]:
-    import io
-    import logging
-    import warnings
-
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        # torch prints the graph of what it could not follow; the error says where
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _explained(torch: Any, error: Exception) -> ExportError:
-    text = str(error).strip().splitlines()
-    words = " ".join(line.strip() for line in text[:4])[:600]
-    return ExportError(
-        f"torch.export (torch {torch.__version__}) could not follow the module: {type(error).__name__}: {words}\n"
-        "What usually helps: branches on values (`if x.sum() > 0`, `.item()`, `x[mask]`) written with torch.where; other "
-        "example inputs; dynamic=False, which fixes all sizes to those of the example."
-    )
 
 
 def _structure(value: Any, found: list[Any], torch: Any) -> Any:
@@ -202,8 +144,8 @@ def _graph(
     values |= {node: Ref(order[path]) for node, path in refs.items()}
     first = len(inputs) + len(names)
     values |= {node: Ref(first + n) for node, n in constant_of.items()}
-    builder = _Builder(torch, first + len(constants), values)
-    outputs = builder.walk(program.graph_module)
+    builder = Builder(torch, first + len(constants), values)
+    outputs = builder.checked(builder.walk(program.graph_module))
     users = [spec for spec in program.graph_signature.output_specs]
     given = [v for v, spec in zip(outputs, users, strict=True) if spec.kind.name == "USER_OUTPUT"]
     nodes, result = _live(builder.nodes, first + len(constants), _numbered(structure, given))
@@ -215,6 +157,8 @@ def _graph(
     written = [spec.target for spec in users if spec.kind.name == "BUFFER_MUTATION"]
     name = type(module).__name__
     info: dict[str, Any] = {"torch": str(torch.__version__), "class": name, "mode": "eval", "task": task_named(name)}
+    if builder.checks:
+        info["decided"] = sorted(set(builder.checks.values()))  # as the example did; a call that would not is an error
     if written:
         info["written"] = written  # what the module would have kept for its next call; a program keeps nothing
     graph = Graph(
@@ -248,80 +192,6 @@ def _range(bounds: Any) -> tuple[int, int | None]:
 def _shape(tensor: Any) -> tuple[int | str, ...]:
     number = lambda s: s if isinstance(s, int) else int(s.node.expr) if s.node.expr.is_number else str(s)
     return tuple(number(s) for s in tensor.shape)
-
-
-class _Builder:
-    """Walks a graph of torch and writes its nodes down, those of inner graphs in their place."""
-
-    def __init__(self, torch: Any, first: int, values: dict[Any, Any]) -> None:
-        self.torch, self.first, self.values = torch, first, values
-        self.nodes: list[Node] = []
-
-    def walk(self, module: Any) -> Any:
-        for node in module.graph.nodes:
-            if node.op == "get_attr":
-                self.values[node] = getattr(module, node.target)
-            elif node.op == "call_function":
-                self.values[node] = self.call(node)
-            elif node.op == "output":
-                return [self.value(v) for v in node.args[0]]
-        return []
-
-    def call(self, node: Any) -> Any:
-        name = operator_name(self.torch, node.target)
-        if name in INLINED:
-            skip = 1 if name.endswith("enabled") else 4
-            inner, *passed = [self.value(a) for a in node.args[skip:]]
-            places = [n for n in inner.graph.nodes if n.op == "placeholder"]
-            self.values.update(zip(places, passed, strict=True))
-            return self.walk(inner)
-        if name == "sym.getitem" and isinstance(self.value(node.args[0]), list):
-            return self.value(node.args[0])[node.args[1]]
-        args = tuple(self.value(a) for a in node.args)
-        kwargs = tuple((k, self.value(v)) for k, v in node.kwargs.items() if k not in LEFT_OUT)
-        self.nodes.append(Node(name, args, kwargs, place_of(node)))
-        return Ref(self.first + len(self.nodes) - 1)
-
-    def value(self, value: Any) -> Any:
-        torch = self.torch
-        if isinstance(value, torch.fx.Node):
-            return self.values[value]
-        if isinstance(value, (list, tuple)):
-            return tuple(self.value(v) for v in value)
-        if isinstance(value, torch.dtype):
-            return DType(dtype_name(value))
-        if isinstance(value, (torch.device, torch.layout, torch.memory_format)):
-            return None
-        if value is None or isinstance(value, (bool, int, float, complex, str)):
-            return value
-        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            raise ExportError(f"from_torch: a size {value} that is no value of the program")
-        raise ExportError(f"from_torch: an argument {value!r} that is no plain data")
-
-
-LEFT_OUT = ("device", "layout", "memory_format", "pin_memory", "non_blocking")
-
-
-def operator_name(torch: Any, target: Any) -> str:
-    """`aten.add.Tensor`, `sym.mul` for Python's own functions of sizes, `higher_order.cond`."""
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target)
-    if isinstance(target, torch._ops.HigherOrderOperator):
-        return f"higher_order.{target.name()}"
-    return f"sym.{getattr(target, '__name__', str(target))}"
-
-
-def place_of(node: Any) -> str:
-    """The part of the module that a node comes from, and the line of its source."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    part = str(stack[-1][0]).removeprefix("module").lstrip(".") if stack else ""
-    trace = node.meta.get("stack_trace") or ""
-    lines = re.findall(r'File "([^"<]+)", line (\d+), in (\w+)', trace)
-    line = ""
-    if lines:
-        file, number, function = lines[-1]
-        line = f"{'/'.join(file.split('/')[-2:])}:{number} ({function})"
-    return f"{part or 'the module'}, {line}" if line else part
 
 
 def _numbered(structure: Any, outputs: list[Any]) -> Any:

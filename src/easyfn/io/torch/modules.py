@@ -116,7 +116,9 @@ def from_torch(
     fixed. Of `dynamic` axes the size may differ from the example's: by default the batch, and every axis of arrays with up
     to three, as far as the module allows; `{"x": (0, 2)}` names them, `False` fixes all. Give examples whose dynamic sizes
     are at least 2 and differ from each other. A module on torch's `meta` device becomes an abstract model, of
-    `jax.ShapeDtypeStruct`, for `ef.from_state_dict(model.config, tensors)`. See docs/torch.md.
+    `jax.ShapeDtypeStruct`, for `ef.from_state_dict(model.config, tensors)`. Where the module decides by values (`if x.sum() > 0`,
+    `.item()`, `x[mask]`), the program does what it did for the example, and a call for which it would do something else is an
+    error. See docs/torch.md.
 
     Raises `NotImplementedError` for an operator that easyfn does not know, with the way to teach it ([`easyfn.torch_op`][]),
     and `ValueError` where `torch.export` cannot follow the module.

@@ -12,6 +12,7 @@ from . import (
     resize as resize,
     shape as shape,
     sizes as sizes,
+    values as values,
 )
 from .products import Turned as Turned, as_dense as as_dense
 from .table import Operators as Operators, torch_op as torch_op

@@ -24,8 +24,8 @@ def embedding(weight: Any, ids: Any, *_: Any) -> Any:
 def index(x: Any, indices: Sequence[Any]) -> Any:
     if any(i is not None and i.dtype in (jnp.bool_, jnp.uint8) for i in indices):
         raise TypeError(
-            "x[mask] has as many entries as the mask has true ones: a compiled program needs to know how many. Rewrite the "
-            "module with torch.where, or register aten.index.Tensor with override=True"
+            "x[mask] has as many entries as the mask has true ones: a compiled program needs to know how many. Convert "
+            "the module again: ef.from_torch takes the number of its example"
         )
     return x[tuple(slice(None) if i is None else i for i in indices)]
 

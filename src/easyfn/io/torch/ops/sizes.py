@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
-from .table import torch_op
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .table import default_of, torch_op
 
 op = torch_op.register
 
@@ -30,21 +35,25 @@ for _name in (
 ):
     op(f"sym.{_name}")(getattr(operator, _name))
 op("sym.pow")(operator.pow)
-op("sym.sym_not", "sym.not_")(operator.not_)
-op("sym.sym_max", "sym.max")(max)
-op("sym.sym_min", "sym.min")(min)
-op("sym.sym_float")(float)
-op("sym.sym_int", "sym.trunc")(int)
-op("sym.ceil")(math.ceil)
-op("sym.floor")(math.floor)
-op("sym.round")(round)
-op("sym.sqrt", "sym._sym_sqrt")(math.sqrt)
 op("sym.abs")(abs)
 
 
-@op("sym.sym_ite")
-def ite(condition: bool, yes: Any, no: Any) -> Any:
-    return yes if condition else no
+def either(python: Callable[..., Any], array: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of numbers, or of arrays without axes if one is among them: a number that is a value of an array."""
+    return lambda *args: (array if any(isinstance(a, jax.Array) for a in args) else python)(*args)
+
+
+whole = lambda rounded: lambda x: rounded(x).astype(default_of(1))
+op("sym.sym_not", "sym.not_")(either(operator.not_, jnp.logical_not))
+op("sym.sym_max", "sym.max")(either(max, jnp.maximum))
+op("sym.sym_min", "sym.min")(either(min, jnp.minimum))
+op("sym.sym_float")(either(float, lambda x: x.astype(default_of(2))))
+op("sym.sym_int", "sym.trunc")(either(int, whole(jnp.trunc)))
+op("sym.ceil")(either(math.ceil, whole(jnp.ceil)))
+op("sym.floor")(either(math.floor, whole(jnp.floor)))
+op("sym.round")(either(round, whole(jnp.round)))
+op("sym.sqrt", "sym._sym_sqrt")(either(math.sqrt, jnp.sqrt))
+op("sym.sym_ite")(either(lambda condition, yes, no: yes if condition else no, jnp.where))
 
 
 @op("sym.sym_sum")
@@ -64,10 +73,7 @@ def numel(x: Any) -> int:
 
 @op("aten._local_scalar_dense.default", "aten.item.default")
 def item(x: Any) -> Any:
-    raise TypeError(
-        "the module takes a number out of an array (.item()) and decides by it: a compiled program cannot. Rewrite it with "
-        "torch.where, or pass the number as an argument that is no tensor"
-    )
+    return lax.stop_gradient(x).reshape(())
 
 
 @op(
