@@ -90,9 +90,11 @@ def loss_of(model: Any, rows: np.ndarray) -> float:
     return float(np.mean([measure(model, jnp.asarray(ids)) for ids in whole]))
 
 
-def compare(steps: int = 100, held: int = 20, methods: Any = tuple(METHODS), rates: Any = None) -> list[dict[str, Any]]:
+def compare(
+    steps: int = 100, held: int = 20, methods: Any = tuple(METHODS), rates: Any = None, stack: bool = False
+) -> list[dict[str, Any]]:
     """One row per method and learning rate; `held` batches are what the loss is measured on."""
-    model = ef.load(HERE / "tiny", dtype=jnp.float32, progress=False)
+    model = ef.load(HERE / "tiny", dtype=jnp.float32, stack=stack, progress=False)
     train, held_out = texts()
     rows = held_out[:: max(1, len(held_out) // (held * BATCH))][: held * BATCH]
     before = loss_of(model, rows)
