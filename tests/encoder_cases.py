@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import sys
 from typing import Any
 
 from cases import SMALL, case, reference
@@ -39,7 +39,7 @@ def encoder_cases(
         return reference(cls, getattr(transformers, config)(**keys))
 
     family = config.removesuffix("Config").lower()
-    module = inspect.stack()[1].frame.f_globals["__name__"]
+    module = sys._getframe(1).f_globals["__name__"]
 
     def add(label: str, task: str, build: Any) -> None:
         build.__module__ = module  # `Case.family` is the file that a builder was made in

@@ -83,10 +83,8 @@ def dtype_of(model: Any) -> Any:
     A quantized model answers with the dtype of what is left unquantized.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     assert ef.dtype_of(model) == "float32" and ef.dtype_of(ef.half(model)) == "float16"
     ```
     """

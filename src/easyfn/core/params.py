@@ -30,9 +30,7 @@ def with_params(model: Any, new: dict[str, Any]) -> Any:
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     new = ef.with_params(model, {"model.norm.weight": jax.numpy.zeros(32)})
     assert not new.model.norm.weight.any() and model.model.norm.weight.all()
     ```
@@ -58,10 +56,8 @@ def shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every array by its dotted path.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     assert ef.shapes(model)["model.norm.weight"] == (32,)
     ```
     """
@@ -75,9 +71,7 @@ def split(model: Any, which: Any = eqx.is_array) -> tuple[Any, Any]:
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     adapted = ef.apply_lora(model, key=jax.random.key(1))
     trains, frozen = ef.split(adapted, ef.trainable(adapted))
     adapted = ef.combine(trains, frozen)

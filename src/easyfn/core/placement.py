@@ -16,10 +16,8 @@ def mesh_of(model: Any) -> Mesh | None:
     Raises `ValueError` if they are on more than one mesh.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     mesh = ef.make_mesh()
     assert ef.mesh_of(model) is None and ef.mesh_of(ef.fully_shard(model, mesh)) == mesh
     ```

@@ -27,10 +27,8 @@ def find_slots(model: Any, roles: tuple[str, ...] | None = None) -> list[Found]:
     """Every filled weight slot of a model, or those of the given roles, in the order of the model.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     assert ef.find_slots(model, ("head",))[0].path == "lm_head.weight"
     ```
     """
@@ -59,10 +57,8 @@ def select_slots(verb: str, model: Any, pattern: Pattern, roles: tuple[str, ...]
     error.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     found = ef.select_slots("my_verb", model, "q_proj", ("linear",))
     assert [f.path for f in found][0] == "model.layers.0.self_attn.q_proj.weight"
     ```
@@ -87,9 +83,7 @@ def map_slots(verb: NodeVerb[..., Any], model: Any, how: Callable[[str, Slot, An
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
 
     @ef.node_verb
     def double(model):

@@ -22,9 +22,8 @@ def stack(model: Any) -> Any:
     stack=True)`. A model without a run is returned as it is.
 
     ```python
-    import jax, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny(num_hidden_layers=4)
     stacked = ef.stack(model)
     assert len(stacked.model.layers) == 1
     ```

@@ -26,9 +26,8 @@ def trainable(model: Any) -> Any:
     and no buffer (a slot of that role: a router's correction bias, running statistics).
 
     ```python
-    import equinox as eqx, jax, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    import equinox as eqx, easyfn as ef
+    model = ef.testing.tiny()
     train, frozen = eqx.partition(model, ef.trainable(model))
     ```
     """

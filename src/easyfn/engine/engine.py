@@ -72,8 +72,7 @@ class Engine:
 
     ```python
     import jax, numpy as np, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    model = ef.testing.tiny()
     engine = ef.Engine(model, max_batch_size=2, max_model_length=32, page_size=8, prefill_chunk=8)
     one = engine.submit([5, 6, 7], max_new_tokens=4)
     two = engine.submit([8, 9], max_new_tokens=3, do_sample=True, key=jax.random.key(1))

@@ -34,9 +34,8 @@ class Request:
       thread does.
 
     ```python
-    import jax, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     engine = ef.Engine(model, max_batch_size=1, max_model_length=16, prefill_chunk=8)
     request = engine.submit([5, 6, 7], max_new_tokens=9)
     request.subscribe(lambda token: print(token))

@@ -43,10 +43,8 @@ def loglikelihoods(
     together, with lengths rounded up to a multiple of `round_to`, so that few programs are compiled.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     found, greedy = ef.loglikelihoods(model, [([1, 2], [3]), ([1], [2, 3, 4])])
     assert found.shape == (2,) and (found < 0).all()
     ```
@@ -99,10 +97,8 @@ def perplexity(
     compares models of different tokenizers (that of the whole text, the first token taken as free).
 
     ```python
-    import jax, numpy as np, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import numpy as np, easyfn as ef
+    model = ef.testing.tiny()
     found = ef.perplexity(model, np.arange(50), length=16, stride=8, num_bytes=120)
     assert found["num_tokens"] == 49 and abs(found["perplexity"] - 64) < 10
     ```

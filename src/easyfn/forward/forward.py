@@ -81,9 +81,7 @@ def forward(
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     assert ef.forward(model, jax.numpy.array([[1, 2, 3]])).logits.shape == (1, 3, 64)
     ```
     """
@@ -158,8 +156,7 @@ def init_cache(model: Any, batch_size: int, max_length: int, *, dtype: Any = Non
 
     ```python
     import easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=__import__("jax").random.key(0))
+    model = ef.testing.tiny()
     cache = ef.init_cache(model, 1, 16)
     out = ef.forward(model, __import__("numpy").array([[1, 2]]), cache=cache)
     assert int(out.cache.length) == 2
@@ -201,8 +198,7 @@ def pure(model: Any) -> tuple[Callable[..., Output], dict[str, Any]]:
 
     ```python
     import jax, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    model = ef.testing.tiny()
     apply, params = ef.pure(model)
     logits = jax.jit(apply)(params, input_ids=jax.numpy.array([[1, 2, 3]])).logits
     ```

@@ -44,9 +44,8 @@ def init_paged_cache(
     Raises `ValueError` where both or impossible sizes are given.
 
     ```python
-    import dataclasses, jax, jax.numpy as jnp, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    import dataclasses, jax.numpy as jnp, easyfn as ef
+    model = ef.testing.tiny()
     cache = ef.init_paged_cache(model, page_size=4, num_pages=6, max_model_length=16, batch_size=2)
     cache = dataclasses.replace(cache, table=jnp.array([[5, 0, -1, -1], [2, 3, -1, -1]]))
     out = ef.forward(model, jnp.array([[1, 2, 3, 4, 5, 6], [7, 8, 9, 1, 2, 3]]), cache=cache)

@@ -131,13 +131,12 @@ def regex(pattern: str, tokenizer: Any, *, eos_token_id: int | Sequence[int] | N
     if no `eos_token_id` is known; `ImportError` without the extra `structured` (outlines-core).
 
     ```python
-    import jax, jax.numpy as jnp, re, easyfn as ef
+    import jax.numpy as jnp, re, easyfn as ef
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(["</s>", *letters])}, []))
     tokenizer.decoder = decoders.ByteLevel()
-    model = ef.init(ef.models.LlamaConfig(vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    model = ef.testing.tiny(vocab_size=260)
     date = ef.regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", tokenizer, eos_token_id=0)
     out = ef.generate(model, jnp.array([[5, 6, 7]]), max_new_tokens=12, eos_token_id=0, processors=(date,))
     assert re.fullmatch(r"\\d{4}-\\d{2}-\\d{2}", tokenizer.decode(out.new_tokens[0, :10]))

@@ -82,8 +82,7 @@ def generate(
 
     ```python
     import jax, jax.numpy as jnp, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    model = ef.testing.tiny()
     prompt = jnp.array([[0, 5, 6], [7, 8, 9]])
     mask = jnp.array([[0, 1, 1], [1, 1, 1]])
     out = ef.generate(model, prompt, attention_mask=mask, max_new_tokens=4)

@@ -69,9 +69,8 @@ def prefill(
     `decoder_input_ids`.
 
     ```python
-    import jax, jax.numpy as jnp, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    import jax.numpy as jnp, easyfn as ef
+    model = ef.testing.tiny()
     logits, cache = ef.prefill(model, jnp.array([[1, 2, 3]]), max_length=8)
     logits, cache = ef.decode_step(model, jnp.argmax(logits, -1), cache)
     assert logits.shape == (1, 64) and int(cache.length) == 4

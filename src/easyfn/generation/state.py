@@ -32,9 +32,7 @@ class State(NamedTuple):
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
 
     def never_nine(state, ids, logits):
         return logits.at[:, 9].set(-jax.numpy.inf), state

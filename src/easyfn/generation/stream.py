@@ -48,9 +48,8 @@ def stream(
     Arguments are checked at the call, not at the first token. Beams are refused: which one is best is known at the end.
 
     ```python
-    import jax, jax.numpy as jnp, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    import jax.numpy as jnp, easyfn as ef
+    model = ef.testing.tiny()
     for tokens in ef.stream(model, jnp.array([[5, 6, 7]]), max_new_tokens=3):
         print(tokens[0])
     ```
@@ -81,13 +80,12 @@ def stream_text(
     back, and no character is cut. `tokenizer` is one of transformers or a `tokenizers.Tokenizer`.
 
     ```python
-    import jax, jax.numpy as jnp, easyfn as ef
+    import jax.numpy as jnp, easyfn as ef
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
     tokenizer.decoder = decoders.ByteLevel()
-    model = ef.init(ef.models.LlamaConfig(vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    model = ef.testing.tiny(vocab_size=256)
     for texts in ef.stream_text(model, jnp.array([[5, 6, 7]]), tokenizer, max_new_tokens=3):
         print(texts[0], end="")
     ```

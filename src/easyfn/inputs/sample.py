@@ -21,9 +21,7 @@ def sample_inputs(model: Any, batch_size: int, sequence_length: int, *, key: jax
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     batch = ef.sample_inputs(model, 2, 8, key=jax.random.key(1))
     assert ef.forward(model, **batch).logits.shape == (2, 8, 64)
     ```

@@ -92,10 +92,8 @@ def inputs(model: Any) -> Inputs:
     answers what the model under it does.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    stated = ef.inputs(ef.init(config, key=jax.random.key(0)))
+    import easyfn as ef
+    stated = ef.inputs(ef.testing.tiny())
     assert stated.fields["input_ids"].below == 64 and stated.main == ("input_ids", "inputs_embeds")
     ```
     """

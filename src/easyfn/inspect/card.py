@@ -29,10 +29,8 @@ def model_card(model: Any, *, name: str | None = None) -> Card:
     It is a `str`; in a notebook it is drawn.
 
     ```python
-    import easyfn as ef, jax
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    card = ef.model_card(ef.init(config, key=jax.random.key(0)), name="tiny")
+    import easyfn as ef
+    card = ef.model_card(ef.testing.tiny(), name="tiny")
     assert card.startswith("---") and "# tiny" in card
     ```
     """

@@ -38,9 +38,7 @@ def supports(model: Any, what: Callable[..., Any] | str) -> bool:
 
     ```python
     import easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4)
-    model = ef.init(config, key=__import__("jax").random.key(0))
+    model = ef.testing.tiny()
     assert ef.supports(model, "generate") and not ef.supports(model.model, "compute_loss")
     ```
     """

@@ -31,10 +31,8 @@ def flops(model: Any, batch_size: int, sequence_length: int, *, training: bool =
     rematerialisation more. Works on abstract models: a 405B model is counted in a second.
 
     ```python
-    import easyfn as ef, jax
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     assert ef.flops(model, 2, 8) == 2 * ef.flops(model, 1, 8)
     ```
     """
@@ -54,10 +52,8 @@ def flops_per_token(model: Any, sequence_length: int = 1024, *, training: bool =
     """`ef.flops(model, 1, sequence_length)` over its tokens: about twice the parameters in matrices, and attention.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     assert ef.flops_per_token(model, 8) == ef.flops(model, 1, 8) / 8
     ```
     """

@@ -90,9 +90,7 @@ def observe(
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     seen = ef.observe(model, [jax.numpy.array([[1, 2, 3]])], pattern="down_proj")
     assert seen["model.layers.1.mlp.down_proj.weight"]["square"].shape == (64, 64)
     ```

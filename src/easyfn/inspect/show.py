@@ -140,10 +140,8 @@ def show(model: Any) -> Table:
     quantized and adapted models, and on any pytree. `print(ef.show(model))`; in a notebook it is an HTML table.
 
     ```python
-    import easyfn as ef, jax
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     assert "model.layers.0-1.self_attn.q_proj.weight" in str(ef.show(model))
     ```
     """
@@ -252,10 +250,8 @@ def num_params(model: Any, *, trainable_only: bool = False) -> int:
     instead the entries of the arrays that a training step changes (so with a LoRA: the adapters).
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     assert ef.num_params(ef.quantize(model, "8bit")) == ef.num_params(model) > 0
     ```
     """
@@ -271,10 +267,8 @@ def num_bytes(model: Any) -> int:
     """The bytes of all arrays of a model, codes, scales and adapters included; abstract ones as if they were there.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     assert ef.num_bytes(ef.half(model)) == ef.num_bytes(model) // 2
     ```
     """

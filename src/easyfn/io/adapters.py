@@ -22,9 +22,7 @@ def load_adapters(model: Any, paths: Any, **options: Any) -> Any:
 
     ```python
     import tempfile, jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    base = ef.init(config, key=jax.random.key(0))
+    base = ef.testing.tiny()
     _, adapter = ef.split_lora(ef.apply_lora(base, "q_proj", rank=2, key=jax.random.key(1)))
     model = ef.with_adapters(base, {"fr": adapter, "de": adapter})
     with tempfile.TemporaryDirectory() as folder:

@@ -38,8 +38,7 @@ def from_state_dict(
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
+    config = ef.testing.tiny().config
     model = ef.init(config, key=jax.random.key(0))
     same = ef.from_state_dict(config, ef.to_state_dict(model))
     ```

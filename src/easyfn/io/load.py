@@ -74,11 +74,9 @@ def load(
     unreadable files. [`easyfn.UnknownConfigKey`][] for a config key that is not implemented.
 
     ```python
-    import tempfile, jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
+    import tempfile, easyfn as ef
     with tempfile.TemporaryDirectory() as folder:
-        ef.save(ef.init(config, key=jax.random.key(0)), folder)
+        ef.save(ef.testing.tiny(), folder)
         model = ef.load(folder, dtype="bfloat16")
     assert ef.dtype_of(model) == "bfloat16"
     ```

@@ -85,8 +85,7 @@ def save(
 
     ```python
     import tempfile, jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
+    config = ef.testing.tiny().config
     with tempfile.TemporaryDirectory() as folder:
         path = ef.save(ef.init(config, key=jax.random.key(0)), folder, step=100)
         assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors"]
@@ -222,9 +221,8 @@ def to_state_dict(model: Any) -> dict[str, Any]:
     The inverse of [`easyfn.from_state_dict`][]. Works under `jit` and on abstract models. Tied weights are there once.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
+    import easyfn as ef
+    config = ef.testing.tiny().config
     tensors = ef.to_state_dict(ef.abstract(config))
     assert tensors["model.layers.1.self_attn.k_proj.weight"].shape == (16, 32)
     ```

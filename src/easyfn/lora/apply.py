@@ -82,9 +82,7 @@ def apply_lora(
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     tuned = ef.apply_lora(model, "q_proj|v_proj", rank=4, key=jax.random.key(1))
     base, adapter = ef.split_lora(tuned)
     assert len(adapter) == 4 and ef.has_lora(tuned) and not ef.has_lora(base)
@@ -189,9 +187,7 @@ def split_lora(model: Any) -> tuple[Any, Adapter]:
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.apply_lora(ef.init(config, key=jax.random.key(0)), key=jax.random.key(1))
+    model = ef.apply_lora(ef.testing.tiny(), key=jax.random.key(1))
     base, adapter = ef.split_lora(model)
 
     def loss(adapter, ids):
@@ -224,9 +220,7 @@ def join_lora(base: Any, adapter: Mapping[str, Any]) -> Any:
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     base, adapter = ef.split_lora(ef.apply_lora(model, key=jax.random.key(1)))
     adapter = jax.tree.map(lambda x: 0.5 * x, adapter)
     model = ef.join_lora(base, adapter)
@@ -300,9 +294,7 @@ def remove_lora(model: Any) -> Any:
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     again = ef.remove_lora(ef.apply_lora(model, key=jax.random.key(1)))
     assert again.lm_head is not None and not ef.has_lora(again)
     ```

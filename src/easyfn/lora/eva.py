@@ -56,9 +56,7 @@ def apply_eva(
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     ids = jax.random.randint(jax.random.key(1), (4, 16), 0, 64)
     tuned = ef.apply_eva(model, [ids], rank=4, key=jax.random.key(2))
     ranks = [w.rank for w in ef.split_lora(tuned)[1].values()]

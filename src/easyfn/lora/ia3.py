@@ -50,10 +50,8 @@ def apply_ia3(
     All else is as with LoRA: `ef.trainable`, `ef.split_lora`, `ef.merge_lora`, `ef.save_adapter`.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     tuned = ef.apply_ia3(model, "k_proj|v_proj|down_proj")
     mlp = tuned.model.layers[0].mlp
     assert mlp.down_proj.weight.scale.shape == (1, 64) and mlp.down_proj.weight.inputs

@@ -40,9 +40,7 @@ def loftq(
 
     ```python
     import jax, jax.numpy as jnp, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     small = ef.quantize(model, "nf4")
     tuned = ef.loftq(small, model, rank=4, key=jax.random.key(1), iterations=3)
     lost = [jnp.linalg.norm(ef.dense(m.model.layers[0].mlp.up_proj.weight) - model.model.layers[0].mlp.up_proj.weight)

@@ -59,9 +59,7 @@ def apply_loha(
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     tuned = ef.apply_loha(model, "q_proj", rank=4, key=jax.random.key(1))
     assert tuned.model.layers[0].self_attn.q_proj.weight.rank == 4
     ```

@@ -64,9 +64,7 @@ def apply_lokr(
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     w = ef.apply_lokr(model, "up_proj", rank=2, key=jax.random.key(1)).model.layers[0].mlp.up_proj.weight
     assert w.w1.shape == (8, 4) and w.w2_a.shape == (8, 2) and w.w2_b.shape == (2, 8)
     ```

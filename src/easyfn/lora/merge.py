@@ -30,9 +30,7 @@ def merge_lora(model: Any, *, dequantize: bool = False, report: bool = False) ->
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     merged = ef.merge_lora(ef.apply_lora(model, key=jax.random.key(1)))
     assert jax.tree.structure(merged) == jax.tree.structure(model)
     ```
@@ -99,9 +97,7 @@ def unmerge_lora(model: Any, adapter: Mapping[str, Any]) -> Any:
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.apply_lora(ef.init(config, key=jax.random.key(0)), key=jax.random.key(1), init="orthogonal")
+    model = ef.apply_lora(ef.testing.tiny(), key=jax.random.key(1), init="orthogonal")
     base, adapter = ef.split_lora(model)
     again = ef.unmerge_lora(ef.merge_lora(model), adapter)
     assert jax.numpy.allclose(again.model.layers[0].mlp.up_proj.weight, base.model.layers[0].mlp.up_proj.weight, atol=1e-6)

@@ -41,9 +41,7 @@ def with_adapters(model: Any, adapters: Mapping[str, Any]) -> Any:
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    base = ef.init(config, key=jax.random.key(0))
+    base = ef.testing.tiny()
     make = lambda rank, seed: ef.split_lora(ef.apply_lora(base, rank=rank, key=jax.random.key(seed)))[1]
     model = ef.with_adapters(base, {"fr": make(4, 1), "de": make(8, 2)})
     ids = jax.numpy.array([[1, 2, 3], [1, 2, 3], [4, 5, 6]])

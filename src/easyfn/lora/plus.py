@@ -35,9 +35,7 @@ def lora_plus(
 
     ```python
     import jax, optax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.apply_lora(ef.init(config, key=jax.random.key(0)), key=jax.random.key(1))
+    model = ef.apply_lora(ef.testing.tiny(), key=jax.random.key(1))
     state = ef.to_state(model, ef.lora_plus(model, optax.adamw, 2e-4))
     ```
     """

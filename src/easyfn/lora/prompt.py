@@ -82,9 +82,7 @@ def prompt_tuning(
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.prompt_tuning(ef.init(config, key=jax.random.key(0)), 8, key=jax.random.key(1))
+    model = ef.prompt_tuning(ef.testing.tiny(), 8, key=jax.random.key(1))
     assert ef.forward(model, jax.numpy.array([[1, 2, 3]])).logits.shape == (1, 3, 64)
     ```
     """
@@ -112,9 +110,7 @@ def prefix_tuning(model: Any, num_virtual_tokens: int = 20, *, key: jax.Array, i
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.prefix_tuning(ef.init(config, key=jax.random.key(0)), 8, key=jax.random.key(1))
+    model = ef.prefix_tuning(ef.testing.tiny(), 8, key=jax.random.key(1))
     assert model.k.shape == (2, 2, 8, 8)
     ```
     """

@@ -66,10 +66,8 @@ def apply_vera(
     - `pattern`, `layers`, `exclude`, `dtype`: as for [`easyfn.apply_lora`][].
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     base, adapter = ef.split_lora(ef.apply_vera(model, "q_proj|v_proj", rank=16))
     assert adapter["model.layers.0.self_attn.v_proj.weight"].lambda_b.shape == (16, 1)
     ```

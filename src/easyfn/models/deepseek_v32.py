@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ..config.fields import Size, alias
+from ..config.fields import Size
 from ..nn import Block, Decoder
 from .decoders import decoder, decoder_family, norm
 from .mixtures import (
     INDEXED,
-    GroupedFields,
     IndexedFields,
     grouped,
     indexer,
@@ -21,12 +20,10 @@ from .mixtures import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepseekV32Config(IndexedFields, GroupedFields):
+class DeepseekV32Config(IndexedFields):
     """The keys of a DeepSeek-V3.2 `config.json`."""
 
     model_type: ClassVar[str] = "deepseek_v32"
-    num_local_experts = alias("n_routed_experts")
-    num_experts = alias("n_routed_experts")
     vocab_size: Size = 129280
     hidden_size: Size = 7168
     intermediate_size: Size = 18432
@@ -41,10 +38,6 @@ class DeepseekV32Config(IndexedFields, GroupedFields):
     routed_scaling_factor: float | int = 2.5
     first_k_dense_replace: int | None = 3
     index_n_heads: Size = 64
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        return IndexedFields.indexed(GroupedFields.normalize(data))
 
 
 def deepseek_v32(c: DeepseekV32Config) -> Decoder:

@@ -23,7 +23,6 @@ from ..nn.attention.core import merge_heads, split_heads
 from ..nn.attention.rope import rope_table, rotate
 from ..nn.context import Context
 from ..nn.fold import fold
-from ..nn.heads import input_embeddings, max_positions
 from ..nn.image_text import by_column, runs
 from ..nn.places import check_places, embed, place
 from ..nn.vision import attend_all, image_context
@@ -261,16 +260,6 @@ class Gemma4(eqx.Module):
             check_places(input_ids, token, total, what)
             x = place(x, found, input_ids == token, total)
         return self.language_model(context, cache, input_ids=text, inputs_embeds=x)
-
-
-@input_embeddings.register(Gemma4)
-def _(model: Gemma4) -> Any:
-    return input_embeddings(model.language_model)
-
-
-@max_positions.register(Gemma4)
-def _(model: Gemma4) -> int | None:
-    return max_positions(model.language_model)
 
 
 @inputs.register(Gemma4)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ..config.fields import Size, alias
+from ..config.fields import Size
 from ..nn import ChoosingBlock, Decoder
 from .decoders import decoder, decoder_family, norm
 from .mixtures import (
     INDEXED,
-    GroupedFields,
     IndexedFields,
     grouped,
     indexer,
@@ -23,7 +22,7 @@ LETTERS = {"F": "full", "S": "shared"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlmMoeDsaConfig(IndexedFields, GroupedFields):
+class GlmMoeDsaConfig(IndexedFields):
     """The keys of a GLM-5 `config.json`.
 
     `indexer_types` says of each layer whether it has an indexer (`full`) or attends to what the last one chose (`shared`);
@@ -33,8 +32,6 @@ class GlmMoeDsaConfig(IndexedFields, GroupedFields):
 
     model_type: ClassVar[str] = "glm_moe_dsa"
     unsaid: ClassVar[tuple[str, ...]] = ("index_topk_freq", "index_skip_topk_offset", "index_topk_pattern")
-    num_local_experts = alias("n_routed_experts")
-    num_experts = alias("n_routed_experts")
     vocab_size: Size = 154880
     hidden_size: Size = 6144
     intermediate_size: Size = 12288
@@ -54,10 +51,6 @@ class GlmMoeDsaConfig(IndexedFields, GroupedFields):
     index_topk_pattern: str | tuple[str, ...] | None = None
     index_topk_freq: int = 1
     index_skip_topk_offset: int = 2
-
-    @staticmethod
-    def normalize(data: dict[str, Any]) -> dict[str, Any]:
-        return IndexedFields.indexed(GroupedFields.normalize(data))
 
 
 def indexer_types(c: GlmMoeDsaConfig) -> tuple[str, ...]:

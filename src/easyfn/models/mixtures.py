@@ -163,9 +163,11 @@ class LatentFields:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class IndexedFields(LatentFields):
-    """`LatentFields` with the keys of the indexer that chooses what is attended to."""
+class IndexedFields(LatentFields, GroupedFields):
+    """`LatentFields` and `GroupedFields` with the keys of the indexer that chooses what is attended to."""
 
+    num_local_experts = alias("n_routed_experts")
+    num_experts = alias("n_routed_experts")
     q_lora_rank: Size = 1536
     index_topk: Size = 2048
     index_head_dim: Size = 128
@@ -173,15 +175,19 @@ class IndexedFields(LatentFields):
     mlp_layer_types: tuple[str, ...] | None = None
 
     @staticmethod
-    def indexed(data: dict[str, Any]) -> dict[str, Any]:
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
         """The JSON, if `layer_types` and `rope_interleave` say what these models always are."""
         for kind in data.get("layer_types") or ():
             only({"layer_types": kind}, "layer_types", "indexed_attention")
         only(data, "rope_interleave", True)
-        return data
+        return GroupedFields.normalize(data)
 
 
-INDEXED = ("layer_types", "rope_interleave", "mlp_bias")  # looked at by `indexed`; the last is read nowhere
+INDEXED = (
+    "layer_types",
+    "rope_interleave",
+    "mlp_bias",
+)  # looked at by `IndexedFields.normalize`; the last is read nowhere
 
 
 def indexer(config: Any, **own: Any) -> Indexer:

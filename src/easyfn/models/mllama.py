@@ -24,7 +24,6 @@ from ..nn.attention.attention import attend_within
 from ..nn.attention.core import split_heads
 from ..nn.cache.cache import CrossKV, layer_cache, stored
 from ..nn.context import Context, Mask
-from ..nn.heads import input_embeddings, max_positions
 from ..nn.seq2seq import empty_cross
 from ..nn.tiled_tower import TiledTower, gated
 from ..registry.family import family
@@ -259,16 +258,6 @@ class Mllama(eqx.Module):
                 sees = jnp.asarray(cross_attention_mask).reshape(batch, length, images * tiles)
             context = context.replace(encoder=(states, sees))
         return self.language_model(context, cache, input_ids=input_ids, inputs_embeds=inputs_embeds)
-
-
-@input_embeddings.register(Mllama)
-def _(model: Mllama) -> Any:
-    return input_embeddings(model.language_model)
-
-
-@max_positions.register(Mllama)
-def _(model: Mllama) -> int | None:
-    return max_positions(model.language_model)
 
 
 @inputs.register(Mllama)

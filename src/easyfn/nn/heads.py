@@ -94,21 +94,19 @@ def _(model: CausalLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
 def input_embeddings(model: Any) -> Any:
     """The layer that turns token ids into vectors: an `Embedding` whose `weight` is `(vocab, embed)`.
 
-    By default the first of the fields `embed_tokens`, `wte`, `word_embeddings`, `shared` or `embeddings` of the model, or of
-    the model it wraps.
+    By default the first of the fields `embed_tokens`, `wte`, `word_embeddings`, `shared` or `embeddings` of the model, of
+    the model it wraps (`model`), or of its half that reads text (`language_model`, `encoder`).
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     assert ef.input_embeddings(model).weight.shape == (64, 32)
     ```
     """
     for field in ("embed_tokens", "wte", "word_embeddings", "shared"):
         if hasattr(model, field):
             return getattr(model, field)
-    for field in ("model", "embeddings", "encoder"):
+    for field in ("model", "language_model", "embeddings", "encoder"):
         if hasattr(model, field):
             return input_embeddings(getattr(model, field))
     raise input_embeddings.missing(model, "None of its fields looks like a table of token embeddings.")
@@ -118,9 +116,12 @@ def input_embeddings(model: Any) -> Any:
 def max_positions(model: Any) -> int | None:
     """How many positions a model has learned; `None` if it can go on (rotary and relative positions, state spaces).
 
-    By default what the model it wraps answers.
+    By default what the model it wraps (`model`) or its half that reads text (`language_model`) answers.
     """
-    return max_positions(model.model) if hasattr(model, "model") else None
+    for field in ("model", "language_model"):
+        if hasattr(model, field):
+            return max_positions(getattr(model, field))
+    return None
 
 
 class SequenceClassifier(eqx.Module):

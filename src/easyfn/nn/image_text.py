@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from .context import Context
-from .grid_vision import GridImageText
-from .heads import input_embeddings, max_positions
 from .output import Output
 from .packing import patches_seen
 from .places import check_places, embed, place
@@ -153,23 +151,3 @@ class ImageText(eqx.Module):
         here = input_ids == self.image_token
         x = place(embed(self.language_model, jnp.where(here, 0, input_ids)), x, here, total)
         return self.language_model(context, cache, inputs_embeds=x)
-
-
-@input_embeddings.register(ImageText)
-def _(model: ImageText) -> Any:
-    return input_embeddings(model.language_model)
-
-
-@max_positions.register(ImageText)
-def _(model: ImageText) -> int | None:
-    return max_positions(model.language_model)
-
-
-@input_embeddings.register(GridImageText)
-def _(model: GridImageText) -> Any:
-    return input_embeddings(model.language_model)
-
-
-@max_positions.register(GridImageText)
-def _(model: GridImageText) -> int | None:
-    return max_positions(model.language_model)

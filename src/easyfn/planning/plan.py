@@ -242,8 +242,7 @@ def plan(
 
     ```python
     import easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
+    config = ef.testing.tiny().config
     plan = ef.plan(config, mesh={"fsdp": 1}, batch=2, sequence_length=16, dtype="float32")
     assert plan.fits and plan.optimizer > 2 * plan.weights
     ```

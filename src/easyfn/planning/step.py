@@ -69,8 +69,7 @@ def sample_batch(model: Any, rows: int, length: int) -> dict[str, jax.ShapeDtype
 
     ```python
     import easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4)
+    config = ef.testing.tiny().config
     batch = ef.planning.sample_batch(ef.abstract(config, task="sequence-classification"), 2, 8)
     assert batch["labels"].shape == (2,)
     ```

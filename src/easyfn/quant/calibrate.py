@@ -129,8 +129,7 @@ def calibrate(model: Any, batches: Iterable[Any], cfg: Config, *, sequential: bo
 
     ```python
     import easyfn as ef, jax
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    model = ef.testing.tiny(hidden_size=64, intermediate_size=128)
     ids = jax.random.randint(jax.random.key(1), (4, 32), 0, 64)
     small = ef.calibrate(model, [ids], ef.QuantConfig("int4", 32, calibration="gptq"))
     assert ef.format_of(small.model.layers[0].mlp.up_proj.weight) == "int4/32"

@@ -40,9 +40,8 @@ def quantize(model: Any, cfg: Config) -> Any:
     weights of `ef.fake_quantize` are rounded for good, with the config that they were trained for.
 
     ```python
-    import easyfn as ef, jax
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny(hidden_size=64, intermediate_size=128)
     small = ef.quantize(model, [ef.QuantConfig("8bit", pattern="q_proj|k_proj"), ef.QuantConfig("nf4")])
     assert ef.is_quantized(small) and not ef.is_quantized(model)
     assert ef.format_of(small.model.layers[0].mlp.up_proj.weight) == "nf4/64"
@@ -85,8 +84,7 @@ def fake_quantize(model: Any, cfg: Config) -> Any:
 
     ```python
     import easyfn as ef, jax
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    model = ef.testing.tiny(hidden_size=64, intermediate_size=128)
     aware = ef.fake_quantize(model, "int4")
     weight = aware.model.layers[0].mlp.up_proj.weight
     assert ef.describe(weight) == "fake int4" and ef.trainable(aware).model.layers[0].mlp.up_proj.weight.base

@@ -27,9 +27,7 @@ def init(config: Any, *, key: jax.Array, dtype: Any = jnp.float32, task: str | N
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     layer = ef.init(ef.nn.Linear(4, 8), key=jax.random.key(1))
     ```
     """

@@ -25,7 +25,7 @@ TEACHERS: Mapping[str, tuple[str, ...]] = {
     "easyfn.nn.encoder_heads.ReplacedTokens": ("easyfn.tasks.replaced_tokens",),
     "easyfn.nn.encoder_heads.SentenceEmbedding": ("easyfn.tasks.sentence_embedding",),
     "easyfn.nn.encoder_heads.TokenClassifier": ("easyfn.tasks.token_classification",),
-    "easyfn.nn.grid_vision.GridImageText": ("easyfn.inputs.image", "easyfn.nn.image_text"),
+    "easyfn.nn.grid_vision.GridImageText": ("easyfn.inputs.image",),
     "easyfn.nn.heads.CausalLM": ("easyfn.tasks.causal_lm",),
     "easyfn.nn.heads.SequenceClassifier": ("easyfn.tasks.sequence_classification",),
     "easyfn.nn.image_heads.ImageClassifier": (

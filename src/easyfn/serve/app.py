@@ -60,14 +60,13 @@ def app(
     A full engine (`max_waiting`) answers 429; a client that goes away cancels what it asked for.
 
     ```python
-    import jax, easyfn as ef
+    import easyfn as ef
     from starlette.testclient import TestClient
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    model = ef.init(ef.models.LlamaConfig(vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    model = ef.testing.tiny(vocab_size=256)
     engine = ef.Engine(model, max_batch_size=2, max_model_length=32, max_waiting=8)
     with TestClient(ef.serve.app(engine, tokenizer, model_name="mine")) as client:
         asked = {"model": "mine", "prompt": "Hi", "max_tokens": 3, "temperature": 0}

@@ -34,8 +34,7 @@ def pipeline(model: Any, stages: int, *, microbatches: int, rounds: int = 1, axi
 
     ```python
     import jax, jax.numpy as jnp, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    model = ef.testing.tiny(num_hidden_layers=4)
     ids = jnp.ones((4, 6), int)
     logits = ef.forward(model, ids).logits
     if jax.device_count() % 2 == 0:
@@ -75,8 +74,7 @@ def unpipeline(model: Any) -> Any:
 
     ```python
     import jax, easyfn as ef
-    model = ef.stack(ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64,
-                     num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0)))
+    model = ef.stack(ef.testing.tiny(num_hidden_layers=4))
     back = ef.unpipeline(ef.pipeline(model, 2, microbatches=4, rounds=2))
     assert jax.tree.structure(back) == jax.tree.structure(model)
     ```

@@ -173,10 +173,8 @@ def partition_specs(model: Any, rules: ShardingRules | str | None = None, mesh: 
     """A tree like the model with a `PartitionSpec` for every array.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     specs = ef.partition_specs(model, "fsdp", ef.make_mesh())
     ```
     """
@@ -188,9 +186,7 @@ def named_shardings(model: Any, rules: ShardingRules | str | None = None, mesh: 
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     places = ef.named_shardings(model, "fsdp", ef.make_mesh())
     model = jax.device_put(model, places)
     ```
@@ -224,9 +220,8 @@ def shard(
     weight on one mesh axis, and sizes that do not divide: all of them in one message, with the fix.
 
     ```python
-    import jax, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     model, report = ef.shard(model, "fsdp", ef.make_mesh(), report=True)
     ```
     """
@@ -252,10 +247,8 @@ def gather(model: Any) -> Any:
     """The inverse of [`easyfn.shard`][]: every array whole on every device of the mesh it is on.
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     model = ef.gather(ef.shard(model, "fsdp", ef.make_mesh()))
     assert model.model.norm.weight.is_fully_replicated
     ```
@@ -276,10 +269,8 @@ def fully_shard(model: Any, mesh: Mesh | None = None) -> Any:
     The least memory per device, whatever the layers say of their axes (ZeRO-3).
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import easyfn as ef
+    model = ef.testing.tiny()
     model = ef.fully_gather(ef.fully_shard(model, ef.make_mesh()))
     ```
     """
@@ -308,9 +299,7 @@ def shard_fns(model: Any, rules: ShardingRules | str | None = None, mesh: Mesh |
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     model = jax.tree.map(lambda put, x: put(x), ef.shard_fns(model, "fsdp", ef.make_mesh()), model)
     ```
     """

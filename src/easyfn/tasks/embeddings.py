@@ -45,9 +45,7 @@ def with_input_embeddings(model: Any, embeddings: Float[Array, "vocab embed"] | 
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     model = ef.with_input_embeddings(model, jax.numpy.zeros((64, 32)))
     assert not ef.input_embeddings(model).weight.any()
     ```
@@ -71,9 +69,7 @@ def with_output_embeddings(model: Any, embeddings: Float[Array, "vocab embed"] |
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     model = ef.with_output_embeddings(model, jax.numpy.zeros((64, 32)))
     assert not ef.output_embeddings(model).weight.any()
     ```
@@ -95,8 +91,7 @@ def resize_embeddings(
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
+    config = ef.testing.tiny().config
     model = ef.init(config, key=jax.random.key(0))
     bigger = ef.resize_embeddings(model, 70, pad_to_multiple_of=8)
     assert bigger.config.vocab_size == 72
@@ -212,9 +207,7 @@ def with_decoder(model: Any, new: Any) -> Any:
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     zeros = jax.tree.map(jax.numpy.zeros_like, ef.decoder(model))
     model = ef.with_decoder(model, zeros)
     ```

@@ -29,8 +29,7 @@ def prune_layers(model: Any, keep: Sequence[int]) -> Any:
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-                                   num_attention_heads=4, num_key_value_heads=2)
+    config = ef.testing.tiny(num_hidden_layers=4).config
     model = ef.init(config, key=jax.random.key(0))
     small = ef.prune_layers(model, [0, 3])
     assert small.config.num_hidden_layers == 2

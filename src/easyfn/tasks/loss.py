@@ -59,9 +59,7 @@ def compute_loss(
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     batch = {"input_ids": jax.numpy.array([[1, 2, 3, 4]]), "labels": jax.numpy.array([[-100, -100, 3, 4]])}
     loss, metrics = ef.compute_loss(model, batch)
     assert metrics["num_tokens"] == 2

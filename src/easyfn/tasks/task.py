@@ -50,9 +50,7 @@ def task(model: Any) -> str:
 
     ```python
     import easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4)
-    assert ef.task(ef.init(config, key=__import__("jax").random.key(0))) == "causal-lm"
+    assert ef.task(ef.testing.tiny()) == "causal-lm"
     ```
     """
     from ..registry.family import family_of

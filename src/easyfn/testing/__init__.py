@@ -2,4 +2,5 @@
 
 from . import laws as laws
 from .case import Case as Case
+from .model import tiny as tiny
 from .opaque import Opaque as Opaque

@@ -48,8 +48,7 @@ class Case:
     import easyfn as ef
     from easyfn.testing import Case, laws
 
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
+    config = ef.testing.tiny().config
     case = Case(make=lambda key: ef.init(config, key=key))
     laws.future_does_not_leak(case)
     ```

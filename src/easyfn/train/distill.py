@@ -37,10 +37,8 @@ def distillation_loss(
     `batch` is that of [`easyfn.compute_loss`][]; with `labels` only the tokens they mark count.
 
     ```python
-    import functools, jax, jax.numpy as jnp, optax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    teacher = ef.init(config, key=jax.random.key(0))
+    import functools, jax.numpy as jnp, optax, easyfn as ef
+    teacher = ef.testing.tiny()
     state = ef.to_state(ef.quantize(teacher, "nf4"), optax.sgd(0.1), trainable="norm")
     loss = functools.partial(ef.distillation_loss, teacher=teacher)
     state, metrics = ef.train_step(state, {"input_ids": jnp.array([[1, 2, 3, 4]])}, loss)

@@ -22,9 +22,7 @@ def groups(optimizers: Mapping[str, Any]) -> optax.GradientTransformationExtraAr
 
     ```python
     import jax, optax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     optimizer = ef.groups({"embed": None, "norm": optax.sgd(1e-2), ".*": optax.adamw(1e-3)})
     state, _ = ef.train_step(ef.to_state(model, optimizer), {"input_ids": jax.numpy.ones((1, 4), int)})
     ```
@@ -70,9 +68,7 @@ def ema(optimizer: Any, decay: int | float = 0.999) -> Wrapped:
 
     ```python
     import jax, optax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    state = ef.to_state(ef.init(config, key=jax.random.key(0)), ef.ema(optax.adam(1e-3), decay=0.99))
+    state = ef.to_state(ef.testing.tiny(), ef.ema(optax.adam(1e-3), decay=0.99))
     state, _ = ef.train_step(state, {"input_ids": jax.numpy.ones((1, 4), int)})
     logits = ef.forward(ef.ema_model(state), jax.numpy.ones((1, 4), int)).logits
     ```

@@ -32,10 +32,8 @@ def token_logprobs(
     divides them, as where the tokens were sampled.
 
     ```python
-    import jax, jax.numpy as jnp, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import jax.numpy as jnp, easyfn as ef
+    model = ef.testing.tiny()
     ids = jnp.array([[1, 2, 3, 4]])
     logprobs, counted = ef.token_logprobs(model, {"input_ids": ids, "labels": ids.at[:, :2].set(-100)})
     assert counted.tolist() == [[0, 1, 1, 0]]

@@ -28,9 +28,7 @@ def rollout_batch(
 
     ```python
     import jax, jax.numpy as jnp, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     out = ef.generate(model, jnp.array([[1, 2], [1, 2]]), do_sample=True, key=jax.random.key(1), max_new_tokens=3)
     batch = ef.rollout_batch(out)
     batch["advantages"] = ef.group_advantages(jnp.array([1.0, 0.0]), 2)

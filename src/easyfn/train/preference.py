@@ -74,9 +74,7 @@ def dpo_loss(
 
     ```python
     import functools, jax, jax.numpy as jnp, optax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    base = ef.init(config, key=jax.random.key(0))
+    base = ef.testing.tiny()
     model = ef.apply_lora(base, "q_proj|v_proj", rank=4, key=jax.random.key(1))
     state = ef.to_state(model, optax.adam(1e-3))
     batch = {"chosen_input_ids": jnp.array([[1, 2, 3, 4]]), "rejected_input_ids": jnp.array([[1, 2, 5, 6]])}
@@ -148,10 +146,8 @@ def kto_loss(
     `reference_logprobs` (and `reference_kl_logprobs`) `(rows,)`.
 
     ```python
-    import jax, jax.numpy as jnp, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import jax.numpy as jnp, easyfn as ef
+    model = ef.testing.tiny()
     batch = {"input_ids": jnp.array([[1, 2, 3], [1, 4, 5]]), "desirable": jnp.array([True, False])}
     loss, metrics = ef.kto_loss(model, batch, reference=model)
     assert float(loss) == 0.5
@@ -204,10 +200,8 @@ def orpo_loss(
     chosen rows as well; here it covers what `chosen_labels` mark.
 
     ```python
-    import jax, jax.numpy as jnp, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import jax.numpy as jnp, easyfn as ef
+    model = ef.testing.tiny()
     batch = {"chosen_input_ids": jnp.array([[1, 2, 3, 4]]), "rejected_input_ids": jnp.array([[1, 2, 5, 6]])}
     loss, metrics = ef.orpo_loss(model, batch)
     ```
@@ -242,10 +236,8 @@ def simpo_loss(
     [`easyfn.dpo_loss`][] has it.
 
     ```python
-    import jax, jax.numpy as jnp, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    import jax.numpy as jnp, easyfn as ef
+    model = ef.testing.tiny()
     batch = {"chosen_input_ids": jnp.array([[1, 2, 3, 4]]), "rejected_input_ids": jnp.array([[1, 2, 5, 6]])}
     loss, metrics = ef.simpo_loss(model, batch)
     ```
@@ -264,10 +256,8 @@ def rewards(
     Raises `ValueError` if the model does not answer with one number for each row.
 
     ```python
-    import jax, jax.numpy as jnp, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2, num_labels=1)
-    model = ef.init(config, key=jax.random.key(0), task="sequence-classification")
+    import jax.numpy as jnp, easyfn as ef
+    model = ef.testing.tiny(num_labels=1, task="sequence-classification")
     assert ef.rewards(model, {"input_ids": jnp.array([[1, 2, 3]])}).shape == (1,)
     ```
     """
@@ -295,10 +285,8 @@ def reward_loss(
     et al. 2023, arXiv 2312.09244).
 
     ```python
-    import jax, jax.numpy as jnp, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2, num_labels=1)
-    model = ef.init(config, key=jax.random.key(0), task="sequence-classification")
+    import jax.numpy as jnp, easyfn as ef
+    model = ef.testing.tiny(num_labels=1, task="sequence-classification")
     batch = {"chosen_input_ids": jnp.array([[1, 2, 3, 4]]), "rejected_input_ids": jnp.array([[1, 2, 5, 6]])}
     loss, metrics = ef.reward_loss(model, batch)
     ```

@@ -64,9 +64,7 @@ def to_state(model: Any, optimizer: Optimizer, *, trainable: Any = None) -> Trai
 
     ```python
     import jax, optax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    state = ef.to_state(ef.init(config, key=jax.random.key(0)), optax.adamw(1e-3))
+    state = ef.to_state(ef.testing.tiny(), optax.adamw(1e-3))
     step = jax.jit(ef.train_step, donate_argnums=0)
     for _ in range(2):
         state, metrics = step(state, {"input_ids": jax.numpy.array([[1, 2, 3, 4]])})
@@ -210,9 +208,7 @@ def train_step(
 
     ```python
     import functools, jax, optax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     state = ef.to_state(model, optax.sgd(0.1))
     step = jax.jit(functools.partial(ef.train_step, accumulate=2), donate_argnums=0)
     state, metrics = step(state, {"input_ids": jax.numpy.ones((4, 8), int)})

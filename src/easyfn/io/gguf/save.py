@@ -62,10 +62,8 @@ def save_gguf(
     for a config that they cannot say (a sliding window of Mistral, ...).
 
     ```python
-    import os, tempfile, jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    model = ef.quantize(ef.init(config, key=jax.random.key(0)), "a8q")
+    import os, tempfile, easyfn as ef
+    model = ef.quantize(ef.testing.tiny(), "a8q")
     with tempfile.TemporaryDirectory() as folder:
         path = ef.save_gguf(model, os.path.join(folder, "tiny.gguf"), metadata={"general.name": "tiny"})
         again = ef.load(path)

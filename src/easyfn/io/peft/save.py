@@ -102,9 +102,7 @@ def save_adapter(
 
     ```python
     import tempfile, jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
-    base = ef.init(config, key=jax.random.key(0))
+    base = ef.testing.tiny()
     model = ef.apply_lora(base, "q_proj|v_proj", key=jax.random.key(1))
     with tempfile.TemporaryDirectory() as folder:
         ef.save_adapter(model, folder)

@@ -20,8 +20,7 @@ def torch_class(model: Any) -> Any:
 
     ```python
     import easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4)
+    config = ef.testing.tiny().config
     assert ef.torch_class(ef.abstract(config, task="base")).__name__ == "LlamaModel"
     ```
     """
@@ -48,10 +47,8 @@ def to_torch(model: Any) -> Any:
     quantized weights (see `ef.dequantize`).
 
     ```python
-    import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4)
-    module = ef.to_torch(ef.init(config, key=jax.random.key(0)))
+    import easyfn as ef
+    module = ef.to_torch(ef.testing.tiny())
     assert module.lm_head.weight.shape == (64, 32)
     ```
     """
@@ -125,9 +122,7 @@ def from_torch(
 
     ```python
     import jax, easyfn as ef
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4)
-    model = ef.init(config, key=jax.random.key(0))
+    model = ef.testing.tiny()
     same = ef.from_torch(ef.to_torch(model))
 
     import torch

@@ -298,9 +298,8 @@ def reorder(cache: Cache, rows: Int[Array, " rows"] | Host) -> Cache:
     """The cache whose row `i` is row `rows[i]` of `cache`: rows may be left out, and said twice.
 
     ```python
-    import jax, jax.numpy as jnp, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    import jax.numpy as jnp, easyfn as ef
+    model = ef.testing.tiny()
     logits, cache = ef.prefill(model, jnp.array([[1, 2, 3], [4, 5, 6]]), max_length=8)
     swapped = ef.reorder(cache, [1, 0])
     assert (swapped.layers[0].k[0] == cache.layers[0].k[1]).all()
@@ -327,9 +326,8 @@ def fork(cache: Cache, copies: int) -> Cache:
     """Every row of `cache` `copies` times, one after the other: a prompt that many rows share is run once.
 
     ```python
-    import jax, jax.numpy as jnp, easyfn as ef
-    model = ef.init(ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2), key=jax.random.key(0))
+    import jax.numpy as jnp, easyfn as ef
+    model = ef.testing.tiny()
     shared = jnp.array([[1, 2, 3]])
     _, cache = ef.prefill(model, shared, max_length=16)
     prompts = jnp.array([[1, 2, 3, 7], [1, 2, 3, 8]])

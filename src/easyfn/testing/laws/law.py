@@ -72,8 +72,7 @@ def parametrize(*cases: Case, only: Sequence[str] = (), without: Sequence[str] =
     import easyfn as ef
     from easyfn.testing import Case, laws
 
-    config = ef.models.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                   num_attention_heads=4, num_key_value_heads=2)
+    config = ef.testing.tiny().config
 
     @laws.parametrize(Case(make=lambda key: ef.init(config, key=key), name="tiny"), only=["jit_is_eager"])
     def test_tiny(law):
