@@ -162,6 +162,7 @@ class Temperature(NamedTuple):
 
 
 NORMED = ("rows", "heads", "rotated")
+GATES = {"sigmoid": jax.nn.sigmoid, "softplus": jax.nn.softplus}
 
 
 class Attention(eqx.Module):
@@ -179,6 +180,8 @@ class Attention(eqx.Module):
     - `clip`: entries of queries, keys and values are held between `-clip` and `clip`.
     - `scale` of the scores, by default `head_dim ** -0.5`; `softcap` of the scores; `window` in tokens; `sinks`: one
       learned score per head without a value; `temperature`: a factor on queries that grows with the position.
+    - `gate`: what comes out is multiplied by this function (`"sigmoid"`, `"softplus"`) of `gate_proj` of what went in, one
+      gate for each number or, with `head_gates`, for each head.
     """
 
     q_proj: Linear | None
@@ -186,6 +189,7 @@ class Attention(eqx.Module):
     v_proj: Linear | None
     qkv_proj: Linear | None
     o_proj: Linear
+    gate_proj: Linear | None
     q_norm: Any
     k_norm: Any
     v_norm: Any
@@ -204,6 +208,7 @@ class Attention(eqx.Module):
     fused: str | None = eqx.field(static=True)
     temperature: Temperature | None = eqx.field(static=True)
     chunk: int | None = eqx.field(static=True)
+    gate: str | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -228,6 +233,8 @@ class Attention(eqx.Module):
         clip: float | None = None,
         temperature: Temperature | None = None,
         chunk: int | None = None,
+        gate: str | None = None,
+        head_gates: bool = False,
         dropout: float = 0.0,
     ) -> None:
         if num_heads % num_kv_heads:
@@ -236,6 +243,8 @@ class Attention(eqx.Module):
             raise ValueError(
                 f"Attention: normed={normed!r} is one of {NORMED}, fused={fused!r} None, 'rows' or 'groups'"
             )
+        if gate not in (None, *GATES):
+            raise ValueError(f"Attention: gate={gate!r} is None or one of {', '.join(GATES)}")
         queries, keys = num_heads * head_dim, num_kv_heads * head_dim
         apart = lambda size, axis: None if fused else Linear(hidden_size, size, qkv_bias, axes=(axis, "embed"))
         self.q_proj = apart(queries, "heads")
@@ -243,6 +252,8 @@ class Attention(eqx.Module):
         self.v_proj = None if values_are_keys else apart(keys, "kv_heads")
         self.qkv_proj = Linear(hidden_size, queries + 2 * keys, qkv_bias, axes=("heads", "embed")) if fused else None
         self.o_proj = Linear(queries, hidden_size, out_bias, axes=("embed", "heads"))
+        gates = num_heads if head_gates else queries
+        self.gate_proj = Linear(hidden_size, gates, axes=("heads", "embed")) if gate else None
         self.q_norm, self.k_norm = qk_norm if isinstance(qk_norm, tuple) else (qk_norm, qk_norm)
         self.v_norm = v_norm
         self.sinks = declare(num_heads) if sinks else None
@@ -260,6 +271,7 @@ class Attention(eqx.Module):
         self.fused = fused
         self.temperature = temperature
         self.chunk = chunk
+        self.gate = gate
 
     def __call__(
         self, x: Float[Array, "batch seq in_"], context: Context, cache: Any = None
@@ -295,7 +307,16 @@ class Attention(eqx.Module):
             sinks=self.sinks,
             dropout=self.dropout,
         )
-        return self.o_proj(out), cache, weights
+        return self.o_proj(self._gated(out, x)), cache, weights
+
+    def _gated(self, out: jax.Array, x: jax.Array) -> jax.Array:
+        """What attention answers to `x`, each head or each number of it as far as its gate is open."""
+        if self.gate is None:
+            return out
+        assert self.gate_proj is not None
+        gates = GATES[self.gate](self.gate_proj(x).astype(jnp.float32)).astype(out.dtype)
+        by_head = out.reshape(*out.shape[:2], self.num_heads, -1)
+        return (by_head * gates.reshape(*out.shape[:2], self.num_heads, -1)).reshape(out.shape)
 
     def _projected(self, x: jax.Array) -> tuple[jax.Array, ...]:
         if self.qkv_proj is not None:

@@ -89,7 +89,7 @@ class Router(eqx.Module):
     `correction`: with an `e_score_correction_bias`, `(experts,)` or of the shape given, a buffer: it is loaded, saved and
     moved, and no training step, quantization or adapter changes it. `float32`: the logits are computed in float32 whatever
     the model's dtype. `wide` names the parts that stay in float32 themselves, by default all that there are of a router that
-    computes in it and none of another.
+    computes in it and none of another. `softcap` bounds the logits: `softcap * tanh(logits / softcap)`, in float32.
 
     ```python
     import jax, easyfn as ef
@@ -113,6 +113,7 @@ class Router(eqx.Module):
     floor: float = eqx.field(static=True)
     float32: bool = eqx.field(static=True)
     wide: tuple[str, ...] = eqx.field(static=True)
+    softcap: float | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -131,6 +132,7 @@ class Router(eqx.Module):
         floor: float = 1e-20,
         float32: bool = False,
         wide: tuple[str, ...] | None = None,
+        softcap: float | None = None,
     ) -> None:
         groups = groups or 1
         topk_groups = topk_groups or groups
@@ -160,9 +162,12 @@ class Router(eqx.Module):
         self.floor = floor
         self.float32 = float32
         self.wide = (("weight", "e_score_correction_bias") if float32 else ()) if wide is None else wide
+        self.softcap = softcap
 
     def __call__(self, x: jax.Array, runtime: Runtime = Runtime()) -> Routing:
         logits = affine(self.weight, x.astype(jnp.float32) if self.float32 else x, self.bias)
+        if self.softcap is not None:
+            logits = self.softcap * jnp.tanh(logits.astype(jnp.float32) / self.softcap)
 
         def choose(logits: jax.Array, correction: jax.Array | None) -> tuple[jax.Array, jax.Array]:
             return route(
