@@ -534,3 +534,47 @@ def test_mxfp4_of_gpt_oss():
     tensors[f"{path}_scales"] = tensors[f"{path}_scales"][:, :1]
     with pytest.raises(ValueError, match="the file blocks"):
         state({"model_type": "mixtral", **MOE}, tensors, settings)
+
+
+def oss():
+    sizes = {key: value for key, value in CONFIG.items() if not key.endswith("token_id")}
+    return ef.init(
+        ef.models.GptOssConfig(**sizes, num_local_experts=3, num_experts_per_tok=2, sliding_window=4),
+        key=jax.random.key(0),
+    )
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_gpt_oss_is_saved_as_the_hub_has_it(tmp_path, stacked):
+    """Experts in mxfp4, written as transformers reads them; read back, the bytes are the same."""
+    from transformers import AutoModelForCausalLM, Mxfp4Config
+
+    ours = ef.quantize(oss(), ef.QuantConfig("mxfp4", pattern="experts"))
+    ef.save(ef.stack(ours) if stacked else ours, tmp_path)
+    again = ef.load(tmp_path)
+    same(again, ours)
+    held = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    assert held[f"{name}_blocks"].shape == (*held[f"{name}_scales"].shape, 16) and f"{name}_bias" in held
+    assert config_of(tmp_path)["modules_to_not_convert"][-1] == "lm_head"
+    if stacked:
+        return
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)
+    )
+    ids = np.arange(1, 9)[None]
+    with torch.no_grad():
+        want = theirs(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(ef.forward(ours, ids).logits, want, atol=1e-5, rtol=1e-5)
+
+
+def test_mxfp4_that_transformers_would_not_read_is_refused(tmp_path):
+    model = oss()
+    with pytest.raises(ValueError, match=r"q_proj.*QuantConfig\(\"mxfp4\", pattern=\"experts\"\)"):
+        ef.save(ef.quantize(model, "mxfp4"), tmp_path)
+    with pytest.raises(ValueError, match="quantize all or none"):
+        ef.save(ef.quantize(model, ef.QuantConfig("mxfp4", pattern="experts.down_proj")), tmp_path)
+    some = ef.quantize(model, ef.QuantConfig("mxfp4", pattern=r"layers\.1\..*experts"))
+    ef.save(some, tmp_path)
+    assert "model.layers.0.mlp.experts" in config_of(tmp_path)["modules_to_not_convert"]
+    same(ef.load(tmp_path), some)

@@ -1,4 +1,4 @@
-"""The mxfp4 layout of gpt-oss on disk, read: experts in one tensor, four bits an entry.
+"""The mxfp4 layout of gpt-oss on disk, both ways: experts in one tensor, four bits an entry.
 
 Of experts `P`, `(experts, out, in)` (a plain file has `(experts, in, out)`): `P_blocks` uint8
 `(experts, out, in / 32, 16)`, two e2m1 a byte, the first in the low bits; `P_scales` uint8 `(experts, out, in / 32)`, an
@@ -8,14 +8,16 @@ exponent plus 127. They are the arrays of `Micro` as they are.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.tree import at
-from ..io.formats import Packed, register
+from ..core.slots import find_slots
+from ..core.tree import at, expand, is_leaf
+from ..io.formats import Packed, file_names, register
 from ..names.rules import Tensors
 from .micro import Micro
 from .pieces import dense_dtype
@@ -54,4 +56,42 @@ def _make(path: str, shape: tuple[int, ...], common: Any, parts: list[np.ndarray
     return Micro(codes, scales, kind="mxfp4", dtype=jnp.dtype(dtype or common).name)
 
 
-register("mxfp4", reader=read)
+def write(source: Tensors, weight: Micro) -> dict[str, Any]:
+    """The tensors that hold the experts of a layer (see `easyfn.io.formats.Writer`)."""
+    (name,) = source.names
+    return {f"{name}_blocks": weight.codes.reshape(*weight.scales.shape, 16), f"{name}_scales": weight.scales}
+
+
+def refuses(weight: Micro) -> str | None:
+    """Why the layout cannot hold a weight."""
+    return None if weight.kind == "mxfp4" else "has mxfp4 only"
+
+
+def settings(model: Any) -> dict[str, Any]:
+    """The `quantization_config` of a model, as gpt-oss has it: the modules that stay as they are, with `*` for a number.
+
+    Raises `ValueError` where transformers could not read the model: it reads the layout in gpt-oss, for all experts of a
+    layer and nothing else.
+    """
+    if model.config.model_type != "gpt_oss":
+        raise ValueError(f"save: transformers reads mxfp4 experts in gpt_oss, and this is {model.config.model_type}")
+    names: dict[str, Tensors] = file_names(model)
+    kept: dict[str, bool] = {}  # module of the file -> whether its weights are plain
+    for found in find_slots(model, ("linear", "experts", "head", "router", "embedding")):
+        plain = is_leaf(found.weight)
+        if not plain and found.slot.role != "experts":
+            raise ValueError(
+                f"save: {found.path} is mxfp4, and this layout has it for experts only: quantize them with "
+                'ef.QuantConfig("mxfp4", pattern="experts")'
+            )
+        for path in expand(found.path):
+            module = names[path].names[0].rpartition(".")[0]
+            if kept.setdefault(module, plain) != plain:
+                raise ValueError(f"save: of {module} some weights are mxfp4 and some are not: quantize all or none")
+    left = [module for module, plain in kept.items() if plain]
+    some = [m for m in left if m.endswith(".experts")]  # of some layers only: these are named one by one
+    rest = [re.sub(r"\.\d+\.", ".*.", m) for m in left if m not in some]
+    return {"quant_method": "mxfp4", "modules_to_not_convert": list(dict.fromkeys([*rest, *some]))}
+
+
+register("mxfp4", reader=read, writer=write, types=(Micro,), settings=settings, refuses=refuses)
