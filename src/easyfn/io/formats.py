@@ -156,7 +156,8 @@ def layout_of(model: Any) -> str | None:
     """The layout in which `ef.save` writes the quantized weights of a model: its `quant_method`; `None` if it has none.
 
     `bitsandbytes` for `8bit`, `nf4` and `fp4`; `fp8` for fp8 in blocks of 128x128; `mxfp4` for gpt-oss with experts in
-    mxfp4; `compressed-tensors` for all else that it can hold, and for several formats in one model. Raises `ValueError` where no layout holds the model.
+    mxfp4; `compressed-tensors` for all else that it can hold, and for several formats in one model. Raises `ValueError`
+    where no layout holds the model.
 
     ```python
     import jax, easyfn as ef

@@ -64,7 +64,7 @@ def write(source: Tensors, weight: Micro) -> dict[str, Any]:
 
 def refuses(weight: Micro) -> str | None:
     """Why the layout cannot hold a weight."""
-    return None if weight.kind == "mxfp4" else "has mxfp4 only"
+    return None if weight.kind == "mxfp4" and weight.codes.ndim > 2 else "has experts in mxfp4 only"
 
 
 def settings(model: Any) -> dict[str, Any]:
