@@ -22,6 +22,8 @@ from ..names.rules import Tensors
 from .micro import Micro
 from .pieces import dense_dtype
 
+EXPERTS = 'has mxfp4 for experts only, ef.QuantConfig("mxfp4", pattern="experts")'
+
 
 def read(
     model: Any, settings: Mapping[str, Any], sources: Mapping[str, Tensors], header: Mapping[str, Any]
@@ -64,7 +66,7 @@ def write(source: Tensors, weight: Micro) -> dict[str, Any]:
 
 def refuses(weight: Micro) -> str | None:
     """Why the layout cannot hold a weight."""
-    return None if weight.kind == "mxfp4" and weight.codes.ndim > 2 else "has experts in mxfp4 only"
+    return None if weight.kind == "mxfp4" and weight.codes.ndim > 2 else EXPERTS
 
 
 def settings(model: Any) -> dict[str, Any]:
@@ -80,10 +82,7 @@ def settings(model: Any) -> dict[str, Any]:
     for found in find_slots(model, ("linear", "experts", "head", "router", "embedding")):
         plain = is_leaf(found.weight)
         if not plain and found.slot.role != "experts":
-            raise ValueError(
-                f"save: {found.path} is mxfp4, and this layout has it for experts only: quantize them with "
-                'ef.QuantConfig("mxfp4", pattern="experts")'
-            )
+            raise ValueError(f"save: this layout {EXPERTS} ({found.path})")
         for path in expand(found.path):
             module = names[path].names[0].rpartition(".")[0]
             if kept.setdefault(module, plain) != plain:
