@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 SMALL = {  # a key of a config -> the most that a shrunken config has there
@@ -29,10 +30,20 @@ SMALL = {  # a key of a config -> the most that a shrunken config has there
     "num_self_attends_per_block": 2, "temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 32,
     "num_kv_shared_layers": 0, "num_nextn_predict_layers": 0, "first_k_dense_replace": 1, "text_hidden_size": 32,
     "audio_hidden_size": 32, "mamba_d_ssm": 64, "vision_hidden_size": 32, "adapter_in_dim": 32, "codebook_dim": 32,
-    "index_kpool": 2, "n_groups": 2, "mamba_n_groups": 2, "mamba_ngroups": 2, "hc_sinkhorn_iters": 3,
+    "index_kpool": 2, "n_groups": 2, "mamba_n_groups": 2, "mamba_ngroups": 2, "hc_sinkhorn_iters": 3, "upsample_groups": 32,
+    "context_size": 8, "mm_tokens_per_image": 4,
 }  # fmt: skip
 # Keys that follow from others, and that the class works out anew.
 DERIVED = {"out_features", "out_indices", "stage_names", "per_layer_config", "attention_layers", "layers_block_type"}
+# Rotary positions of text and pictures, whose parts are as wide as a small head.
+PARTS = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [2, 1, 1],
+        "partial_rotary_factor": 1.0,
+    }
+}
 # What no rule says: a type, or the end of a nested config's name -> its keys.
 OWN: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -49,6 +60,8 @@ OWN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"head_dim": 16, "n_groups": 2, "chunk_size": 4},
     "nemotron": {"num_key_value_heads": 2},
+    "nllb-moe": {"encoder_sparse_step": 2, "decoder_sparse_step": 2},
+    "switch_transformers": {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
     "reformer": {"axial_pos_embds": False, "attention_head_size": 8, "feed_forward_size": 64,
                  "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "attn_layers": ["local", "lsh"], "num_buckets": 4,
                  "hash_seed": 0},
@@ -76,6 +89,14 @@ OWN: dict[str, dict[str, Any]] = {
     "mobilevit": {"patch_size": 2, "image_size": 64},
     "shieldgemma2": {"yes_token_index": 5, "no_token_index": 6},
     "siglip2": {"vision_config": {"num_patches": 16}},
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text",
+                     "glm_image_text", "paddleocr_vl_text"), PARTS),
+    "ernie4_5_vl_moe_text": {"rope_parameters": {**PARTS["rope_parameters"], "mrope_section": [1, 1, 2]}},
+    "hunyuan_vl_text": {"head_dim": 8, "rope_parameters": {**PARTS["rope_parameters"], "mrope_section": [1, 1, 1, 1]}},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 93}, "qwen3_omni_moe_thinker": {"vision_start_token_id": 93},
+    "vipllava": {"vision_feature_layers": [-1, -2]},
+    "aria": {"projector_patch_to_query_dict": {16: 4}},
+    "chameleon": {"vocabulary_map": {"<image>": 90}}, "emu3": {"vocabulary_map": {"<image>": 90}},
 }  # fmt: skip
 NAMES = ("id2label", "label2id", "rope", "quantization", "text_encoder_rope")
 
@@ -89,12 +110,14 @@ def shrunk(data: dict, kinds: bool = True, own: dict | None = None) -> dict:
     other = max(range(1, layers), key=lambda i: sum(v[i] != v[0] for v in lists.values())) if lists else 0
     out = {}
     for key, value in data.items():
-        if key in DERIVED:
+        if key in DERIVED and "depths" not in data:
             continue
         if isinstance(value, dict) and "mrope_section" in value:
             out[key] = {**value, "mrope_section": [2, 1, 1], "partial_rotary_factor": 1.0}
         elif isinstance(value, dict) and not str(key).startswith(NAMES):
             out[key] = shrunk(value, kinds)
+        elif key == "image_grid_pinpoints":
+            out[key] = [[32, 64], [64, 32], [64, 64]]
         elif key in SMALL and isinstance(value, int) and not isinstance(value, bool):
             out[key] = min(value, SMALL[key]) if value > 0 else value
         elif str(key).endswith(("_token_id", "_token_index")) and isinstance(value, int) and value >= 90:
@@ -128,7 +151,7 @@ def made(torch: Any, cls: Any) -> tuple[Any, dict]:
             config = cls.config_class.from_dict(shrunk(data, kinds, OWN.get(cls.__name__)))
             with torch.device("meta"):
                 parameters = sum(p.numel() for p in cls(config).parameters())
-            if parameters > 60_000_000:
+            if parameters > 100_000_000:
                 raise ValueError(f"{parameters:,} parameters after shrinking")
             module = cls(config).eval()
             with torch.no_grad():
@@ -155,7 +178,11 @@ def inputs_for(torch: Any, module: Any, rows: int, length: int, images: bool = T
     vocab = min(getattr(text, "vocab_size", None) or 90, 90)
     ids = lambda: torch.randint(4, vocab, (rows, length))
     out = {}
-    if main == "pixel_values" or ("pixel_values" in names and "input_ids" not in names):
+    if "grid_thw" in names:
+        first = next(n for n in names if n in ("hidden_states", "pixel_values"))
+        found = next(pictures(torch, config, {"image_grid_thw"}, rows))
+        out |= {first: found["pixel_values"], "grid_thw": found["image_grid_thw"]}
+    elif "input_ids" not in names and (main == "pixel_values" or "pixel_values" in names):
         out["pixel_values"] = pixels(torch, config, rows)
         if "spatial_shapes" in names:  # patches of pictures of several sizes
             vision = getattr(config, "vision_config", config)
@@ -164,8 +191,9 @@ def inputs_for(torch: Any, module: Any, rows: int, length: int, images: bool = T
             out["pixel_attention_mask"] = torch.ones(rows, vision.num_patches, dtype=torch.long)
             out["spatial_shapes"] = torch.full((rows, 2), int(vision.num_patches**0.5))
     elif main in ("input_features", "input_values") and "input_ids" not in names:
-        wide = getattr(config, "num_mel_bins", None) or getattr(config, "feature_size", None) or 16
-        out[main] = torch.randn(rows, 400 + 40 * length) if main == "input_values" else torch.randn(rows, wide, 64)
+        if "decoder_input_ids" in names:
+            out["decoder_input_ids"] = ids()
+        return sound(torch, module, main, out, rows, length)
     else:
         out["input_ids"] = ids()
         if "attention_mask" in names:
@@ -174,7 +202,11 @@ def inputs_for(torch: Any, module: Any, rows: int, length: int, images: bool = T
         if "pixel_values" in names and "get_text_features" in dir(module):
             out["pixel_values"] = pixels(torch, config, rows)
         elif images and "pixel_values" in names:
-            out |= with_images(torch, module, out, rows)
+            shown = with_images(torch, module, out, rows)
+            plain = main == "pixel_values" and not shown
+            out |= {"pixel_values": pixels(torch, config, rows)} if plain else shown
+        if "bbox" in names:
+            out["bbox"] = torch.zeros(rows, length, 4, dtype=torch.float if config.model_type == "bros" else torch.long)
     if "decoder_input_ids" in names:
         out["decoder_input_ids"] = ids()
     if config.model_type.startswith("musicgen") and "input_ids" in out:  # its rows are those of the codebooks
@@ -183,25 +215,74 @@ def inputs_for(torch: Any, module: Any, rows: int, length: int, images: bool = T
     return out
 
 
+def sound(torch: Any, module: Any, main: str, out: dict, rows: int, length: int) -> dict:
+    """Sound in the first form that a class takes: waves with and without a channel, features by time and by frequency."""
+    wide = getattr(module.config, "num_mel_bins", None) or getattr(module.config, "feature_size", None) or 16
+    waves = ((rows, 400 + 40 * length), (rows, 1, 400 + 40 * length), (rows, 3840), (rows, 1, 3840))
+    features = ((rows, wide, 64), (rows, 64, wide), (rows, 64, 80), (rows, 64, 128))
+    errors = []
+    for shape in waves if main == "input_values" else features:
+        try:
+            given = {**out, main: torch.randn(shape)}
+            with torch.no_grad():
+                module(**given, **without_cache(module))
+            return given
+        except Exception as error:
+            errors.append(error)
+    raise errors[0]
+
+
 def with_images(torch: Any, module: Any, text: dict, rows: int) -> dict:
     """A picture a row and the tokens that stand for it, where a class reads pixels and nothing beside them."""
     token = next((t for k in ("image_token_id", "image_token_index") if (t := getattr(module.config, k, None))), None)
     read = getattr(module, "get_image_features", None)
     if token is None or read is None:
         return {}
-    values = pixels(torch, module.config, rows)
-    with torch.no_grad():
-        found = read(pixel_values=values)
-    features = getattr(found, "pooler_output", found)
+    errors = []
+    for given in pictures(torch, module.config, set(inspect.signature(read).parameters), rows):
+        try:
+            with torch.no_grad():
+                found = read(**given)
+            break
+        except Exception as error:
+            errors.append(error)
+    else:
+        raise errors[0]
+    features = found if isinstance(found, (torch.Tensor, list, tuple)) else found.pooler_output
     parts = features if isinstance(features, (list, tuple)) else [features]
     each, rest = divmod(sum(f.shape[:-1].numel() for f in parts), rows)
     if rest:
         raise ValueError("as many features for each picture")
     put = lambda x, value: torch.cat([x[:, :1], torch.full((rows, each), value), x[:, 1:]], 1)
-    out = {"input_ids": put(text["input_ids"], token), "pixel_values": values}
+    out = {"input_ids": put(text["input_ids"], token), **given}
     if "attention_mask" in text:
         out["attention_mask"] = put(text["attention_mask"], 1)
+    if "mm_token_type_ids" in inspect.signature(module.forward).parameters:
+        out["mm_token_type_ids"] = (out["input_ids"] == token).long()
     return out
+
+
+def pictures(torch: Any, config: Any, names: set[str], rows: int) -> Iterator[dict]:
+    """A picture a row in the forms that transformers has: patches and their grid, the whole, the whole and its parts."""
+    vision = getattr(config, "vision_config", None) or config
+    of = lambda *keys: next((v for k in keys if isinstance(v := getattr(vision, k, None), int)), None)
+    if "spatial_shapes" in names:
+        wide = (of("num_channels") or 3) * (of("patch_size") or 8) ** 2
+        mask, shapes = torch.ones(rows, 16, dtype=torch.long), torch.tensor([[4, 4]] * rows)
+        yield {"pixel_values": torch.randn(rows, 16, wide), "spatial_shapes": shapes, "pixel_attention_mask": mask}
+    grid = next((n for n in names if n.startswith("image_grid")), None)
+    if grid:
+        wide, patch = of("in_channels", "in_chans", "num_channels") or 3, of("patch_size", "spatial_patch_size") or 8
+        places = {grid: torch.tensor([[1, 4, 4]] * rows)}
+        frames = of("temporal_patch_size", "patch_temporal") or 1
+        yield {"pixel_values": torch.randn(rows * 16, wide * frames * patch**2), **places}
+        yield {"pixel_values": torch.randn(rows * 16, wide * patch**2), **places}
+        yield {"pixel_values": torch.randn(rows * 16, wide, patch, patch), **places}
+    whole = pixels(torch, config, rows)
+    sizes = {"image_sizes": torch.tensor([list(whole.shape[-2:])] * rows)} if "image_sizes" in names else {}
+    yield {"pixel_values": whole, **sizes}
+    for parts in (1, 2, 3, 5):
+        yield {"pixel_values": torch.randn(rows, parts, *whole.shape[1:]), **sizes}
 
 
 def pixels(torch: Any, config: Any, rows: int) -> Any:

@@ -1,5 +1,7 @@
 """Operators of `ef.torch_op` beside torch's own: dtypes, broadcasting, negative axes, empty and zero-dimensional arrays."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -207,6 +209,11 @@ def test_index_put(accumulate):
     check(A.index_put.default, x, [x > 0], torch.tensor(9.0), accumulate)
     mask = torch.tensor([True, False, True, True])
     check(A.index_put.default, x, [mask], t(3, 3, seed=2), accumulate)
+    wide, second, number = t(2, 4, 3), torch.tensor([False, True, True]), torch.tensor([-1])
+    check(A.index_put.default, wide, [None, mask], t(2, 3, 3, seed=4), accumulate)
+    check(A.index_put.default, wide, [None, mask], t(3, 1, seed=4), accumulate)
+    check(A.index_put.default, wide, [None, number, second], t(2, 2, seed=5), accumulate)
+    check(A.index_put.default, wide, [None, mask, number], t(3, seed=6), accumulate)
     if accumulate:
         check(A.index_put.default, x, [torch.tensor([1, 1, 1])], t(3, 3, seed=3), True)
 
@@ -266,6 +273,8 @@ def test_counting():
 
 @pytest.mark.quick("io", "operators of torch")
 def test_shapes():
+    check(A.view_as.default, t(2, 6), t(3, 4))
+    check(A.reshape_as.default, t(2, 6), t(4, 3))
     x = t(2, 3, 4)
     check(A.slice.Tensor, x, -1, -3, 9223372036854775807, 2)
     check(A.slice.Tensor, x, 1, 5, 2)
@@ -351,7 +360,8 @@ def test_norms_pools_and_resizing():
         check(A.upsample_bilinear2d.vec, x, [9, 4], corners, None)
         check(A.upsample_bicubic2d.vec, x, [9, 4], corners, None)
     check(A.upsample_nearest2d.vec, x, None, [2.0, 1.5])
-    check(A.grid_sampler_2d.default, x, t(2, 3, 3, 2) / 3, 0, 0, False)
+    for way in itertools.product((0, 1, 2), (0, 1, 2), (False, True)):  # places, padding, corners
+        check(A.grid_sampler_2d.default, x, t(2, 3, 3, 2) / 2, *way)
 
 
 @pytest.mark.parametrize("sizes", [[2, 0, 3], [0, 0, 5], [5, 0, 0]])
@@ -374,27 +384,12 @@ def test_the_delta_rule_of_several_chunks(rows, length, by_channel):
 
 
 def test_as_many_entries_as_values_say():
-    """Each is told how many; it says, too, whether that is right."""
-    x, mask = t(3, 4, 2), torch.tensor([[1, 0, 1, 1], [0] * 4, [0, 1, 0, 0]]) > 0
-    repeats = torch.tensor([2, 0, 3])
-    given = {
-        "nonzero": (mask.nonzero(), (mask,)),
-        "index_by_mask": (x[mask], (x, [mask])),
-        "masked_select": (x.masked_select(mask[..., None]), (x, mask[..., None])),
-        "repeat_interleave": (torch.repeat_interleave(repeats), (repeats,)),
-        "repeat_interleave_of": (x.repeat_interleave(repeats, 0), (x, repeats, 0)),
-    }
-    array = lambda v: (
-        [array(i) for i in v] if isinstance(v, list) else v if isinstance(v, int) else jax.numpy.asarray(v)
-    )
-    for name, (wanted, args) in given.items():
-        run = ef.torch_op[f"easyfn.{name}.default"].function
-        got, fits = run(*map(array, args), len(wanted))
-        same(wanted, got)
-        assert fits, name
-        assert not run(*map(array, args), len(wanted) + 1)[1], name
-    second = torch.tensor([False, True, False, True])
-    same(x[:, second], ef.torch_op["easyfn.index_by_mask.default"].function(array(x), [None, array(second)], 2)[0])
+    mask, repeats = torch.tensor([[1, 0, 1, 1], [0] * 4, [0, 1, 0, 0]]) > 0, torch.tensor([2, 0, 3])
+    check(A.repeat_interleave.Tensor, repeats, output_size=5)
+    check(A.repeat_interleave.self_Tensor, t(2, 3), repeats, 1, output_size=5)
+    run = ef.torch_op["easyfn.places.default"].function
+    for x in (mask, repeats, torch.tensor(True)):
+        same(x.nonzero(), run(jax.numpy.asarray(x.numpy()), len(x.nonzero())))
 
 
 def test_what_depends_on_values_is_refused_in_words():

@@ -200,7 +200,9 @@ class Decides(nn.Module):
         y = y.reshape(size, -1) * x.max().item()
         rows = torch.repeat_interleave(x, n + mask.long(), dim=0)
         steps = x.t().reshape(-1, 2).t().as_strided((2, 3), (2, 1))
-        return y, x[mask] * 2, mask.nonzero(), rows, torch.arange(size), steps
+        pairs = torch.tensor([n, n + mask.sum()]) + torch.repeat_interleave(mask.long() + 1).sum()
+        picked = x[:, torch.where(mask)[0]] + x.masked_select(mask[:, None])[: size + 1, None]
+        return y, x[mask] * 2, mask.nonzero(), rows, torch.arange(size), steps, pairs, picked
 
 
 def test_decisions_by_values_are_the_examples_and_checked_in_each_call(tmp_path):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .ops import torch_op
-from .values import SIZED
 
 INLINED = ("higher_order.wrap_with_set_grad_enabled", "higher_order.wrap_with_autocast")
 
@@ -26,7 +25,7 @@ def is_plain(torch: Any, module: Any, name_of: Callable[..., str]) -> bool:
             if schema is not None and schema.is_mutable and not _write_nothing(torch, graph, node, name_of):
                 return False
             name = name_of(torch, node.target)
-            if node.users and name not in torch_op and name not in INLINED and name not in SIZED:
+            if node.users and name not in torch_op and name not in INLINED:
                 return False
     for part in module.modules():
         if getattr(part, "graph", None) is not None:

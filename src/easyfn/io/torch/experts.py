@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .delta import define as define_delta_rule
+from .values import define as define_places
 
 _library: list[Any] = []
 
@@ -30,6 +31,7 @@ def operators(torch: Any) -> Any:
         library.impl("grouped_linear", lambda x, w, ends: x.new_empty(x.shape[0], w.shape[1]), "Meta")
         library.impl("grouped_linear", one_by_one, "CPU")
         define_delta_rule(library)
+        define_places(library)
         _library.append(library)
     return torch.ops.easyfn
 
@@ -118,6 +120,25 @@ def _longcat(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any
     return _added(torch, y, order, top_k_weights).to(hidden_states.dtype)
 
 
+def _all(self: Any, hidden_states: Any, weights: Any) -> Any:
+    """Experts that are modules of their own, each with every row: those of an expert that was not chosen have the weight 0.
+    `weights`: `(rows, experts)`."""
+    each = (self[f"expert_{n}"](hidden_states) * weights[:, n, None] for n in range(self.num_experts))
+    return sum(each).to(hidden_states.dtype)
+
+
+def _switch(self: Any, hidden_states: Any, selected_experts: Any, routing_weights: Any) -> Any:
+    return _all(self, hidden_states, (selected_experts * routing_weights[..., None]).sum(1))
+
+
+def _nllb(self: Any, hidden_states: Any, router_mask: Any, router_probs: Any) -> Any:
+    import torch
+
+    chosen = torch.nn.functional.one_hot(router_mask, num_classes=self.num_experts)
+    kept = 1 - max(self.moe_token_dropout, 0)
+    return _all(self, hidden_states, (chosen * router_probs[..., None]).sum(1) * kept)
+
+
 def _sizes(self: Any, hidden_states: Any) -> Any:
     """A gate that counts the rows of each expert in an array, where transformers takes them out as numbers."""
     import torch
@@ -138,6 +159,8 @@ def _rows(self: Any, inputs: Any, expert_size: Any) -> Any:
 FORWARD: dict[str, Callable[..., Any]] = {
     "DbrxExperts": _dbrx,
     "LongcatFlashExperts": _longcat,
+    "NllbMoeExperts": _nllb,
+    "SwitchTransformersExperts": _switch,
     "JetMoeTopKGating": _sizes,
     "JetMoeParallelExperts": _rows,
 }

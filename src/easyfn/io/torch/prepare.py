@@ -50,7 +50,8 @@ def prepared(module: Any, fixed: dict[str, Any]) -> Iterator[None]:
     modes = [(m, m.training) for m in module.modules()]
     before: list[tuple[Any, str, Any]] = []
     hf = hasattr(getattr(module, "config", None), "to_diff_dict")
-    with one_operator(torch, module), followed(torch, module) if hf else contextlib.nullcontext("") as experts:
+    experts_of = followed(torch, module) if hf else contextlib.nullcontext("")
+    with one_operator(torch, module), _cast_once(torch), experts_of as experts:
         try:
             module.eval()
             for owner, name, value in _settings(module, fixed, experts) if hf else ():
@@ -62,6 +63,26 @@ def prepared(module: Any, fixed: dict[str, Any]) -> Iterator[None]:
                 setattr(owner, name, value)
             for part, mode in modes:
                 part.training = mode
+
+
+@contextlib.contextmanager
+def _cast_once(torch: Any) -> Iterator[None]:
+    """A module that casts a part of itself (`self.fc.to(dtype)`) to what it is already leaves it alone: during an export its
+    parameters cannot be put into it anew."""
+    theirs = torch.nn.Module.to
+
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if all(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
+            wanted = {*args, *kwargs.values()}
+            if {p.dtype for p in self.parameters() if p.is_floating_point()} <= wanted:
+                return self
+        return theirs(self, *args, **kwargs)
+
+    torch.nn.Module.to = to
+    try:
+        yield
+    finally:
+        torch.nn.Module.to = theirs
 
 
 def _settings(module: Any, fixed: dict[str, Any], experts: str) -> Iterator[tuple[Any, str, Any]]:

@@ -9,7 +9,7 @@ from .decompose import INLINED
 from .graph import DType, Node, Ref
 from .roles import dtype_name
 from .trace import ExportError
-from .values import SCALARS, SIZED, is_free, of_example
+from .values import CHECKS, SCALARS, of_example
 
 
 class Builder:
@@ -46,14 +46,14 @@ class Builder:
             return self.walk(inner)
         if name == "sym.getitem" and isinstance(self.value(node.args[0]), list):
             return self.value(node.args[0])[node.args[1]]
-        if name in SIZED and (name != "aten.index.Tensor" or any(_is_mask(self.torch, i) for i in node.args[1])):
-            return self.sized(node, name)
         if name == "aten.as_strided.default":
             return self.strided(node, name)
         if name in SCALARS:
             self.scalars[node] = place_of(node)
         elif name.startswith("sym.") and (origins := [n for n in node.all_input_nodes if n in self.scalars]):
             self.scalars[node] = self.scalars[origins[0]]
+        elif name in CHECKS:
+            self.checks[self.values[node.args[0]]] = place_of(node)
         elif name == "aten._assert_scalar.default" and node.args[0] in self.scalars:
             self.checks[self.values[node.args[0]]] = self.scalars[node.args[0]]
         fixed = not name.startswith(("sym.", "aten._assert_scalar", "aten.sym_"))
@@ -64,17 +64,6 @@ class Builder:
     def emit(self, name: str, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...] = (), where: str = "") -> Ref:
         self.nodes.append(Node(name, args, kwargs, where))
         return Ref(self.first + len(self.nodes) - 1)
-
-    def sized(self, node: Any, name: str) -> Ref:
-        """An operator whose result has as many entries as values say: as many as in the example, which is checked."""
-        shape, where = node.meta["val"].shape, place_of(node)
-        size = next((s for s in shape if is_free(self.torch, s)), shape[0])
-        args = [self.value(a) for a in node.args]
-        if name.endswith("self_Tensor"):
-            args = [*args[:2], args[2] if len(args) > 2 else self.value(node.kwargs.get("dim"))]
-        pair = self.emit(SIZED[name], (*args, of_example(size)), (), where)
-        self.checks[self.emit("sym.getitem", (pair, 1), (), where)] = where
-        return self.emit("sym.getitem", (pair, 0), (), where)
 
     def strided(self, node: Any, name: str) -> Ref:
         """A view by steps through memory: the array's axes are put into the order that they have there."""
@@ -131,10 +120,7 @@ class Builder:
         raise ExportError(f"from_torch: an argument {value!r} that is no plain data")
 
 
-def _is_mask(torch: Any, index: Any) -> bool:
-    return index is not None and index.meta["val"].dtype in (torch.bool, torch.uint8)
-
-
+HERE = __file__.rpartition("/")[0]
 LEFT_OUT = ("device", "layout", "memory_format", "pin_memory", "non_blocking")
 
 
@@ -153,6 +139,7 @@ def place_of(node: Any) -> str:
     part = str(stack[-1][0]).removeprefix("module").lstrip(".") if stack else ""
     trace = node.meta.get("stack_trace") or ""
     lines = re.findall(r'File "([^"<]+)", line (\d+), in (\w+)', trace)
+    lines = [line for line in lines if not line[0].startswith(HERE)]
     line = ""
     if lines:
         file, number, function = lines[-1]

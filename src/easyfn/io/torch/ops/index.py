@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ....core.weight import take
 from .shape import to
@@ -35,12 +36,34 @@ def index_put(x: Any, indices: Sequence[Any], values: Any, accumulate: bool = Fa
     values = jnp.asarray(values).astype(x.dtype)
     masks = [i for i in indices if i is not None and i.dtype == jnp.bool_]
     if masks:
-        given = [i for i in indices if i is not None]
-        if len(given) > 1 or indices[0] is None:
-            raise TypeError("index_put with a mask beside other indices is not implemented; write it with torch.where")
-        return _put_by_mask(x, masks[0], values, accumulate)
+        return _put_beside(x, list(indices), values, accumulate)
     where = x.at[tuple(slice(None) if i is None else i for i in indices)]
     return where.add(values) if accumulate else where.set(values)
+
+
+def _put_beside(x: jax.Array, indices: list[Any], values: jax.Array, accumulate: bool) -> jax.Array:
+    """`x[:, i, mask] = values`: a mask with axes in front of it, and beside it indices that are one number each."""
+    used = [i for i in indices if i is not None]
+    first = next(n for n, i in enumerate(indices) if i is not None)
+    numbers = [n for n, i in enumerate(indices) if i is not None and i.dtype != jnp.bool_]
+    between = indices[first : first + len(used)]
+    if len(used) - len(numbers) != 1 or any(i is None for i in between) or any(indices[n].size != 1 for n in numbers):
+        raise TypeError(
+            "index_put with a mask beside other indices than one number is not implemented: write torch.where"
+        )
+    if not numbers:
+        mask = used[0]
+        front = jnp.moveaxis(x, range(first, first + mask.ndim), range(mask.ndim))
+        values = values.reshape((1,) * (front.ndim - mask.ndim + 1 - values.ndim) + values.shape)
+        put = _put_by_mask(front, mask, jnp.moveaxis(values, first, 0), accumulate)
+        return jnp.moveaxis(put, range(mask.ndim), range(first, first + mask.ndim))
+    number = numbers[-1]
+    axis = sum(i.ndim if i is not None and i.dtype == jnp.bool_ else 1 for i in indices[:number])
+    place = indices[number].reshape(())
+    place = jnp.where(place < 0, place + x.shape[axis], place)
+    part = lax.dynamic_index_in_dim(x, place, axis, keepdims=False)
+    part = _put_beside(part, indices[:number] + indices[number + 1 :], values, accumulate)
+    return lax.dynamic_update_index_in_dim(x, part, place, axis)
 
 
 def _put_by_mask(x: jax.Array, mask: jax.Array, values: jax.Array, accumulate: bool) -> jax.Array:
@@ -51,6 +74,7 @@ def _put_by_mask(x: jax.Array, mask: jax.Array, values: jax.Array, accumulate: b
         put = jnp.broadcast_to(values.reshape(values.shape[-len(rest) :] if rest else ()), rest)
     else:
         order = jnp.cumsum(mask.reshape(-1)) - 1
+        values = jnp.broadcast_to(values, (values.shape[0], *rest))
         put = jnp.take(values, jnp.clip(order, 0, values.shape[0] - 1), axis=0).reshape(x.shape)
     return jnp.where(wide, x + put if accumulate else put, x)
 

@@ -79,12 +79,12 @@ op("aten.argmax.default")(_arg(jnp.argmax))
 op("aten.argmin.default")(_arg(jnp.argmin))
 
 
-@op("aten.any.default", "aten.any.dim", "aten.any.dims")
+@op("aten.any.default", "aten._is_any_true.default", "aten.any.dim", "aten.any.dims")
 def any_(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
     return jnp.any(x, axis=axes_of_dims(dim, x.ndim), keepdims=keepdim)
 
 
-@op("aten.all.default", "aten.all.dim", "aten.all.dims")
+@op("aten.all.default", "aten._is_all_true.default", "aten.all.dim", "aten.all.dims")
 def all_(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
     return jnp.all(x, axis=axes_of_dims(dim, x.ndim), keepdims=keepdim)
 

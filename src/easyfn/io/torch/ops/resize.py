@@ -81,14 +81,18 @@ op("aten.upsample_bicubic2d.vec", "aten.upsample_bicubic2d.default")(_resize(Tru
 
 @op("aten.grid_sampler_2d.default", "aten.grid_sampler.default")
 def grid_sample(x: Any, grid: Any, mode: int, padding: int, align_corners: bool) -> Any:
-    """`mode` 0 bilinear, 1 nearest; `padding` 0 zeros, 1 border."""
-    if mode not in (0, 1) or padding not in (0, 1):
-        raise NotImplementedError(f"grid_sample with interpolation mode {mode} and padding mode {padding}")
+    """`mode` 0 bilinear, 1 nearest, 2 bicubic; `padding` 0 zeros, 1 border, 2 reflection."""
     height, width = x.shape[2:]
     to = lambda g, size: (g + 1) / 2 * (size - 1) if align_corners else ((g + 1) * size - 1) / 2
     px, py = to(grid[..., 0], width), to(grid[..., 1], height)
-    if padding == 1:
-        px, py = jnp.clip(px, 0, width - 1), jnp.clip(py, 0, height - 1)
+
+    def bounded(place: Any, size: int) -> Any:
+        if padding == 2:
+            low, span = (0.0, size - 1.0) if align_corners else (-0.5, float(size))
+            place = jnp.abs(place - low)
+            turns, rest = jnp.floor(place / (span or 1)), jnp.mod(place, span or 1)
+            place = jnp.where(turns % 2 == 0, rest, span - rest) + low
+        return jnp.clip(place, 0, size - 1) if padding else place
 
     def at(iy: Any, ix: Any) -> Any:
         inside = (ix >= 0) & (ix < width) & (iy >= 0) & (iy < height)
@@ -96,6 +100,12 @@ def grid_sample(x: Any, grid: Any, mode: int, padding: int, align_corners: bool)
         picked = jax.vmap(lambda image, a, b: image[:, a, b])(x, iy, ix)
         return jnp.where(inside[:, None], picked, 0)
 
+    if mode == 2:  # the places of its neighbours are what is put within bounds
+        y0, x0 = jnp.floor(py), jnp.floor(px)
+        across = list(enumerate(_cubic(px - x0), -1))
+        row = lambda y: sum(at(bounded(y, height), bounded(x0 + m, width)) * w[:, None] for m, w in across)
+        return sum(row(y0 + n) * w[:, None] for n, w in enumerate(_cubic(py - y0), -1))
+    px, py = bounded(px, width), bounded(py, height)
     if mode == 1:
         return at(jnp.round(py), jnp.round(px))
     y0, x0 = jnp.floor(py), jnp.floor(px)

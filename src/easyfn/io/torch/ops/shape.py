@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .table import axis_of, kind, promoted, torch_op
+from .table import axis_of, default_of, kind, promoted, torch_op
 
 op = torch_op.register
 
@@ -23,13 +23,18 @@ def view(x: Any, size: Sequence[int], stride: Any = None) -> Any:
     return jnp.reshape(x, tuple(size))
 
 
+@op("aten.view_as.default", "aten.reshape_as.default")
+def view_as(x: Any, other: Any) -> Any:
+    return jnp.reshape(x, other.shape)
+
+
 @op("aten.view.dtype")
 def view_dtype(x: Any, dtype: Any) -> Any:
     return x.view(dtype)
 
 
 @op("aten.alias.default", "aten.clone.default", "aten.contiguous.default", "aten.lift_fresh_copy.default",
-    "aten.lift_fresh.default", "aten.lift.default", "aten.positive.default", "aten.view_as.default")  # fmt: skip
+    "aten.lift_fresh.default", "aten.lift.default", "aten.positive.default")  # fmt: skip
 def same(x: Any, *_: Any, **__: Any) -> Any:
     return x
 
@@ -266,6 +271,11 @@ def repeat_interleave(x: Any, repeats: Any, dim: int | None = None, *, output_si
     if not isinstance(repeats, int) and output_size is None:
         raise TypeError("repeat_interleave by an array makes as many entries as its values say: give output_size")
     return jnp.repeat(x, repeats, axis=dim, total_repeat_length=output_size)
+
+
+@op("aten.repeat_interleave.Tensor")
+def repeated_places(repeats: Any, *, output_size: int | None = None) -> Any:
+    return repeat_interleave(jnp.arange(repeats.shape[0], dtype=default_of(1)), repeats, 0, output_size=output_size)
 
 
 @op("aten.constant_pad_nd.default")
