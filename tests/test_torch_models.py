@@ -38,6 +38,8 @@ MODULES = {
         num_local_experts=4, num_experts_per_tok=2)),
     "mixtral": lambda: T.MixtralForCausalLM(T.MixtralConfig(
         **{**TEXT, "num_hidden_layers": 1, "intermediate_size": 36}, num_key_value_heads=2, num_local_experts=4)),
+    "switch_transformers": lambda: T.SwitchTransformersEncoderModel(T.SwitchTransformersConfig(
+        vocab_size=99, d_model=32, d_kv=8, d_ff=16, num_layers=1, num_heads=4, num_experts=3, num_sparse_encoder_layers=1)),
     "longcat_flash": lambda: T.LongcatFlashForCausalLM(T.LongcatFlashConfig(
         vocab_size=99, hidden_size=32, num_layers=1, num_attention_heads=4, ffn_hidden_size=48, q_lora_rank=16,
         kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, head_dim=8, moe_topk=3,
