@@ -78,6 +78,7 @@ def attempt(kind: str, model_type: str, name: str, dynamic: bool | None, reached
             "export_s": round(time.time() - start, 1),
             "sizes": "any" if dynamic is None else "one",
             "operators": sorted(program.config.graph.operators()),
+            "decided": len(program.config.graph.info.get("decided", ())),
         }
         report["dynamic"] = sorted({s for i in program.config.graph.inputs for s in i.shape if isinstance(s, str)})
         reached(stage := "ran")
@@ -223,8 +224,11 @@ def table(rows: list[dict]) -> Iterator[str]:
     yield f"\nThe largest difference of those that are equal is {most:.1e} of the largest entry of an output; the least of"
     yield f"these largest entries is {smallest}. {len(free)} of {len(asked)} were compared at other sizes than the example's;"
     yield f"of one size are: {names(r for r in asked if r not in free)}."
-    yield f"{len(same) - len(asked)} were tried at the example's sizes alone (`--one-size`), to save time:"
-    yield names(r for r in same if r not in asked) + ".\n"
+    yield f"{len(same) - len(asked)} were tried at the example's sizes alone, with other values (`--one-size`), to save time."
+    seen = [r for r in same if r["class"] == "AutoModelForImageTextToText"]
+    shown = sum("pixel_values" in r["inputs"] for r in seen)
+    yield f"{shown} of the {len(seen)} equal models of images and text were given pictures, the others text alone."
+    yield f"{sum(bool(r.get('decided')) for r in rows)} programs decide by values as their example does.\n"
     yield "| built, but not equal | why |\n|---|---|"
     for kind, name in dict.fromkeys((why(r), r["name"]) for r in rows if r["built"] and not equal(r)):
         yield f"| {name} | {kind} |"
