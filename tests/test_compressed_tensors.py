@@ -408,6 +408,11 @@ def fp8_tensors(**changes):
     return out, config
 
 
+def arrays(tensor):
+    dtype = {torch.float8_e4m3fn: jnp.float8_e4m3fn, torch.float8_e8m0fnu: jnp.float8_e8m0fnu}.get(tensor.dtype)
+    return tensor.numpy() if dtype is None else tensor.view(torch.uint8).numpy().view(dtype)
+
+
 @pytest.mark.parametrize(
     "changes", [{}, {"scale_fmt": "ue8m0"}, {"weight_block_size": None}], ids=["float", "ue8m0", "one"]
 )
@@ -431,8 +436,7 @@ def test_we_read_transformers_fp8(dense, tmp_path, changes):
 def test_fp8_files_refuse_and_round(dense, tmp_path):
     tensors, config = fp8_tensors()
     data = json.loads((dense / "config.json").read_text())
-    numpy = {n: np.asarray(t.view(torch.uint8)).view(jnp.float8_e4m3fn) if t.dtype == torch.float8_e4m3fn else t.numpy()
-             for n, t in tensors.items()}  # fmt: skip
+    numpy = {n: arrays(t) for n, t in tensors.items()}
     settings = {k: v for k, v in config.to_dict().items() if k != "quant_method"} | {"quant_method": "fp8"}
     static = {
         f"{n.removesuffix('.weight')}.activation_scale": np.float32(0.02) for n in numpy if "_proj.weight" in n[-14:]
@@ -440,7 +444,7 @@ def test_fp8_files_refuse_and_round(dense, tmp_path):
     model = state(data, numpy | static, settings | {"activation_scheme": "static"})
     assert ef.format_of(model.model.layers[0].mlp.up_proj.weight) == "fp8/128x128+a8/static"
     assert layout_of(model) == "compressed-tensors"
-    for key, value in {"fmt": "e5m2", "expert_dtype": "fp4", "rotation": "hadamard"}.items():
+    for key, value in {"fmt": "e5m2", "expert_dtype": "fp6", "rotation": "hadamard"}.items():
         with pytest.raises(ValueError, match=f"{key}={value!r}"):
             state(data, numpy, settings | {key: value})
     plain = {n: v for n, v in numpy.items() if not n.endswith("up_proj.weight_scale_inv")}
@@ -580,3 +584,44 @@ def test_mxfp4_that_transformers_would_not_read_is_refused(tmp_path):
     ef.save(some, tmp_path)
     assert "model.layers.0.mlp.experts" in config_of(tmp_path)["modules_to_not_convert"]
     same(ef.load(tmp_path), some)
+
+
+def test_experts_in_four_bits_beside_fp8(tmp_path):
+    """As DeepSeek-V4 has them: written as transformers reads them, read back byte for byte."""
+    from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+
+    config = ef.models.MixtralConfig(**{**MOE, "hidden_size": 128})
+    both = [Q("mxfp4", pattern="experts"), Q("fp8", block="128x128", pattern="_proj")]
+    ours = ef.quantize(ef.init(config, key=jax.random.key(0)), both)
+    assert layout_of(ours) == "fp8"
+    ef.save(ours, tmp_path)
+    same(ef.load(tmp_path), ours)
+    assert config_of(tmp_path)["expert_dtype"] == "fp4"
+    held = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.0.block_sparse_moe.experts.1.w2.weight"
+    assert held[name].dtype == torch.int8 and held[name].shape == (128, 64)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, quantization_config=FineGrainedFP8Config(dequantize=True)
+    )
+    ids = np.arange(1, 9)[None]
+    with torch.no_grad():
+        want = theirs(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(ef.forward(ours, ids).logits, want, atol=1e-5, rtol=1e-5)
+
+    settings = config_of(tmp_path)
+    data = json.loads((tmp_path / "config.json").read_text())
+    tensors = {n: arrays(v) for n, v in held.items()}
+    scale = f"{name}_scale_inv"
+    same(state(data, tensors | {scale: held[scale].float().numpy()}, settings), ours)
+    with pytest.raises(ValueError, match="powers of two"):
+        state(data, tensors | {scale: 1.5 * held[scale].float().numpy()}, settings)
+    with pytest.raises(ValueError, match="one for 16 bytes"):
+        state(data, tensors | {scale: tensors[scale][:, :1]}, settings)
+    alone = ef.quantize(ef.init(config, key=jax.random.key(0)), Q("mxfp4", pattern="experts"))
+    assert layout_of(alone) == "compressed-tensors"
+
+
+def test_first_files_of_deepseek_v4_say_it_outside(tmp_path):
+    data = {"model_type": "deepseek_v4", "expert_dtype": "fp4", "quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    assert ef.read_config(tmp_path).extra["quantization_config"]["expert_dtype"] == "fp4"

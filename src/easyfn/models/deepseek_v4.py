@@ -91,6 +91,9 @@ class DeepseekV4Config(CommonFields):
         for key, value in (("n_shared_experts", 1), ("norm_topk_prob", True), ("attention_bias", False)):
             only(data, key, value)
         only(data, "hidden_act", "silu")
+        experts, quantized = data.pop("expert_dtype", None), data.get("quantization_config")
+        if experts is not None and quantized:  # older files say it beside the other keys of this config
+            data["quantization_config"] = {"expert_dtype": experts, **quantized}
         return _tables(_kinds(data))
 
     @staticmethod

@@ -222,12 +222,12 @@ def write(source: Tensors, weight: Any) -> dict[str, Any]:
 
 def _float_tensors(w: FP8 | Micro) -> dict[str, Any]:
     if isinstance(w, FP8):
-        return {"": as_float8(w.codes), "scale": w.scales.reshape(1) if w.block == (0, 0) else w.scales}
+        return {"": as_dtype(w.codes, E4M3), "scale": w.scales.reshape(1) if w.block == (0, 0) else w.scales}
     if w.kind == "mxfp8":
-        return {"": as_float8(w.codes), "scale": w.scales}
+        return {"": as_dtype(w.codes, E4M3), "scale": w.scales}
     if w.kind == "mxfp4":
         return {"packed": w.codes, "scale": w.scales}
-    return {"packed": w.codes, "scale": as_float8(w.scales), "global_scale": w.divisor[:1, 0]}  # type: ignore[index]
+    return {"packed": w.codes, "scale": as_dtype(w.scales, E4M3), "global_scale": w.divisor[:1, 0]}  # type: ignore[index]
 
 
 def _integer_tensors(w: Grouped | Int8) -> dict[str, Any]:
@@ -248,9 +248,9 @@ def _integer_tensors(w: Grouped | Int8) -> dict[str, Any]:
     return out
 
 
-def as_float8(codes: Any) -> Any:
-    """Bytes as float8_e4m3fn, for the dtype that they have in a file."""
-    return codes.view(E4M3) if isinstance(codes, np.ndarray) else lax.bitcast_convert_type(codes, E4M3)
+def as_dtype(codes: Any, dtype: Any) -> Any:
+    """Bytes as the dtype of one byte that they have in a file."""
+    return codes.view(dtype) if isinstance(codes, np.ndarray) else lax.bitcast_convert_type(codes, dtype)
 
 
 def settings(model: Any) -> dict[str, Any]:
