@@ -33,6 +33,7 @@ it, and not again on each family.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping
@@ -199,7 +200,13 @@ def port(hf: Any, task: str = "causal-lm", dtype: Any = None) -> Any:
     new = {}
     for path, (found,) in tensors(model, known.names(model)).items():
         if found.names[0] not in held:  # a file may hold in pieces what the module holds whole
-            new[path] = held[file_name(path, known.names(model))]
+            name = file_name(path, known.names(model))
+            assert name in held, (
+                f"{type(hf).__name__} has no {name} for {path}, by the rules of {hf.config.model_type}; "
+                f"it has {', '.join(difflib.get_close_matches(name, held, n=3))}. In a rule {{rest}} and {{tail}} are "
+                "anything, and every other {name} is a number."
+            )
+            new[path] = held[name]
         else:
             new[path] = found.join([held[n] for n in found.names])
         assert new[path].shape == found.shape, (path, new[path].shape, found.shape)

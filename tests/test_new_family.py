@@ -22,7 +22,9 @@ def test_a_page_from_a_decoder(tmp_path, monkeypatch, capsys):
 
     line = ["new-family", "begun", "--from-transformers", "qwen2", "--into", str(tmp_path)]
     main(line)
-    assert "Qwen2Config" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Qwen2Config" in said and "hidden states are the reference's: " in said and "qwen2 (" in said
+    assert "keys that nothing of the plan reads: max_window_layers, use_sliding_window" in said
     page, reference = imported(tmp_path / "begun.py"), Qwen2Config()
     config = page.BegunConfig()
     for name in ("hidden_size", "num_key_value_heads", "use_sliding_window", "max_window_layers", "rms_norm_eps"):
@@ -30,13 +32,42 @@ def test_a_page_from_a_decoder(tmp_path, monkeypatch, capsys):
     assert config.rope_parameters["rope_theta"] == reference.rope_parameters["rope_theta"]
     monkeypatch.syspath_prepend(tmp_path)
     case = imported(tmp_path / "test_begun.py")
-    model = ef.abstract(page.BegunConfig(**case.SIZES))
     theirs = {name: tuple(value.shape) for name, value in case.module().state_dict().items()}
-    ours = {name: value.shape for name, value in ef.params(model).items()}
-    assert ours.items() <= theirs.items() and "model.layers.2.mlp.up_proj.weight" in ours
+    assert {name: value.shape for name, value in ef.params(case.make(None)).items()} == theirs
     with pytest.raises(SystemExit) as stopped:
         main(line)
     assert stopped.value.code == 2 and "--force" in capsys.readouterr().err
+
+
+def test_a_plan_of_experts_agrees_and_goes_where_families_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("src/easyfn/models", "tests/families"):
+        (tmp_path / folder).mkdir(parents=True)
+    main(["new-family", "begun_sparse", "--from-transformers", "laguna"])
+    said, page = capsys.readouterr().out, (tmp_path / "src/easyfn/models/begun_sparse.py").read_text()
+    assert "no place for" not in said and "hidden states are the reference's: " in said
+    assert "mlp.shared_expert. -> mlp.shared_experts." in said and "experts.*" not in said
+    for line in (
+        "from ..names.rules import rename",
+        "from .mixtures import mlp_kinds, per_expert",
+        'gate="softplus", head_gates=True, window=windows[i], rope=kinds[i]',
+        "softcap=c.moe_router_logit_softcapping or None",
+        "names=(*per_expert(), *_MODULES), modules=_MODULES",
+    ):
+        assert line in page, line
+    assert "easyfn" not in page.partition('"""\n')[2] and "ef." not in page
+    compile(page, "begun_sparse.py", "exec")
+    case = (tmp_path / "tests/families/begun_sparse.py").read_text()
+    assert '@case("begun_sparse", moe=True)' in case
+    compile(case, "begun_sparse.py", "exec")
+
+
+def test_what_a_plan_has_no_place_for_is_said(tmp_path, capsys):
+    main(["new-family", "looped", "--from-transformers", "dory", "--into", str(tmp_path)])
+    said = capsys.readouterr().out
+    for words in ("no place for: layers.{i}.self_attn.sqk (4096,)", "DoryL2Norm", "n_recurrent_loops", "run otherwise"):
+        assert words in said, words
+    assert "# no place for: layers.{i}.lambda_1" in (tmp_path / "looped.py").read_text()
 
 
 def test_a_page_from_anything_else(tmp_path, capsys):

@@ -6,33 +6,30 @@ import argparse
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from pathlib import Path
 from typing import Any
 
+from .beside import OWN, compared, sizes
+from .blueprint import COUNTS, Plan, plan_of, stored
 from .checked import Wrong, free
 from .parts import extra
 
 # Read by nothing that computes, or kept with what `generate` is told.
-PASSED = {"use_cache", "initializer_range", "bos_token_id", "eos_token_id"}
-DECODER = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-# Sizes of a model that a test can hold, where the config has a field of that name and of no other.
-SMALL = {
-    "vocab_size": 99,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-}
+PASSED = {"use_cache", "initializer_range", "bos_token_id", "eos_token_id", "output_router_logits"}
+HOUSE = Path("src/easyfn/models"), Path("tests/families")  # of a checkout of easyfn
 
 
 def run(args: argparse.Namespace) -> None:
     name = args.name
     if not name.isidentifier() or name != name.lower():
         raise Wrong(f"NAME is a model_type in lower case that Python can import, not {name!r}")
-    page, case = (Path(args.into) / file for file in (f"{name}.py", f"test_{name}.py"))
+    house = args.into is None and all(folder.is_dir() for folder in HOUSE)
+    folder = Path(args.into or ".")
+    page = (HOUSE[0] if house else folder) / f"{name}.py"
+    case = HOUSE[1] / f"{name}.py" if house else folder / f"test_{name}.py"
     for path in (page, case):
         free(str(path), args.force)
     import easyfn as ef
@@ -40,10 +37,49 @@ def run(args: argparse.Namespace) -> None:
     if name in ef.families():
         raise Wrong(f"easyfn has {name}: see ef.families()[{name!r}], or choose another name")
     theirs = reference(args.from_transformers)
+    try:
+        plan, none = plan_of(theirs, fields(theirs)[0]), "it is no decoder of layers with self_attn and mlp"
+    except (AttributeError, StopIteration, TypeError, ValueError) as error:
+        plan, none = None, f"its modules are not understood: {type(error).__name__}: {str(error).splitlines()[0]}"
+    text = page_of(name, theirs, plan)
+    left = [f"no place for: {what}" for what in plan.unplaced] if plan else [f"no plan: write the model ({none})"]
+    left += compared(text, name, _title(name), theirs, plan) if plan else []
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(page_of(name, theirs), "utf-8")
-    case.write_text(case_of(name, theirs), "utf-8")
-    print(f"{page}: the config is {theirs.__name__}'s; write the model, then: pytest -p easyfn.testing.plugin {case}")
+    page.write_text(housed(text) if house else text, "utf-8")
+    case.write_text((house_case if house else case_of)(name, theirs), "utf-8")
+    print(f"{page}: the config is {theirs.__name__}'s{f', the plan {plan.words}' if plan else ''}")
+    print("\n".join(f"- {line}" for line in [*left, *renamed(theirs), *nearest(theirs)]))
+    tests = f"pytest tests -k {name}" if house else f"pytest -p easyfn.testing.plugin {case}"
+    print(f"then: {tests}")
+
+
+def renamed(theirs: Any) -> list[str]:
+    """What files call otherwise than transformers' modules do."""
+    found = [f"{' + '.join(a)} -> {' + '.join(b)}" for a, b, stacks in stored(theirs.model_type) if not stacks]
+    words = "files have other names than transformers' modules (`names` for those, `modules` for these)"
+    return [f"{words}: {'; '.join(found)}".replace("\\", "")] if found else []
+
+
+def nearest(theirs: Any) -> list[str]:
+    """Which of our families have most of this config's keys, and of whose modules transformers made the reference."""
+    import sys
+
+    import easyfn as ef
+
+    own = set(fields(theirs)[0])
+    shares = []
+    for name, family in ef.families().items():
+        keys = {f.name for f in dataclasses.fields(family.config)} - {"num_labels", "extra", "generation"}
+        shares.append((len(own & keys) / len(own | keys), name))
+    best = [f"{name} ({share:.0%})" for share, name in sorted(shares, reverse=True)[:4]]
+    lines = [f"the nearest of easyfn's families by their keys: {', '.join(best)}"]
+    file = Path(sys.modules[theirs.__module__].__file__ or "")
+    modular = file.with_name(file.name.replace("configuration_", "modular_"))
+    if modular.exists():
+        of = sorted(set(re.findall(r"from \.\.(\w+)\.", modular.read_text("utf-8"))) - {"auto"})
+        marked = [name if name in ef.families() else f"{name} (not in easyfn)" for name in of]
+        lines.append(f"{modular.name} builds on: {', '.join(marked)}" if of else f"read {modular.name}")
+    return lines
 
 
 def reference(model_type: str) -> Any:
@@ -62,9 +98,9 @@ def fields(theirs: Any) -> tuple[dict[str, tuple[str, str]], list[str]]:
     common = {f.name for f in dataclasses.fields(PreTrainedConfig)} - {"tie_word_embeddings"}
     made, found, inside = theirs(), {}, []
     for field in dataclasses.fields(theirs):
-        if field.name in common | PASSED:
-            continue
         value = None if field.default is dataclasses.MISSING else field.default
+        if field.name in common | PASSED or (field.name, value) == ("pad_token_id", None):
+            continue
         if field.name == "rope_parameters":
             value = getattr(made, field.name, None) or {}
         if isinstance(getattr(made, field.name, None), PreTrainedConfig):
@@ -78,6 +114,10 @@ def _annotation(hint: Any, value: Any) -> str:
     if isinstance(value, dict):
         return "Frozen"
     plain = (int, float, str, bool, type(None))
+    if isinstance(hint, types.UnionType) and type(None) in hint.__args__ and len(hint.__args__) == 2:
+        inner = next(part for part in hint.__args__ if part is not type(None))
+        if typing.get_origin(inner) is list and typing.get_args(inner)[0] in plain:
+            return f"tuple[{typing.get_args(inner)[0].__name__}, ...] | None"
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) else (hint,)
     if not all(part in plain for part in parts):
         return "Any"
@@ -94,15 +134,14 @@ def _code(value: Any) -> str:
     return repr(value) if isinstance(value, (int, float)) else "None"
 
 
-def page_of(name: str, theirs: Any) -> str:
+def page_of(name: str, theirs: Any, plan: Plan | None) -> str:
     """The family's page, which can be imported as it stands."""
     found, inside = fields(theirs)
     second = dict(theirs.attribute_map)
-    decodes = all(key in found or second.get(key) in found for key in (*DECODER, "hidden_act"))
-    rotary = decodes and "rope_parameters" in found
     title = _title(name)
-    if rotary:
-        groups, build = "RotaryFields", _decoder(name, title, found)
+    if plan is not None:
+        llama = "rms_norm_eps" in found and "hidden_act" in found
+        groups, build = "LlamaFields" if llama else "RotaryFields", _decoder(name, title, plan, theirs)
     else:
         groups, build = "CommonFields", _unwritten(name, title)
     lines = [f"    {key}: {hint} = {default}" for key, (hint, default) in found.items()]
@@ -137,23 +176,41 @@ class {title}Config({groups}):
 {build.partition(chr(10) * 3)[2]}'''
 
 
-def _decoder(name: str, title: str, found: Any) -> str:
-    """A decoder of Llama's plan to change: imports, and behind two empty lines the code."""
-    eps = "rms_norm_eps" if "rms_norm_eps" in found else "layer_norm_eps" if "layer_norm_eps" in found else ""
-    kind, given = ("LayerNorm", f", c.{eps}") if eps == "layer_norm_eps" else ("RMSNorm", f", c.{eps}" if eps else "")
+def _decoder(name: str, title: str, plan: Plan, theirs: Any) -> str:
+    """The plan as code: imports, and behind two empty lines the builder and its registration."""
+    rooms = {"fields": "config.fields", "rules": "names.rules"}
+    imports = [f"from easyfn.{rooms.get(m, f'models.{m}')} import {', '.join(n)}" for m, n in plan.imports.items()]
+    missing = "".join(f"    # no place for: {what}\n" for what in plan.unplaced)
+    body = "\n".join(f"    {line}" for line in plan.lines)
+    family = "".join(f", {key}={value}" for key, value in plan.family.items() if key != "modules")
+    if (modules := plan.family.get("modules")) is not None:
+        before = plan.family.get("names")
+        family = family.replace(f", names={before}", "")
+        family += f", names=({f'*{before}, ' if before else ''}*_MODULES), modules=_MODULES"
+        registered = f"_MODULES = {modules}\n"
+    else:
+        registered = ""
+    classes = (theirs.model_type == name and plan.called) or title
     return f'''import easyfn as ef
-from easyfn.models.decoders import attention, decoder, decoder_family
+{chr(10).join(imports)}
 
 
 def {name}(c: {title}Config) -> ef.nn.Decoder:
-    """Llama's plan: change what differs."""
-    norm = lambda: ef.nn.{kind}(c.hidden_size{given})
-    mlp = lambda: ef.nn.GatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act)
-    return decoder(c, lambda i: ef.nn.Block(attention(c), mlp(), norm(), norm()), norm())
+    """The plan that the reference's modules show: read its `forward` beside it."""
+{missing}{body}
 
 
-decoder_family("{title}", {title}Config, {name})
+{registered}decoder_family("{classes}", {title}Config, {name}{family})
 '''
+
+
+def housed(text: str) -> str:
+    """The page as easyfn's own are written: relative imports, and layers by their names."""
+    layers = sorted(set(re.findall(r"\bef\.nn\.(\w+)", text)))
+    text = re.sub(r"\bef\.nn\.(\w+)", r"\1", text)
+    text = text.replace("import easyfn as ef\n", f"from ..nn import {', '.join(layers)}\n" if layers else "")
+    text = text.replace("from easyfn import Frozen\n", "from ..core.frozen import Frozen\n")
+    return re.sub(r"from easyfn\.(?:models(\.\w+)|(\w))", lambda m: f"from {m[1] or '..' + m[2]}", text)
 
 
 def _unwritten(name: str, title: str) -> str:
@@ -171,16 +228,11 @@ ef.family("{name}", config={title}Config, tasks={{"base": {name}}})
 
 def case_of(name: str, theirs: Any) -> str:
     """The test of the page: the laws, on a small random model of the reference."""
-    from transformers.models.auto import modeling_auto
-
-    kinds = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_MAPPING_NAMES
-    model = next((kind[theirs.model_type] for kind in kinds if theirs.model_type in kind), "AutoModel")
-    model = model if isinstance(model, str) else model[0]
+    model = plan_class(theirs)
     called = {"AutoModel": "AutoModel.from_config"}.get(model, model)
-    config, second = theirs.__name__, theirs.attribute_map
-    own = {f.name for f in dataclasses.fields(theirs)}
-    small = {second.get(key, key): value for key, value in SMALL.items() if second.get(key, key) in own}
-    sizes = ", ".join(f"{key}={value}" for key, value in small.items())
+    config = theirs.__name__
+    known = fields(theirs)[0]
+    small = ", ".join(f"{key}={value!r}" for key, value in sizes(theirs).items() if key in known)
     title = _title(name)
     return f'''"""{title} beside transformers, and the laws."""
 
@@ -188,7 +240,7 @@ import easyfn as ef
 from easyfn.testing import Case, laws
 from {name} import {title}Config
 
-SIZES = dict({sizes})
+SIZES = dict({small})
 
 
 def module():
@@ -205,13 +257,57 @@ def module():
 
 
 def make(key):
-    return ef.from_state_dict({title}Config(**SIZES), {{k: v.numpy() for k, v in module().state_dict().items()}})
+    sizes = {{key: tuple(value) if isinstance(value, list) else value for key, value in SIZES.items()}}
+    return ef.from_state_dict({title}Config(**sizes), {{k: v.numpy() for k, v in module().state_dict().items()}})
 
 
 @laws.parametrize(Case(name="{name}", make=make, torch=module))
 def test_{name}(law):
     law()
 '''
+
+
+def plan_class(theirs: Any) -> str:
+    """The name of the reference's language model, or else of its bare model."""
+    from transformers.models.auto import modeling_auto
+
+    kinds = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_MAPPING_NAMES
+    model = next((kind[theirs.model_type] for kind in kinds if theirs.model_type in kind), "AutoModel")
+    return model if isinstance(model, str) else model[0]
+
+
+def house_case(name: str, theirs: Any) -> str:
+    """The cases as the repository's own are written."""
+    model = plan_class(theirs)
+    own = {key: value for key, value in sizes(theirs).items() if key in OWN}
+    lines = "".join(f"    {json.dumps(key)}: {_python(value)},\n" for key, value in own.items())
+    mixed = any(key in own for key in COUNTS)
+    facts = ", moe=True" if mixed else ""
+    return f'''"""{_title(name)}: say here what the cases show."""
+
+from cases import SMALL, case, reference
+
+OWN = {{
+{lines}}}
+
+
+@case("{name}"{facts})
+def _():
+    from transformers import {theirs.__name__}, {model}
+
+    return reference({model}, {theirs.__name__}(**SMALL, **OWN))
+
+
+@case("{name}-tied"{facts}, variant=True)
+def _():
+    from transformers import {theirs.__name__}, {model}
+
+    return reference({model}, {theirs.__name__}(**SMALL, **OWN, tie_word_embeddings=True))
+'''
+
+
+def _python(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (str, list)) else repr(value)
 
 
 def _title(name: str) -> str:
@@ -223,6 +319,9 @@ def add(commands: Any) -> None:
     p = commands.add_parser("new-family", help="a page to start a family from, with its config read from transformers")
     p.add_argument("name", metavar="NAME", help="the model_type of config.json")
     p.add_argument("--from-transformers", required=True, metavar="TYPE", help="the model_type of the reference")
-    p.add_argument("--into", default=".", help="the folder of NAME.py and test_NAME.py")
+    p.add_argument(
+        "--into",
+        help="the folder of NAME.py and test_NAME.py; in a checkout of easyfn they go where its families are, without it",
+    )
     p.add_argument("--force", action="store_true", help="put them in the place of what is there")
     p.set_defaults(run=run)
