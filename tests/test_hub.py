@@ -223,6 +223,37 @@ refused(FileNotFoundError, "not in the cache", name_or_path="user/name", revisio
 """
 
 
+WORDS = """
+import pathlib, tokenizers
+from easyfn.cli import main
+there = pathlib.Path(sys.argv[2])
+read = lambda folder: {p.relative_to(folder).as_posix(): p.read_bytes() for p in pathlib.Path(folder).rglob("*") if p.is_file()}
+words = {name: data for name, data in read(there / "source").items() if name != "notes.txt"}
+assert len(words) == 4
+ef.push_to_hub(make(1), "user/words", token=TOKEN, tokenizer=there / "source")
+ef.push_to_hub(make(1), "user/made", token=TOKEN, tokenizer=tokenizers.Tokenizer.from_str(words["tokenizer.json"].decode()))
+ef.push_to_hub(make(1), "user/bare", token=TOKEN)
+assert ef.tokenizer("user/made").encode("b a").ids == ef.tokenizer("user/words").encode("b a").ids == [1, 0]
+model = ef.load("user/words")
+same(model, make(1))
+out = ef.save(model, there / "out", tokenizer="user/words")
+wanted = {*words, "config.json", "model.safetensors"}
+assert set(read(out)) == wanted and all(read(out)[name] == data for name, data in words.items())
+assert ef.chat_template("user/words")([{"role": "user", "content": "Hi"}]) == "<s>Hi"
+assert ef.chat_template("user/bare") is None
+main(["convert", "user/words", str(there / "converted"), "--dtype", "bfloat16"])
+main(["quantize", "user/words", str(there / "small"), "--method", "int8"])
+main(["convert", "user/bare", str(there / "bare")])
+assert set(read(there / "converted")) == set(read(there / "small")) == wanted
+assert set(read(there / "bare")) == {"config.json", "model.safetensors"}
+try:
+    ef.save(model, there / "refused", tokenizer="user/bare")
+except FileNotFoundError as error:
+    assert "'user/bare' has no file of a tokenizer" in str(error), error
+assert not (there / "refused").exists()
+"""
+
+
 def run(program, tmp_path, **environment):
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "XLA_"))},
@@ -235,9 +266,14 @@ def run(program, tmp_path, **environment):
         **environment,
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROLOGUE + program, TOKEN], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", PROLOGUE + program, TOKEN, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    return done
 
 
 def test_push_and_load_online_then_offline(hub, tmp_path):
@@ -271,6 +307,25 @@ def test_push_and_load_online_then_offline(hub, tmp_path):
     assert not any("pytorch_model.bin" in line for line in hub.log if "resolve" in line)
     hub.shutdown()
     run(OFFLINE, tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+
+
+def test_the_words_of_a_repository_go_with_its_model(hub, tmp_path):
+    """Pushed with a model, and carried on to what is made of it: by `tokenizer=` and by the commands."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    source = tmp_path / "source"
+    (source / "additional_chat_templates").mkdir(parents=True)
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="b"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(source / "tokenizer.json"))
+    (source / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>"}))
+    (source / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
+    (source / "additional_chat_templates/tools.jinja").write_text("tools")
+    (source / "notes.txt").write_text("no words")
+    done = run(WORDS, tmp_path, HF_ENDPOINT=hub.url)
+    assert done.stderr.count("no tokenizer was written") == 1
+    main = hub.repos["user/words"]["refs"]["main"]
+    assert "notes.txt" not in hub.repos["user/words"]["commits"][main]
 
 
 def test_no_network_is_told_at_once(monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ TINY = Path(__file__).parent.parent / "examples/tiny"
 CONFIG = ef.models.LlamaConfig(
     vocab_size=1024,
     hidden_size=32,
-    intermediate_size=48,
+    intermediate_size=64,
     num_hidden_layers=1,
     num_attention_heads=4,
     num_key_value_heads=2,
@@ -90,19 +90,27 @@ def test_of_a_gguf_file(model, tmp_path):
     text = "def f(self):"
     ids = ef.tokenizer(TINY).encode(text).ids
     assert ef.tokenizer(file).encode(text).ids == ids
+    gguf = pytest.importorskip("gguf")
+    kinds = gguf.GGUFReader(file).fields["tokenizer.ggml.token_type"].types
+    assert kinds == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32]  # llama.cpp refuses another
     out = ef.save(ef.load(file), tmp_path / "out", tokenizer=file)
     assert ef.tokenizer(out).encode(text).ids == ids
     second = ef.save(ef.load(file), tmp_path / "second.gguf", tokenizer=file)
     assert ef.tokenizer(second).encode(text).ids == ids
 
 
-def test_of_a_bucket(model, source):
+def test_of_a_bucket(model, source, tmp_path):
     import fsspec
 
     url = ef.save(model, "memory://words/model", tokenizer=source)
     store = fsspec.filesystem("memory")
     assert store.cat_file("/words/model/tokenizer.json") == (source / "tokenizer.json").read_bytes()
-    np.testing.assert_array_equal(ef.load(url).lm_head.weight, model.lm_head.weight)
+    again = ef.load(url)
+    np.testing.assert_array_equal(again.lm_head.weight, model.lm_head.weight)
+    out = ef.save(again, tmp_path / "out", tokenizer=url)
+    assert files(out) == WORDS | {"config.json", "model.safetensors"}
+    with pytest.raises(FileNotFoundError, match="has no file of a tokenizer"):
+        ef.save(again, tmp_path / "none", tokenizer="memory://words/nothing")
 
 
 def test_what_has_none_is_refused_before_anything_is_written(model, source, tmp_path):
@@ -124,3 +132,13 @@ def test_the_command_line_carries_them(model, source, tmp_path, capsys):
     ef.save(model, source)
     main(["convert", str(source), str(tmp_path / "out"), "--dtype", "bfloat16"])
     assert files(tmp_path / "out") >= WORDS
+    file = tmp_path / "model.gguf"
+    main(["quantize", str(source), str(file), "--method", "a8q"])
+    assert ef.tokenizer(file).encode("import os").ids == ef.tokenizer(TINY).encode("import os").ids
+    assert "tokenizer" not in capsys.readouterr().err
+    bare = ef.save(model, tmp_path / "bare")
+    for name in ("bare2", "bare.gguf"):
+        main(["convert", str(bare), str(tmp_path / name)])
+        assert "no tokenizer was written" in capsys.readouterr().err
+    assert files(tmp_path / "bare2") == {"config.json", "model.safetensors"}
+    assert ef.load(tmp_path / "bare.gguf").config.vocab_size == 1024

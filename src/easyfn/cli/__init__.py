@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .checked import Parser, Wrong, count, dtype, free, method, positive, share, whole
-from .parts import copy_texts, extra as extra, tokenizer_of as tokenizer_of
+from .parts import extra as extra, save, tokenizer_of as tokenizer_of
 from .together import add_options, joined, places
 
 
@@ -80,8 +80,7 @@ def quantize(args: argparse.Namespace) -> None:
         model = ef.calibrate(ef.load(args.checkpoint), [rows[i : i + 8] for i in range(0, len(rows), 8)], cfg)
     else:
         model = ef.load(args.checkpoint, quantize=cfg, **places(args))
-    ef.save(model, args.out)
-    copy_texts(args.checkpoint, args.out)
+    save(model, args.out, args.checkpoint)
     print(f"{args.out}: {ef.num_bytes(model) / 1e6:.1f} MB in memory")
 
 
@@ -94,24 +93,9 @@ def convert(args: argparse.Namespace) -> None:
     model = _load(args)
     if args.adapter:
         model = ef.merge_lora(ef.load_adapter(model, args.adapter))
-    if args.out.endswith(".gguf"):
-        ef.save_gguf(
-            model, args.out, kind=args.kind, metadata=_tokenizer_metadata(args.checkpoint, model.config.vocab_size)
-        )
-    else:
-        ef.save(model, args.out, max_shard_size=args.max_shard_size)
-        copy_texts(args.checkpoint, args.out)
+    more = {"kind": args.kind} if args.kind else {"max_shard_size": args.max_shard_size}
+    save(model, args.out, args.checkpoint, **more)
     print(args.out)
-
-
-def _tokenizer_metadata(source: str, vocab_size: int) -> dict[str, Any]:
-    """The tokenizer of a checkpoint as the metadata of a `.gguf` file."""
-    import easyfn as ef
-
-    if source.endswith(".gguf"):
-        return {k: v for k, v in ef.read_gguf(source).metadata.items() if k.startswith("tokenizer.")}
-    path = Path(source) / "tokenizer.json"
-    return ef.tokenizer_metadata(path.read_text("utf-8"), vocab_size=vocab_size) if path.is_file() else {}
 
 
 def run_recipe(args: argparse.Namespace) -> None:

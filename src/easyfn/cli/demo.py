@@ -129,11 +129,9 @@ def run(checkpoint: str, text_file: str, out: Path, steps: int) -> None:
     merged = ef.merge_lora(ef.dequantize(tuned))
     for folder in ("merged", "adapter", "nf4"):
         shutil.rmtree(out / folder, ignore_errors=True)
-    ef.save(merged, out / "merged")
+    ef.save(merged, out / "merged", tokenizer=checkpoint)
     ef.save(ef.remove_lora(tuned), out / "nf4")
     ef.save_adapter(tuned, out / "adapter")
-    for path in Path(checkpoint).glob("tokenizer*.json"):
-        shutil.copy(path, out / "merged")
     for path in sorted(out.rglob("*.safetensors")):
         console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 from .together import is_first
@@ -30,47 +32,15 @@ def tokenizer_of(checkpoint: str) -> Any:
         raise SystemExit(f"easyfn: {error}, with --ids where the command has it") from None
 
 
-_TEXTS = (
-    *("*token*.json", "*.jinja", "additional_chat_templates/*.jinja", "vocab.*", "merges.txt", "*.model"),
-    *("*processor_config.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
-)
-
-
-def files_of(checkpoint: str) -> str:
-    """The folder of a checkpoint's tokenizer and what goes with it, or its `.gguf` file."""
-    from pathlib import Path
-
-    if Path(checkpoint).exists():
-        return checkpoint
-    import huggingface_hub
-
-    return huggingface_hub.snapshot_download(checkpoint, allow_patterns=list(_TEXTS))
-
-
-def copy_texts(source: str, target: str) -> None:
-    """What belongs to the words of a checkpoint: its tokenizer, chat template and preprocessor, beside a model made of it."""
-    import shutil
-    import sys
-    from pathlib import Path
-
+def save(model: Any, out: str, source: str, *, kind: str | None = None, **options: Any) -> None:
+    """`ef.save` with what belongs to the words of `source` (tokenizer, chat template, preprocessor), if it has any; with
+    `kind`, `ef.save_gguf`."""
     import easyfn as ef
 
-    if not is_first():
-        return
-    if source.endswith(".gguf"):
-        try:
-            ef.gguf_tokenizer(source).save(str(Path(target) / "tokenizer.json"))
-        except (ImportError, ValueError) as error:
-            print(f"easyfn: no tokenizer.json was written: {error}", file=sys.stderr)
-        return
-    if "://" in source:
-        return
+    write = functools.partial(ef.save, **options) if kind is None else functools.partial(ef.save_gguf, kind=kind)
     try:
-        folder = Path(files_of(source))
-    except OSError as error:
-        print(f"easyfn: no tokenizer was written: {error}", file=sys.stderr)
-        return
-    for path in (path for pattern in _TEXTS for path in folder.glob(pattern)):
-        place = Path(target) / path.relative_to(folder)
-        place.parent.mkdir(exist_ok=True)
-        shutil.copy(path, place)
+        write(model, out, tokenizer=source)
+    except (OSError, ImportError, ValueError) as error:
+        write(model, out)  # raises what the tokenizer has no part in
+        if is_first():
+            print(f"easyfn: no tokenizer was written: {str(error).removeprefix('save: ')}", file=sys.stderr)

@@ -25,7 +25,7 @@ import easyfn as ef
 
 from .checked import Wrong, free
 from .objectives import examples_of, learning_rate, model_of, objective, other_of, rollouts
-from .parts import copy_texts, extra, tokenizer_of
+from .parts import extra, save, tokenizer_of
 from .recipe import SAME, Recipe, options, read
 from .together import is_first, places, sizes_of
 from .track import Log, find, tracked
@@ -64,8 +64,7 @@ def run(args: argparse.Namespace) -> None:
     if recipe.rank and args.command != "pretrain":
         ef.save_adapter(model, recipe.out)
     else:
-        ef.save(model, recipe.out)
-        copy_texts(recipe.model, recipe.out)
+        save(model, recipe.out, recipe.model)
     _show(folder, recipe)
 
 

@@ -71,7 +71,7 @@ def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
     """Loads, compiles, and opens the door."""
     import easyfn as ef
 
-    from .parts import files_of, tokenizer_of
+    from .parts import tokenizer_of
 
     path = Path(args.checkpoint)
     name = args.model_name or (path.resolve().name if path.exists() else args.checkpoint)
@@ -79,9 +79,8 @@ def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
     if key is None and not _loopback(args.host):
         print(f"easyfn serve: {args.host} is open to others, and there is no --api-key", file=sys.stderr)
     print(f"loading {args.checkpoint}; {address}/health says when it is ready", flush=True)
-    folder = files_of(args.checkpoint)
-    tokenizer = tokenizer_of(folder)
-    template = ef.serve.chat_template(folder, file=args.chat_template)
+    tokenizer = tokenizer_of(args.checkpoint)
+    template = ef.serve.chat_template(args.checkpoint, file=args.chat_template)
     model = ef.load(args.checkpoint, dtype=args.dtype, quantize=args.quantize)
     if ef.task(model) == "sentence-embedding":
         if args.adapter:
@@ -90,7 +89,7 @@ def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
         door.open(ef.serve.embeddings(model, tokenizer, model_name=name, **options), None)
         print(f"{name} is served at {address}/v1/embeddings", flush=True)
         return
-    processor = None if args.no_images else _processor(folder, model)
+    processor = None if args.no_images else _processor(args.checkpoint, model)
     engine = ef.Engine(
         _adapted(model, args.adapter),
         max_batch_size=args.max_batch_size,
@@ -110,19 +109,23 @@ def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
     print(f"{name} is served at {address}/v1", flush=True)
 
 
-def _processor(folder: str, model: Any) -> Any:
+def _processor(checkpoint: str, model: Any) -> Any:
     """transformers' processor of a model that reads images, if the checkpoint has one."""
     import easyfn as ef
 
     if not any(one.kind == "image" for one in ef.inputs(model).fields.values()):
         return None
-    if not Path(folder).is_dir() or not any(Path(folder).glob("*processor_config.json")):
-        print("easyfn serve: the checkpoint has no preprocessor_config.json, so images are refused", file=sys.stderr)
-        return None
     from .parts import extra
 
     extra("PIL.Image", "images")
-    return extra("transformers", "torch").AutoProcessor.from_pretrained(folder, local_files_only=True)
+    try:
+        found = extra("transformers", "torch").AutoProcessor.from_pretrained(checkpoint, local_files_only=True)
+    except (OSError, ValueError):
+        found = None
+    if getattr(found, "image_processor", None) is None:  # a tokenizer alone
+        print("easyfn serve: the checkpoint has no preprocessor_config.json, so images are refused", file=sys.stderr)
+        return None
+    return found
 
 
 def _adapted(model: Any, adapters: list[str]) -> Any:

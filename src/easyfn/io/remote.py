@@ -93,6 +93,13 @@ def _fetch(store: Any, path: str, name: str, folder: Path) -> bool:
     return True
 
 
+def fetch_all(url: str, patterns: Sequence[str]) -> dict[str, bytes]:
+    """The files under a URL that patterns name, by their relative path."""
+    store, path = open_store(url)
+    found = sorted({str(name) for pattern in patterns for name in store.glob(f"{path}/{pattern}")})
+    return {name.removeprefix("/").removeprefix(path.removeprefix("/") + "/"): store.cat_file(name) for name in found}
+
+
 def _files(store: Any, path: str, folder: Path) -> Files:
     where = lambda file: f"{path}/{file.relative_to(folder).as_posix()}"
 

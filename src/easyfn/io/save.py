@@ -37,7 +37,7 @@ from .safetensors import write
 from .sentence import sentence_files
 from .torch.files import program_files
 from .weights import Layer, each_weight, entries
-from .words import gguf_words, words_of
+from .words import words_of
 from .writing import Entry, Shapes, index_of, nbytes, write_all
 
 
@@ -61,7 +61,7 @@ def save(
     - `max_shard_size`: bytes per file, as a number or `"5GB"`, `"500MB"`; a larger model becomes several files.
     - `step`: write into `directory/checkpoint-{step}` instead, the name that transformers' Trainer uses.
 
-    - `tokenizer`: whose files are written beside: `"org/name"`, the folder or the `.gguf` file that the model came from
+    - `tokenizer`: whose files are written beside: `"org/name"`, the folder, URL or `.gguf` file that the model came from
       (tokenizer, chat template, preprocessor), a `tokenizers.Tokenizer`, or a tokenizer or processor of transformers. A
       model is its weights and its config, so it does not know them by itself.
 
@@ -99,8 +99,7 @@ def save(
 
         if step is not None:
             raise ValueError("save: a .gguf file has no step; write the step into its name")
-        words = None if tokenizer is None else gguf_words(tokenizer, model.config.vocab_size)
-        return save_gguf(model, directory, dtype=dtype, metadata=words)
+        return save_gguf(model, directory, dtype=dtype, tokenizer=tokenizer)
     if Path(directory).suffix == ".safetensors" and not Path(directory).is_dir():
         if step is not None or dtype is not None or tokenizer is not None:
             raise ValueError(

@@ -8,8 +8,7 @@ from typing import Any
 from .checkpoint import LoadError
 from .gguf.tokenizer import gguf_tokenizer
 from .hub import locate
-
-FILE = "tokenizer.json"
+from .words import FILE, folder_of
 
 
 def tokenizer(path: Any, **options: Any) -> Any:
@@ -45,12 +44,13 @@ def tokenizer(path: Any, **options: Any) -> Any:
         raise LoadError(file, [f"the tokenizers library {tokenizers.__version__} does not read it ({error})"]) from None
 
 
-def chat_template(path: Any, *, file: Any = None) -> Any:
+def chat_template(path: Any, *, file: Any = None, **options: Any) -> Any:
     """The chat template of a checkpoint with its special tokens, a function from messages to text (`ChatTemplate`), or
     `None` if it has none; as transformers' `apply_chat_template` writes it.
 
-    - `path`: a folder with `chat_template.jinja` or `tokenizer_config.json`, or a `.gguf` file.
+    - `path`: a folder with `chat_template.jinja` or `tokenizer_config.json`, a hub repository or a `.gguf` file.
     - `file`: a template in a file of its own, instead of the checkpoint's.
+    - `options`: huggingface_hub's: `revision`, `token`, `cache_dir`, `local_files_only`.
 
     Needs jinja2, of the extras `train` and `serve`.
 
@@ -65,7 +65,8 @@ def chat_template(path: Any, *, file: Any = None) -> Any:
         from . import template
     except ImportError as error:
         raise ImportError("ef.chat_template needs jinja2: pip install 'easyfn[train]'") from error
-    return template.chat_template(path, file=file)
+    path = Path(path).expanduser()
+    return template.chat_template(path if path.suffix == ".gguf" else folder_of(path, **options), file=file)
 
 
 def _fetch(repo: str, options: dict[str, Any]) -> Path:

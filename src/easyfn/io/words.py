@@ -8,6 +8,7 @@ from typing import Any
 
 from .gguf.tokenizer import gguf_tokenizer, tokenizer_metadata
 from .hub import is_gguf, locate
+from .remote import fetch_all, is_url, plain
 
 FILE = "tokenizer.json"
 _PATTERNS = (
@@ -24,10 +25,11 @@ _PATTERNS = (
 
 
 def words_of(source: Any) -> dict[str, bytes]:
-    """The files, by their relative path, of a folder, a hub repository, a `.gguf` file or a tokenizer.
+    """The files, by their relative path, of a folder, a hub repository, a URL, a `.gguf` file or a tokenizer.
 
     A tokenizer is a `tokenizers.Tokenizer`, or what has `save_pretrained`: a tokenizer or a processor of transformers.
     """
+    source = plain(source)
     if not isinstance(source, str | Path):
         return _written(source)
     path = Path(source).expanduser()
@@ -35,9 +37,7 @@ def words_of(source: Any) -> dict[str, bytes]:
         return {FILE: gguf_tokenizer(path).to_str(pretty=True).encode()}
     if path.name == FILE and path.is_file():
         return {FILE: path.read_bytes()}
-    if not path.is_dir():
-        path = _fetched(str(source))
-    found = _read(path)
+    found = fetch_all(str(source), _PATTERNS) if is_url(source) else _read(folder_of(source))
     if not found:
         raise FileNotFoundError(f"save: tokenizer={str(source)!r} has no file of a tokenizer: {', '.join(_PATTERNS)}")
     return found
@@ -48,11 +48,15 @@ def _read(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
-def _fetched(repo: str) -> Path:
+def folder_of(source: Any, **options: Any) -> Path:
+    """The folder with these files: as it is given, or of a hub repository, fetched. `options` are huggingface_hub's."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    commit = locate(source, weights=False, **options).name
     from huggingface_hub import snapshot_download
 
-    commit = locate(repo, weights=False).name
-    return Path(snapshot_download(repo, revision=commit, allow_patterns=list(_PATTERNS)))
+    return Path(snapshot_download(str(source), allow_patterns=list(_PATTERNS), **{**options, "revision": commit}))
 
 
 def _written(tokenizer: Any) -> dict[str, bytes]:

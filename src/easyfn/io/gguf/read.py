@@ -225,7 +225,8 @@ def write_gguf(
 ) -> None:
     """Writes a file and flushes it to the disk. `arrays` come in the order of `tensors`, one at a time.
 
-    Values of the metadata are strings, booleans, integers (32 bits where they fit), floats (32 bits) and lists of these.
+    Values of the metadata are strings, booleans, integers (32 bits where they fit; signed in lists), floats (32 bits) and
+    lists of these.
     """
     head = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
@@ -266,7 +267,9 @@ def _encode(key: str, value: Any) -> tuple[int, bytes]:
     if isinstance(value, (list, tuple)):
         each = [_encode(key, v) for v in value]
         kinds = {kind for kind, _ in each}
-        if kinds == {4, 5} or kinds == {5}:
+        if (
+            kinds and kinds <= {4, 5} and all(v < 2**31 for v in value)
+        ):  # signed: llama.cpp takes the types of tokens in no other
             kinds, each = {5}, [(5, struct.pack("<i", v)) for v in value]
         if len(kinds) > 1:
             raise ValueError(f"metadata {key!r}: a list holds values of one type, this one several")

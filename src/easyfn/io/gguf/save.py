@@ -23,6 +23,7 @@ from ..dtypes import float_dtype
 from ..formats import disk_format
 from ..safetensors import Info
 from ..weights import Layer, each_weight, to_host
+from ..words import gguf_words
 from .models import architecture_of, change_of, config_data, config_metadata, package, rules
 from .read import FLOATS, GGUF, KINDS, Blocks, Written, write_gguf
 
@@ -41,7 +42,13 @@ _IDLE = frozenset(
 
 
 def save_gguf(
-    model: Any, path: Any, *, dtype: Any = None, kind: str | None = None, metadata: Mapping[str, Any] | None = None
+    model: Any,
+    path: Any,
+    *,
+    dtype: Any = None,
+    kind: str | None = None,
+    tokenizer: Any = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a language model as one `.gguf` file (extra `gguf`).
 
@@ -52,8 +59,8 @@ def save_gguf(
       float32, as llama.cpp wants them.
     - `kind`: Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0: what plain matrices are rounded to, by llama.cpp's own rule. Below 8 bits embedding
       and head are Q8_0, and rows that no block divides stay as they are.
-    - `metadata`: more keys, or other values: the tokenizer that llama.cpp needs (`tokenizer.ggml.tokens`, ...; those of
-      another file: `ef.read_gguf(file).metadata`), `general.name`, ... A value of `None` leaves a key out.
+    - `tokenizer`: which llama.cpp needs: a hub id, a folder, a `.gguf` file or a tokenizer, as [`easyfn.save`][] takes it.
+    - `metadata`: more keys, or other values: `general.name`, ... A value of `None` leaves a key out.
 
     **Returns** the path. The file is written beside and renamed.
 
@@ -94,6 +101,7 @@ def save_gguf(
         "general.name": target.stem,
         "general.file_type": FILE_TYPES[counts.most_common(1)[0][0]],
         "general.quantization_version": 2,
+        **({} if tokenizer is None else gguf_words(tokenizer, model.config.vocab_size)),
         **(metadata or {}),
     }
     keys = {key: value for key, value in keys.items() if value is not None and not key.startswith("split.")}
