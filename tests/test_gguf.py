@@ -504,4 +504,50 @@ def test_floats_are_rounded_to_blocks(tmp_path):
         want = quants.dequantize(quants.quantize(weight, each), each)
         assert np.array_equal(ef.dense(ef.load(path).model.layers[0].mlp.up_proj.weight), want)
     with pytest.raises(ValueError, match="kind is one of Q4_0"):
-        ef.save_gguf(model, tmp_path / "x.gguf", kind="Q4_K")
+        ef.save_gguf(model, tmp_path / "x.gguf", kind="Q3_K")
+
+
+@pytest.mark.quick("io", "GGUF: rounded to Q4_K")
+def test_rounding_to_q4_k(tmp_path):
+    """The file is read back bit by bit, by us and by the gguf package; the error is llama.cpp's, below Q4_0's."""
+    from gguf import GGMLQuantizationType, quants
+
+    model = ef.load("examples/tiny", dtype="float32", progress=False)
+    path = ef.save_gguf(model, tmp_path / "k.gguf", kind="Q4_K", tokenizer="examples/tiny")
+    kinds = {name: info.kind for name, info in ef.read_gguf(path).tensors.items()}
+    # Rows of 192 are no blocks of 256: llama.cpp falls back to Q5_0, too.
+    assert kinds["blk.0.ffn_down.weight"] == "Q4_K" and kinds["blk.0.ffn_up.weight"] == "Q5_0"
+    assert kinds["token_embd.weight"] == "Q8_0"
+    found = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    again = ef.load(path, progress=False)
+    error = {"Q4_K": 0.0, "Q4_0": 0.0}
+    for n, layer in enumerate(again.model.layers):
+        held = found[f"blk.{n}.ffn_down.weight"]
+        want = quants.dequantize(held.data, GGMLQuantizationType.Q4_K)
+        assert np.array_equal(ef.dense(layer.mlp.down_proj.weight), want)
+        weight = np.asarray(model.model.layers[n].mlp.down_proj.weight)
+        plain = quants.dequantize(quants.quantize(weight, GGMLQuantizationType.Q4_0), GGMLQuantizationType.Q4_0)
+        for kind, value in (("Q4_K", want), ("Q4_0", plain)):
+            error[kind] += np.linalg.norm(value - weight) / np.linalg.norm(weight) / 6
+    # llama.cpp's own blocks of the third layer: 0.0736, and 0.0897 of Q4_0.
+    assert 0.070 < error["Q4_K"] < 0.076 and error["Q4_K"] < 0.84 * error["Q4_0"]
+    back = ef.save(again, tmp_path / "back.gguf", tokenizer="examples/tiny")
+    same = {t.name: t for t in gguf.GGUFReader(back).tensors}
+    assert all(np.array_equal(t.data, same[name].data) for name, t in found.items())
+    packed = ef.quantize(model, "nf4")
+    with pytest.raises(ValueError, match=r"nf4.*kind='Q4_K'"):
+        ef.save_gguf(packed, tmp_path / "nf4.gguf")
+    rounded = ef.load(ef.save_gguf(packed, tmp_path / "nf4.gguf", kind="Q4_K"), progress=False)
+    want = ef.dense(ef.quant.to_q4_k(ef.dense(packed.model.layers[0].mlp.down_proj.weight)))
+    assert np.array_equal(ef.dense(rounded.model.layers[0].mlp.down_proj.weight), want)
+
+
+def test_blocks_of_q4_k_at_the_edges():
+    """Zeros, one value, one sign, tiny numbers: finite, and no further off than a step."""
+    rng = np.random.RandomState(0)
+    tiny = (rng.randn(1, 256) * 1e-4).astype(np.float32)
+    for row, bound in ((np.zeros((1, 256)), 0), (np.ones((1, 256)), 0.01), (-np.ones((1, 256)), 0.01), (tiny, 3e-5)):
+        back = np.asarray(ef.dense(ef.quant.to_q4_k(jnp.asarray(row, jnp.float32))))
+        assert np.abs(back - row).max() <= bound
+    with pytest.raises(ValueError, match="256 entries, which do not divide rows of 192"):
+        ef.quant.to_q4_k(jnp.zeros((2, 192)))

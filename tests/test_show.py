@@ -121,6 +121,26 @@ def test_a_notebook_draws_a_table(model):
     assert Page(ef.show({})._repr_html_()).lines == 1
 
 
+def test_a_terminal_has_colours(model):
+    import io
+
+    from rich.console import Console
+
+    def drawn(what, width):
+        file = io.StringIO()
+        Console(file=file, force_terminal=True, color_system="standard", width=width).print(what)
+        return file.getvalue()
+
+    table = ef.show(model)
+    text = drawn(table, 200)
+    assert "\x1b[" in text and "lm_head.weight" in text
+    words = lambda text: re.sub(r"\x1b\[[\d;]*m", "", text).split()
+    assert words(text) == str(table).split()
+    narrow = re.sub(r"\x1b\[[\d;]*m", "", drawn(table, 60))
+    assert max(map(len, narrow.splitlines())) <= 60
+    assert "[/red]" in drawn(ef.show({"[red]a[/red]": jnp.ones(2)}), 200)  # a path is no markup
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """A config that says what it likes."""

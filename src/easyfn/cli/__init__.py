@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .checked import Parser, Wrong, count, dtype, free, method, positive, share, whole
-from .parts import extra as extra, save, tokenizer_of as tokenizer_of
+from .parts import extra as extra, save, tell, tokenizer_of as tokenizer_of
 from .together import add_options, joined, places
 
 
@@ -21,7 +21,7 @@ def show(args: argparse.Namespace) -> None:
     import easyfn as ef
 
     what = Path(args.checkpoint)
-    print(ef.show(ef.abstract(args.checkpoint) if args.abstract or what.suffix == ".json" else _load(args)))
+    tell(ef.show(ef.abstract(args.checkpoint) if args.abstract or what.suffix == ".json" else _load(args)))
 
 
 def _load(args: argparse.Namespace) -> Any:
@@ -156,7 +156,9 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("out", help="a new folder, or file.gguf")
     p.add_argument("--adapter", help="a folder with a PEFT adapter, to be merged")
     p.add_argument("--max-shard-size", default="5GB", help="of a file")
-    p.add_argument("--kind", choices=["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"], help="of a .gguf: round matrices to it")
+    p.add_argument(
+        "--kind", choices=["Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q8_0"], help="of a .gguf: round matrices to it"
+    )
     dtype_option(p)
     p.add_argument("--force", action="store_true", help="put it in the place of what is there")
     p.set_defaults(run=convert)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import sys
 from typing import Any
 
@@ -11,8 +12,6 @@ from .together import is_first
 
 def extra(module: str, name: str = "cli") -> Any:
     """An optional dependency, or an error that names the extra."""
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -37,10 +36,20 @@ def save(model: Any, out: str, source: str, *, kind: str | None = None, **option
     `kind`, `ef.save_gguf`."""
     import easyfn as ef
 
-    write = functools.partial(ef.save, **options) if kind is None else functools.partial(ef.save_gguf, kind=kind)
+    write: Any = functools.partial(ef.save, **options) if kind is None else functools.partial(ef.save_gguf, kind=kind)
     try:
         write(model, out, tokenizer=source)
     except (OSError, ImportError, ValueError) as error:
         write(model, out)  # raises what the tokenizer has no part in
         if is_first():
             print(f"easyfn: no tokenizer was written: {str(error).removeprefix('save: ')}", file=sys.stderr)
+
+
+def tell(report: Any) -> None:
+    """A table of `show` or `plan`: drawn by rich in a terminal where it is installed, else as text."""
+    if sys.stdout.isatty() and importlib.util.find_spec("rich"):
+        from rich.console import Console
+
+        Console(highlight=False).print(report)
+    else:
+        print(report)

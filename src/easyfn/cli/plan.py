@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from .checked import dtype, method, whole
+from .parts import tell
 from .together import sizes_of
 
 
@@ -31,7 +32,10 @@ def run(args: argparse.Namespace) -> None:
         generate=args.generate,
         hardware=args.hardware,
     )
-    print(json.dumps(planned.as_dict(), indent=2) if args.json else planned)
+    if args.json:
+        print(json.dumps(planned.as_dict(), indent=2))
+    else:
+        tell(planned)
 
 
 def add(commands: Any) -> None:

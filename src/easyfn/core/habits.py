@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 F = TypeVar("F", bound=Callable[..., Any])
 
 _QUANT = "quantize='8bit' or 'nf4' (or a QuantConfig) quantizes while loading"
@@ -112,6 +113,14 @@ HABITS: dict[str, dict[str, str]] = {
         "partition_rules": "rules=ef.ShardingRules({'mlp': 'tp'}, {pattern: ef.P(...)})",
         "axis_rules": "rules=ef.ShardingRules({'mlp': 'tp'})",
     },
+    "plan": {
+        "batch_size": "batch= is the rows of a step, over all devices",
+        "seq_len": "sequence_length= is the name here",
+        "max_length": "sequence_length= is the name here",
+        "num_devices": "mesh={'fsdp': 8} says how many and how, or devices=8 with mesh='search'",
+        "gradient_accumulation_steps": "accumulate= is the name here",
+        "max_new_tokens": "generate= plans a generation of so many tokens instead of a training step",
+    },
     "make_mesh": {
         "data": "dp= replicates weights and splits the batch, fsdp= splits both",
         "model": "tp= splits the wide axes of weights",
@@ -130,6 +139,9 @@ HABITS: dict[str, dict[str, str]] = {
         "loss_fn": "loss=, a function of (model, batch)",
     },
 }
+
+# What a call without the arguments that it needs is told.
+EXAMPLES = {"plan": "ef.plan('org/name', mesh={'fsdp': 8}, batch=16, sequence_length=4096)"}
 
 # Names of other libraries that somebody looks for in this module.
 ELSEWHERE = {
@@ -167,12 +179,12 @@ def refuse(verb: str, given: Mapping[str, Any]) -> None:
 
 def taught(function: F) -> F:
     """A function that says what was meant where it is called as another library's: by the names of `HABITS`, with too many
-    arguments by position, or without the PRNG key that it needs."""
+    arguments by position, or without the PRNG key and what else it needs."""
     verb = function.__name__
     parameters = inspect.signature(function).parameters
     by_place = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     by_name = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
-    needs_key = "key" in by_name and parameters["key"].default is inspect.Parameter.empty
+    needed = [p.name for p in parameters.values() if p.kind in _NAMED and p.default is inspect.Parameter.empty]
     words = HABITS.get(verb, {}).keys() - parameters.keys()
 
     @functools.wraps(function)
@@ -184,8 +196,10 @@ def taught(function: F) -> F:
                 f"ef.{verb} takes {', '.join(by_place)} by position, and the rest by name: "
                 f"{', '.join(f'{name}=' for name in by_name[:6])}."
             )
-        if needs_key and "key" not in kwargs:
+        if "key" in needed and "key" not in kwargs:
             raise TypeError(f"ef.{verb} draws at random: give key=jax.random.key(0).")
+        if verb in EXAMPLES and (missing := [n for n in needed if n not in (*kwargs, *by_place[: len(args)])]):
+            raise TypeError(f"ef.{verb} needs {', '.join(missing)}, as in {EXAMPLES[verb]}.")
         return function(*args, **kwargs)
 
     return called  # type: ignore[return-value]

@@ -20,6 +20,7 @@ from ..core.weight import format_of, shape_of, slots
 from ..tasks.task import task
 from .facts import model_type
 from .notebook import fold, line, page, stacked
+from .terminal import table
 
 
 @verb
@@ -83,6 +84,9 @@ class Table:
 
     __repr__ = __str__
 
+    def __rich__(self) -> Any:
+        return table(self.title, _HEAD, [_cells(row) for row in self.rows], self._summary())
+
     def _repr_html_(self) -> str:
         whole = max(sum(row.bytes for row in self.rows), 1)
         kinds = sorted(self.totals().items(), key=lambda item: -item[1][1])
@@ -137,7 +141,8 @@ def show(model: Any) -> Table:
     """The weights of a model: path, shape, format, logical axes, placement, what trains, bytes; and totals by format.
 
     Equal weights of many layers are one line, with the layers' numbers in the path. Works on abstract, stacked,
-    quantized and adapted models, and on any pytree. `print(ef.show(model))`; in a notebook it is an HTML table.
+    quantized and adapted models, and on any pytree. `print(ef.show(model))`; in a notebook it is an HTML table,
+    and `rich.print` has colours.
 
     ```python
     import easyfn as ef

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..config.config import write
+from ..core.habits import taught
 from ..inspect.notebook import line, page, section, stacked
 from ..inspect.show import amount, size_of
+from ..inspect.terminal import report
 from ..quant import QuantConfig
 from ..sharding import ShardingRules
 from ..tasks.cross_entropy import LossConfig
@@ -159,6 +161,13 @@ class Plan:
 
     __repr__ = __str__
 
+    def __rich__(self) -> Any:
+        parts = []
+        for title, rows in self._lines():
+            shares = self._shares(title, len(rows))
+            parts.append((title, [(*row, share) for row, share in zip(rows, shares, strict=True)]))
+        return report(self._title, parts, self.fits)
+
     def _repr_html_(self) -> str:
         parts = [(name, size_of(size), size) for name in _PARTS if (size := getattr(self, name))]
         over = "" if self.fits else f"{self.total / self.capacity:.0%} of a device: does not fit"
@@ -197,6 +206,7 @@ def _time(seconds: float) -> str:
     return f"{seconds / 1e-6:.3g} us"
 
 
+@taught
 def plan(
     config_or_path: Any,
     *,

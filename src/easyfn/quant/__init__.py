@@ -24,6 +24,7 @@ from .hqq import hqq_zeros as hqq_zeros
 from .int8 import Int8 as Int8, to_int8 as to_int8
 from .integer import to_int4 as to_int4, to_q8_0 as to_q8_0
 from .kquant import KQuant as KQuant
+from .kround import to_q4_k as to_q4_k
 from .micro import Micro as Micro, to_micro as to_micro
 from .nf4 import NF4 as NF4, to_nf4 as to_nf4
 from .product import register_format as register_format

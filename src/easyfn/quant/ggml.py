@@ -59,14 +59,14 @@ def to_ggml(path: str, w: Any) -> tuple[str, np.ndarray]:
     if kind is None or w.zeros is not None or w.order is not None or w.smooth is not None or group_of(w) != BLOCK:
         raise ValueError(
             f"save: {path} is {format_of(w)}, which a .gguf file cannot hold: its blocks are symmetric, of 32 entries, "
-            "with 4, 5 or 8 bits. Quantize with 'a8q' instead, or save ef.dequantize(model)"
+            "with 4, 5 or 8 bits. Round it: ef.save_gguf(model, path, kind='Q4_K'); or quantize with 'a8q' instead"
         )
     scales = np.asarray(w.scales)
     halves = scales.astype(np.float16)
     if not np.array_equal(halves.astype(np.float32), scales.astype(np.float32)):
         raise ValueError(
             f"save: {path} ({format_of(w)}) has scales of {scales.dtype} that float16, which a .gguf file has, would "
-            "round. Quantize with 'a8q' instead, or save ef.dequantize(model)"
+            "round. Say so: ef.save_gguf(model, path, kind='Q4_0'); or quantize with 'a8q' instead"
         )
     head = halves[..., None].view(np.uint8)
     lead = scales.shape

@@ -17,6 +17,10 @@ from ...config import config as configs
 from ...core.atomic import beside, sync
 from ...core.frozen import thaw
 from ...core.tree import is_abstract
+from ...core.weight import dense
+from ...names.rules import Tensors
+from ...quant.kquant import to_blocks
+from ...quant.kround import to_q4_k
 from ...registry.family import build, family_of
 from ...tasks.task import task
 from ..dtypes import float_dtype
@@ -32,7 +36,7 @@ FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15,
     "Q5_K": 17, "Q6_K": 18, "BF16": 32,
 }  # fmt: skip
-ROUNDED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # what the gguf package rounds floats to
+ROUNDED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K")  # the gguf package rounds to all but the last
 # Fields of configs that matter in training only, or say what others say.
 _IDLE = frozenset(
     """extra generation num_labels router_aux_loss_coef router_jitter_noise initializer_range initializer_factor
@@ -57,16 +61,17 @@ def save_gguf(
     - `path`: of the file.
     - `dtype`: of the plain matrices: float32, float16 or bfloat16; `None` keeps each array's own. Vectors are written in
       float32, as llama.cpp wants them.
-    - `kind`: Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0: what plain matrices are rounded to, by llama.cpp's own rule. Below 8 bits embedding
-      and head are Q8_0, and rows that no block divides stay as they are.
+    - `kind`: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or Q4_K: what matrices are rounded to, by llama.cpp's own rule, plain ones and those
+      in formats that such a file has not (nf4, int4, ...). Below 8 bits embedding and head are Q8_0; rows that 256 do not divide
+      are Q5_0 instead of Q4_K, and rows that no block divides stay as they are.
     - `tokenizer`: which llama.cpp needs: a hub id, a folder, a `.gguf` file or a tokenizer, as [`easyfn.save`][] takes it.
     - `metadata`: more keys, or other values: `general.name`, ... A value of `None` leaves a key out.
 
     **Returns** the path. The file is written beside and renamed.
 
     Weights that were read from a `.gguf` file, and those of the method `a8q` (Q8_0), are written byte for byte: nothing
-    is rounded. Raises `ValueError` for weights in other formats, for models of families that such files do not know, and
-    for a config that they cannot say (a sliding window of Mistral, ...).
+    is rounded. Raises `ValueError` for weights in other formats without `kind`, for models of families that such files do not
+    know, and for a config that they cannot say (a sliding window of Mistral, ...).
 
     ```python
     import os, tempfile, easyfn as ef
@@ -124,10 +129,7 @@ def _tensors(model: Any, floats: Any, rounded: str | None) -> Iterator[tuple[str
     names = rules(build(config, task(model)), strict=True)
     for source, weight, packed in each_weight(model, Layer, names, disk):
         host = jax.tree.map(to_host, weight, is_leaf=lambda x: isinstance(x, Layer))
-        if packed is None:
-            pieces = dict(zip(source.names, source.split(host), strict=True))
-        else:
-            pieces = disk.writer(source, host)  # type: ignore[misc]
+        pieces = _packed(source, host, rounded) if packed is not None else _split(source, host)
         for name, piece in pieces.items():
             change = change_of(name, config)
             kind, value = piece if isinstance(piece, Blocks) else ("", piece)
@@ -141,6 +143,20 @@ def _tensors(model: Any, floats: Any, rounded: str | None) -> Iterator[tuple[str
                 value, shape = _plain(name, value, floats), value.shape
                 kind = next(k for k, d in FLOATS.items() if d == value.dtype)
             yield name, Written(kind, tuple(shape), value.nbytes), value
+
+
+def _split(source: Tensors, host: Any) -> dict[str, Any]:
+    return dict(zip(source.names, source.split(host), strict=True))
+
+
+def _packed(source: Tensors, host: Any, rounded: str | None) -> dict[str, Any]:
+    """The tensors of a weight in a format of its own: blocks as they are; what they do not hold, dense if it may be rounded."""
+    try:
+        return disk_format("gguf").writer(source, host)  # type: ignore[misc]
+    except ValueError:
+        if rounded is None:
+            raise
+        return _split(source, np.asarray(dense(host)))
 
 
 def _plain(name: str, value: np.ndarray, floats: Any) -> np.ndarray:
@@ -193,12 +209,18 @@ def _same(a: Any, b: Any) -> bool:
 
 def _rounded_kind(name: str, value: np.ndarray, wanted: str | None) -> str:
     """The kind of blocks that a plain matrix is rounded to, or none."""
-    if wanted is None or _stays(name, value) or value.shape[-1] % KINDS[wanted][1]:
+    if wanted is None or _stays(name, value):
         return ""
-    return "Q8_0" if name in ("token_embd.weight", "output.weight") else wanted
+    if name in ("token_embd.weight", "output.weight"):
+        wanted = "Q8_0"
+    if wanted == "Q4_K" and value.shape[-1] % KINDS[wanted][1]:
+        wanted = "Q5_0"
+    return "" if value.shape[-1] % KINDS[wanted][1] else wanted
 
 
 def _round(value: np.ndarray, kind: str) -> np.ndarray:
     from gguf import GGMLQuantizationType, quants
 
+    if kind == "Q4_K":
+        return to_blocks(to_q4_k(value))
     return quants.quantize(value.astype(np.float32), GGMLQuantizationType[kind])
