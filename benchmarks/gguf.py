@@ -3,7 +3,8 @@
     npm install --prefix DIR -E --ignore-scripts node-llama-cpp@3.21.1
     python benchmarks/gguf.py DIR
 
-llama.cpp rounds what enters a product of its blocks to 8 bits, which easyfn does not: tokens may part where two are equally likely.
+llama.cpp rounds what enters a product of its blocks to 8 bits, which easyfn does not: tokens may part where two are about
+as likely.
 """
 
 from __future__ import annotations
