@@ -1,7 +1,7 @@
 """llama.cpp on the files of `ef.save_gguf`: how many greedy tokens are ours, and how near the call was where one is not.
 
     npm install --prefix DIR -E --ignore-scripts node-llama-cpp@3.21.1
-    python benchmarks/gguf.py DIR
+    python benchmarks/greedy_gguf.py DIR
 
 llama.cpp rounds what enters a product of its blocks to 8 bits, which easyfn does not: tokens may part where two are about
 as likely.
