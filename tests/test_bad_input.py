@@ -148,6 +148,13 @@ BAD = {
     ),
     "rows of different lengths": (lambda m: ef.forward(m, [[1, 2], [3]]), "differ in length: pad them"),
     "one row without a batch": (lambda m: ef.forward(m, IDS[0]), r"ids\[None\]"),
+    "embeddings without ids": (
+        lambda m: jax.eval_shape(
+            lambda m: ef.forward(m, inputs_embeds=jnp.ones((1, 2, 32))),
+            ef.abstract({**CONFIG, "model_type": "gemma4_text", "hidden_size_per_layer_input": 8, "head_dim": 8}),
+        ),
+        "by the id of a token: give input_ids.*bit for bit",
+    ),
     "embeddings of a wrong width": (lambda m: ef.forward(m, inputs_embeds=jnp.ones((1, 2, 31))), "31 wide.*32"),
     "empty prompt: forward": (lambda m: ef.forward(m, np.zeros((1, 0), int)), "empty prompt.*bos_token_id"),
     "empty prompt: generate": (lambda m: ef.generate(m, np.zeros((1, 0), int)), "empty.*bos_token_id"),

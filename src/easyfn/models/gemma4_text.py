@@ -199,7 +199,9 @@ class LayerInputs(eqx.Module):
     def __call__(self, input_ids: jax.Array | None, x: jax.Array) -> jax.Array:
         if input_ids is None:
             raise ValueError(
-                "this Gemma 4 looks up something for each layer by the id of a token: give input_ids, not inputs_embeds"
+                "this Gemma 4 looks up something for each layer by the id of a token: give input_ids, not inputs_embeds. "
+                "(transformers compares every vector with the whole table and raises where none is equal bit for bit, which "
+                "a compiled function cannot; vectors of no token, as of a soft prompt, run in neither)"
             )
         apart = lambda h: h.reshape(*h.shape[:-1], -1, self.width)
         looked_up = self.embed_tokens_per_layer(input_ids)
