@@ -60,8 +60,17 @@ def test_an_entry_is_off_by_half_a_step():
 # --- every family
 
 
-@pytest.mark.parametrize("name, stacked", [("gpt2", False), ("gemma3", False), ("gemma3", True)])  # plain, and rings
-def test_prompt_chunk_and_steps_are_near_the_floats(name, stacked):
+ALSO = [("longcat_flash", False, 0.01), ("gemma4_text-dense", False, 0.02)]  # latents; scores that nothing scales
+
+
+@pytest.mark.parametrize(
+    "name, stacked, apart",
+    [
+        *[("gpt2", False, 0.01), ("gemma3", False, 0.01), ("gemma3", True, 0.01)],  # plain, and rings
+        *(pytest.param(*row, marks=pytest.mark.every_family) for row in ALSO),
+    ],
+)
+def test_prompt_chunk_and_steps_are_near_the_floats(name, stacked, apart):
     model = CASES[name].model()
     model = ef.stack(model) if stacked else model
     ids, parts = prompt(), []
@@ -73,7 +82,7 @@ def test_prompt_chunk_and_steps_are_near_the_floats(name, stacked):
         parts.append(out.logits)
     got = jnp.concatenate(parts, axis=1)
     np.testing.assert_allclose(got[:, :6], want[:, :6], atol=1e-4)  # a fresh prompt sees its own floats
-    assert 0 < jnp.abs(got - want).max() < 0.01 * jnp.abs(want).max()
+    assert 0 < jnp.abs(got - want).max() < apart * jnp.abs(want).max()
     assert all(x.dtype == jnp.int8 for x in jax.tree.leaves(cache.layers) if x.ndim == 4 + stacked and x.shape[-1] > 8)
 
 

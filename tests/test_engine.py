@@ -9,7 +9,7 @@ import pytest
 
 import easyfn as ef
 from cases import CASES, IMAGES, VOCAB, in_test_all
-from image_prompts import IMAGE
+from image_prompts import IMAGE, VIDEO
 from test_vision import model_of
 
 LENGTH = 40
@@ -87,26 +87,26 @@ def one_row(name, row):
     made = IMAGES[name].inputs("left")
     keep, shape = made["attention_mask"][row] > 0, made["attention_mask"].shape
     by_token = {k: v[row : row + 1][:, keep] for k, v in made.items() if v.shape[:2] == shape}
+    by_row = "pixel_attention_mask" in made  # else one after the other, of all rows
     begins = (made["input_ids"] == IMAGE) & (np.roll(made["input_ids"], 1, axis=1) != IMAGE)
     ends = np.cumsum([0, *begins.sum(axis=1)])
-    mine = slice(ends[row], ends[row + 1])
-    found = {"pixel_values": made["pixel_values"][mine]}
+    images = slice(row, row + 1) if by_row else slice(ends[row], ends[row + 1])
+    beside = {k: v for k, v in made.items() if v.shape[:2] != shape}
+    found = {k: v[images] for k, v in beside.items() if "video" not in k and v[images].size}
     if "image_grid_thw" in made:
         patches = np.cumsum([0, *made["image_grid_thw"].prod(axis=1)])
-        found = {"image_grid_thw": made["image_grid_thw"][mine]}
-        found["pixel_values"] = made["pixel_values"][patches[mine.start] : patches[mine.stop]]
-        if row == 0:
-            found |= {k: v for k, v in made.items() if "video" in k}
-    elif "pixel_attention_mask" in made:
-        found = {k: made[k][row : row + 1] for k in ("pixel_values", "pixel_attention_mask")}
+        found["pixel_values"] = made["pixel_values"][patches[images.start] : patches[images.stop]]
+    if (made["input_ids"][row] == VIDEO).any():
+        found |= {k: v for k, v in beside.items() if "video" in k}
     by_token.pop("attention_mask")
     return {**by_token, **found}
 
 
-@pytest.mark.parametrize(
-    "name",
-    in_test_all(["qwen2-vl"], ["qwen2-vl", "gemma3-images", "llava", "paligemma", "idefics3", "internvl"]),
-)
+SHOWN = ["qwen2.5-vl", "qwen3-vl", "qwen3_5", "gemma3-images", "gemma4-images", "llava", "llava-next", "paligemma"]
+SHOWN += ["idefics3", "smolvlm", "internvl"]
+
+
+@pytest.mark.parametrize("name", in_test_all(["qwen2-vl"], SHOWN))
 def test_images_enter_once_and_other_rows_do_not_notice(name):
     """Two prompts with images, of which one gives way for lack of pages, beside a text; as `generate` makes each alone."""
     model, options = model_of(name), {"max_new_tokens": 6, "do_sample": False, "eos_token_id": EOS}
@@ -121,10 +121,26 @@ def test_images_enter_once_and_other_rows_do_not_notice(name):
     requests = [engine.submit(row["input_ids"][0], **options, **_beside(row)) for row in rows]
     finish(engine, requests)
     assert [request.tokens for request in requests] == expected
-    assert engine.stats().free_pages == engine.stats().num_pages and engine.stats().prefix_hits == 0
-    ids = rows[1]["input_ids"][0]
+    assert engine.stats().free_pages == engine.stats().num_pages
+    hits = engine.stats().prefix_hits  # a text that gave way finds its own pages; a prompt with images shares none
+    again = engine.submit(rows[0]["input_ids"][0], **options, **_beside(rows[0]))
+    finish(engine, [again])
+    assert again.tokens == expected[0] and engine.stats().prefix_hits == hits
+    ids = rows[0]["input_ids"][0]
     with pytest.raises(ValueError, match="places for them"):
-        engine.submit(np.where(np.cumsum(ids == IMAGE) == 1, 20, ids), **options, **_beside(rows[1]))
+        engine.submit(np.where(np.cumsum(ids == IMAGE) == 1, 20, ids), **options, **_beside(rows[0]))
+
+
+@pytest.mark.every_family
+def test_images_that_layers_read_apart_are_refused_and_text_is_not():
+    model, options = model_of("mllama"), {"max_new_tokens": 6, "eos_token_id": EOS}
+    engine, ids, images = small(model), PROMPTS[2], IMAGES["mllama"].inputs("left")
+    want = ef.generate(model, ids[None], **options)
+    request = engine.submit(ids, **options)
+    finish(engine, [request])
+    assert request.tokens == want.new_tokens[0, : int(want.lengths[0]) - len(ids)].tolist()
+    with pytest.raises(ValueError, match="read pixel_values apart.*no room for their keys; use ef.generate"):
+        engine.submit(ids, pixel_values=images["pixel_values"][:1], **options)
 
 
 def _beside(row):

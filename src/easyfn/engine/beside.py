@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..inputs.checks import aligned, checked, fits
 from ..inputs.context import make_context, positions
 from ..inputs.statement import inputs as inputs_of
+from ..nn.cache.cache import CrossKV, layer_cache
 
 _TOKENS = ("input_ids", "inputs_embeds", "logits_to_keep")
 
@@ -30,11 +32,23 @@ def apart(model: Any, options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _reads_across(model: Any) -> bool:
+    """Whether layers keep what images say in a cache beside that of the tokens (Llama 3.2 Vision)."""
+    across = lambda node: isinstance(node, CrossKV)
+    kept = jax.eval_shape(lambda: layer_cache(model, 1, 1, jnp.float32))
+    return any(map(across, jax.tree.leaves(kept, is_leaf=across)))
+
+
 def held(model: Any, ids: np.ndarray, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inputs as arrays, that fit the prompt `ids` `(tokens,)`. `ValueError` for those that do not: a step of the engine is
     for all requests, and must not fail for one."""
     if not given:
         return {}
+    if _reads_across(model):
+        raise ValueError(
+            f"submit: layers of this model read {', '.join(sorted(given))} apart from its tokens, and an engine has no room for "
+            "their keys; use ef.generate(model, ids, pixel_values=...), or submit text alone"
+        )
     stated = inputs_of(model)
     try:
         found = checked(stated, {"input_ids": ids[None], **given}, model)
