@@ -119,12 +119,20 @@ def test_heads_turn_in_pairs():
         ef.abstract({**sizes, "model_type": "llama", "head_dim": 1})
 
 
-def test_a_cache_that_longrope_makes_useless_is_refused():
+@pytest.mark.parametrize("name", ["phi3-longrope", "phimoe"])
+def test_a_cache_that_longrope_makes_useless_is_refused(name):
     """Transformers runs the past again beyond Phi-3's trained length; what would be wrong in silence is an error."""
-    model = ef.abstract(CASES["phi3-longrope"].model().config)
+    model = ef.abstract(CASES[name].model().config)
     bound = model.config.rope_bound
     ids = np.full((1, 3), 5)
     with pytest.raises(ValueError, match=f"beyond {bound} tokens"):
         ef.generate(model, ids, max_length=bound + 2)
     with pytest.raises(ValueError, match="in one piece"):
         ef.generate(model, np.full((1, bound + 1), 5), max_new_tokens=2, prefill_chunk_size=4)
+
+
+def test_phimoe_scales_beyond_its_length_as_it_is_told():
+    said = {**CASES["phimoe"].model().config.rope_parameters, "long_mscale": 1.1}
+    assert ef.read_config({**SMALL, "model_type": "phimoe", "rope_parameters": said}).rope_bound is None  # nothing changes
+    with pytest.raises(ValueError, match="phimoe has the rope_type 'default' or 'longrope', not 'yarn'"):
+        ef.read_config({**SMALL, "model_type": "phimoe", "rope_parameters": {**said, "rope_type": "yarn"}})

@@ -38,9 +38,22 @@ class PhimoeConfig(LlamaFields):
     lm_head_bias: bool = False
     ignored: ClassVar[tuple[str, ...]] = ("num_experts_per_tok", "original_max_position_embeddings")
 
+    @property
+    def rope_bound(self) -> int | None:
+        """The number of tokens beyond which a cache of fewer is of no use, as for Phi-3: here they are scaled by another
+        number, where the file says two."""
+        said = self.rope_parameters
+        if said.get("rope_type") != "longrope" or said.get("short_mscale") == said.get("long_mscale"):
+            return None
+        return said.get("original_max_position_embeddings")
+
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         only(data, "num_experts_per_tok", 2)  # as transformers routes, whatever is said
+        said = data.get("rope_parameters") or data.get("rope_scaling") or {}
+        kind = said.get("rope_type") or said.get("type") or "default"
+        if kind not in ("default", "longrope", "su"):
+            raise ValueError(f"config.json: phimoe has the rope_type 'default' or 'longrope', not {kind!r}")
         return data
 
     @staticmethod
