@@ -195,6 +195,10 @@ def test_heads_come_and_go(folders):
     assert again.lm_head.weight.shape == (97, 48)
 
 
+def test_a_base_model_from_a_file_whose_head_has_other_names(folders):
+    assert_same(ef.load(folders("exaone"), task="base"), ef.load(folders("exaone")).model)
+
+
 def test_gpt2_without_its_prefix(folders, tmp_path):
     """The hub's GPT-2 has no `transformer.` in its names, and holds buffers that are no weights."""
     tensors = safetensors_numpy(folders("gpt2") / "model.safetensors")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..config.fields import Size, alias, rope
 from ..core.frozen import Frozen
+from ..names.rules import Rule, rename
+from ..nn import Decoder
 from .decoders import decoder_classes, decoder_family, decoder_names
 from .llama import LlamaConfig, llama
 
@@ -37,12 +39,27 @@ NAMES = {
     "norm": "ln_f",
 }
 
+WITH_HEAD = decoder_names("transformer", NAMES)
+
+
+def names(model: Any) -> list[Rule]:
+    """Files are of models with a head. Of a base model transformers writes the layers' names, and under ours."""
+    if not isinstance(model, Decoder):
+        return WITH_HEAD(model)
+    layers = {ours: theirs for ours, theirs in NAMES.items() if ours.startswith("layers")}
+    return [rename(f"{a}.{{rest}}", f"{b.replace('h.', 'layers.', 1)}.{{rest}}") for a, b in layers.items()]
+
+
 decoder_family(
     None,
     ExaoneConfig,
     llama,
     architectures={**decoder_classes("Llama"), **decoder_classes("Exaone")},  # transformers has Llama's for it
-    names=decoder_names("transformer", NAMES),
+    names=names,
+    aliases={
+        "layers.{rest}": ("transformer.h.{rest}",),
+        **{f"{name}.weight": (f"transformer.{NAMES[name]}.weight",) for name in ("embed_tokens", "norm")},
+    },
     modules=(),
     ignore_tensors=(r"rotary\w*\.inv_freq$",),
 )
