@@ -139,7 +139,7 @@ def test_images_that_layers_read_apart_are_refused_and_text_is_not():
     request = engine.submit(ids, **options)
     finish(engine, [request])
     assert request.tokens == want.new_tokens[0, : int(want.lengths[0]) - len(ids)].tolist()
-    with pytest.raises(ValueError, match="read pixel_values apart.*no room for their keys; use ef.generate"):
+    with pytest.raises(ValueError, match=r"read pixel_values apart.*no room for their keys; use ef\.generate"):
         engine.submit(ids, pixel_values=images["pixel_values"][:1], **options)
 
 

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file as safetensors_numpy, save_file as save_numpy
 
 import easyfn as ef
-from cases import CASES, COMPOSED, in_test_all, names
+from cases import CASES, COMPOSED, IMAGES, in_test_all, names
 from easyfn.io import safetensors
 from easyfn.io.checkpoint import inside
 
@@ -48,7 +48,7 @@ def folders(tmp_path_factory):
 
             disable_progress_bars()
             path = tmp_path_factory.mktemp(name)
-            hf = CASES[name].torch()
+            hf = (CASES | IMAGES)[name].torch()
             hf = hf if dtype == "float32" else copy.deepcopy(hf).to(getattr(torch, dtype))
             hf.save_pretrained(path, max_shard_size=shard)
             made[name, dtype, shard] = path
@@ -195,8 +195,12 @@ def test_heads_come_and_go(folders):
     assert again.lm_head.weight.shape == (97, 48)
 
 
-def test_a_base_model_from_a_file_whose_head_has_other_names(folders):
-    assert_same(ef.load(folders("exaone"), task="base"), ef.load(folders("exaone")).model)
+@pytest.mark.thinned("names of a model with its head, and without it")
+@pytest.mark.parametrize(
+    "name", ["exaone", "nemotron_h", "deepseek_v4", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3_5"]
+)
+def test_a_base_model_from_a_file_whose_head_has_other_names(folders, name):
+    assert_same(ef.load(folders(name), task="base"), ef.load(folders(name), task="causal-lm").model)
 
 
 def test_gpt2_without_its_prefix(folders, tmp_path):

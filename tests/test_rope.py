@@ -133,6 +133,8 @@ def test_a_cache_that_longrope_makes_useless_is_refused(name):
 
 def test_phimoe_scales_beyond_its_length_as_it_is_told():
     said = {**CASES["phimoe"].model().config.rope_parameters, "long_mscale": 1.1}
-    assert ef.read_config({**SMALL, "model_type": "phimoe", "rope_parameters": said}).rope_bound is None  # nothing changes
+    assert (
+        ef.read_config({**SMALL, "model_type": "phimoe", "rope_parameters": said}).rope_bound is None
+    )  # nothing changes
     with pytest.raises(ValueError, match="phimoe has the rope_type 'default' or 'longrope', not 'yarn'"):
         ef.read_config({**SMALL, "model_type": "phimoe", "rope_parameters": {**said, "rope_type": "yarn"}})

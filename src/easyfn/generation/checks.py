@@ -110,9 +110,9 @@ def longest(model: Any, c: GenerationConfig, prompt: int, mask: Any, in_pieces: 
     bound = getattr(getattr(model, "config", None), "rope_bound", None)
     if bound is not None and length - 1 > bound and (in_pieces or prompt <= bound):
         raise ValueError(
-            f"generate: beyond {bound} tokens (original_max_position_embeddings) longrope turns or scales every token by other factors, "
-            "and what was cached before is of no use: transformers runs the past again there, easyfn does not. Stay within "
-            f"max_length={bound + 1}, or give a prompt of more than {bound} tokens, to ef.generate and in one piece"
+            f"generate: beyond {bound} tokens (original_max_position_embeddings) longrope turns or scales every token by other "
+            "factors, and what was cached before is of no use: transformers runs the past again there, easyfn does not. Stay "
+            f"within max_length={bound + 1}, or give a prompt of more than {bound} tokens, to ef.generate and in one piece"
         )
     return length
 

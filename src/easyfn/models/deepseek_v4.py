@@ -339,5 +339,6 @@ decoder_family(
         "model.embed_tokens.weight": ("embed.weight",),
         "{rest}.attn.norm.weight": ("{rest}.attn.kv_norm.weight",),
         **{f"model.hc_head.hc_{name}": (f"hc_head_{name}",) for name in ("fn", "base", "scale")},
+        **{f"hc_head_{name}": (f"model.hc_head.hc_{name}",) for name in ("fn", "base", "scale")},  # of a base model
     },
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from ..config.fields import CommonFields, Size
@@ -104,9 +104,14 @@ def grid_family(
     modules: Sequence[Rule] | None = None,
     ignore: Sequence[str] = (),
     ignore_tensors: Sequence[str] = (),
+    aliases: Mapping[str, tuple[str, ...]] | None = None,
     **facts: Any,
 ) -> Family:
     """Registers a language model with images of any size. `name` is what its class begins with, `"Qwen2VL"`."""
+    alone = {  # of a base model, in the file of one with its head
+        "visual.{rest}": ("model.visual.{rest}",),
+        "language_model.{rest}": ("model.language_model.{rest}", "model.{rest}"),
+    }
     return family(
         config.model_type,  # type: ignore[attr-defined]
         config=config,
@@ -116,6 +121,7 @@ def grid_family(
         modules=with_and_without_head(names if modules is None else modules),
         ignore=("vision_start_token_id", "vision_end_token_id", "vision_token_id", *ignore),  # of the processor
         ignore_tensors=(r"rotary_emb\.inv_freq$", r"rotary_pos_emb\.inv_freq$", *ignore_tensors),
+        aliases={**(aliases or {}), **alone},
         prefix="",
         **facts,
     )

@@ -219,6 +219,7 @@ family(
         rename("model.norm.{tail}", "model.norm_f.{tail}"),
         rename("norm.{tail}", "norm_f.{tail}"),
     ),
+    aliases={f"{name}.{{rest}}": (f"backbone.{name}.{{rest}}",) for name in ("embeddings", "layers", "norm_f")},
     # What its state space and its attention never read, and what belongs to layers that predict further tokens.
     ignore=[
         "num_logits_to_keep",
