@@ -202,7 +202,8 @@ class Decides(nn.Module):
         steps = x.t().reshape(-1, 2).t().as_strided((2, 3), (2, 1))
         pairs = torch.tensor([n, n + mask.sum()]) + torch.repeat_interleave(mask.long() + 1).sum()
         picked = x[:, torch.where(mask)[0]] + x.masked_select(mask[:, None])[: size + 1, None]
-        return y, x[mask] * 2, mask.nonzero(), rows, torch.arange(size), steps, pairs, picked
+        runs = torch.unique_consecutive(mask.long()[:3] * 0 + size)
+        return y, x[mask] * 2, mask.nonzero(), rows, torch.arange(size), steps, pairs, picked, runs
 
 
 def test_decisions_by_values_are_the_examples_and_checked_in_each_call(tmp_path):

@@ -68,6 +68,9 @@ def _instead(torch: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     if func in (torch.masked_select, tensor.masked_select) and rest:
         x, mask = torch.broadcast_tensors(x, rest[0])
         return x[_places(torch, mask).unbind(1)]
+    if func is torch.unique_consecutive and x.ndim == 1 and x.numel() and not any(kwargs.values()):
+        differs = torch.cat([torch.ones_like(x[:1], dtype=torch.bool), x[1:] != x[:-1]])
+        return x[_places(torch, differs).unbind(1)]
     if func is tensor.__getitem__:
         index = rest[0] if isinstance(rest[0], tuple) else (rest[0],)
         if not any(_is_mask(torch, i) for i in index):
