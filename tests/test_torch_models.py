@@ -12,6 +12,7 @@ import transformers as T
 
 import easyfn as ef
 from easyfn.io.torch import delta
+from easyfn.testing import Case, laws
 
 TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
 SEPARATE = {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": False}
@@ -190,6 +191,36 @@ def test_a_delta_rule_is_one_operator_at_any_length(name):
         wanted = layer(hidden_states=x)
     np.testing.assert_allclose(ef.forward(model, hidden_states=x.numpy()), wanted, atol=1e-5)
     assert before and before == {k: getattr(module, k) for k in before}
+
+
+@functools.cache
+def ctrl():
+    """A type without a family, as a third party's model is held to the laws."""
+    torch.manual_seed(0)
+    config = T.CTRLConfig(vocab_size=99, n_embd=32, dff=64, n_layer=1, n_head=4, n_positions=64)
+    model = ef.from_torch(T.CTRLLMHeadModel(config).eval(), batch("ctrl", 2, 7))
+    return Case(make=lambda key: model, name="ctrl")
+
+
+NOT_ITS = {
+    "padding_is_invisible": "the module counts its positions through padding on the left",
+    "documents_do_not_see_each_other": "a converted module takes no segment_ids, and says so",
+    "bfloat16_is_close": "the module keeps its table of positions in float32, and so its answers",
+    "torch_agrees": "asks for the family of a model",
+    "torch_round_trip": "asks for the family of a model",
+}
+LAWS = [
+    pytest.param(name, marks=pytest.mark.every_family if name == "shard_changes_nothing" else ())  # on many devices
+    for name in laws.known()
+    if name not in NOT_ITS
+]
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_a_converted_model_keeps_the_laws(name):
+    law = laws.known()[name]
+    assert law.applies(ctrl())
+    law(ctrl())
 
 
 def test_generating_is_refused_in_words():
