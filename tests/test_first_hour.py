@@ -316,6 +316,8 @@ def wrong_calls(model, ids, key, tmp):
         "plan nothing": (lambda: ef.plan(), "needs config_or_path, mesh"),
         "plan without a length": (lambda: ef.plan(tmp, mesh={"fsdp": 1}, batch=1), "needs sequence_length, as in"),
         "plan batch_size": (lambda: ef.plan(tmp, mesh={"fsdp": 1}, batch_size=1), "batch="),
+        "dot a layer": (lambda: ef.dot(model.lm_head, jnp.ones((1, 32))), "give its .weight"),
+        "take a layer": (lambda: ef.take(model.model.embed_tokens, ids), "give its .weight"),
         "make_mesh data": (lambda: ef.make_mesh(data=1), "dp="),
         "init without a key": (lambda: ef.init(model.config), "jax.random.key"),
         "init a key by position": (lambda: ef.init(model.config, key), "key="),

@@ -123,6 +123,8 @@ def test_what_has_none_is_refused_before_anything_is_written(model, source, tmp_
     with pytest.raises(ValueError, match="no step=, dtype= or tokenizer="):
         ef.save(model, tmp_path / "x.safetensors", tokenizer=source)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(FileNotFoundError, match=r"there is no folder '\./nowhere'"):
+        ef.chat_template("./nowhere")
 
 
 def test_the_command_line_carries_them(model, source, tmp_path, capsys):

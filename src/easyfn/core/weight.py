@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from .grouped import grouped_dot
 from .tree import near
-from .verb import Verb, verb
+from .verb import NotSupported, Verb, verb
 
 Weight = Any  # an array, or a pytree registered with `dot`, `take` and `dense`
 
@@ -153,7 +153,7 @@ def axes_of(w: Weight, axes: tuple[str | None, ...]) -> Any:
 def dense(w: Weight) -> Shaped[Array, ...]:
     """The plain array that a weight stands for, shape `(..., out, in)`. Explicit: nothing densifies silently."""
     if not hasattr(w, "ndim"):
-        raise dense.missing(w, "It is neither an array nor a weight format.")
+        raise _no_weight(dense, w)
     return w
 
 
@@ -170,7 +170,7 @@ def dot(w: Weight, x: Float[Array, "*rows in_"], *, dtype: Any = None) -> Float[
     ```
     """
     if not hasattr(w, "ndim"):
-        raise dot.missing(w, "It is neither an array nor a weight format.")
+        raise _no_weight(dot, w)
     if w.ndim != 2 or x.shape[-1] != w.shape[1]:
         raise ValueError(f"dot: a weight (out, in) of shape {w.shape} does not fit inputs of shape {x.shape}")
     common = jnp.result_type(w.dtype, x.dtype)
@@ -179,6 +179,16 @@ def dot(w: Weight, x: Float[Array, "*rows in_"], *, dtype: Any = None) -> Float[
     rows, w = rows.astype(common), w.astype(common)
     y = _dot32(rows, w) if common == jnp.float32 else _dot_low(rows, w, jnp.dtype(out))
     return back(y.astype(out))
+
+
+def _no_weight(verb: Any, w: Any) -> NotSupported:
+    """The error for what is no weight: a layer has its weights in fields."""
+    if slots.knows(type(w)) and (held := [name for name in slots(w) if getattr(w, name, None) is not None]):
+        return NotSupported(
+            f"ef.{verb.__name__} takes a weight, and {type(w).__name__} is the layer that holds it: give its .{held[0]}, "
+            "or call the layer"
+        )
+    return verb.missing(w, "It is neither an array nor a weight format.")
 
 
 def flat(x: jax.Array, like: jax.Array | None = None) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
@@ -272,7 +282,7 @@ def take(w: Weight, ids: Int[Array, ...]) -> Any:
     ```
     """
     if not hasattr(w, "ndim"):
-        raise take.missing(w, "It is neither an array nor a weight format.")
+        raise _no_weight(take, w)
     return jnp.take(_whole_rows(w, ids), ids, axis=0, mode="clip")
 
 

@@ -65,8 +65,10 @@ def chat_template(path: Any, *, file: Any = None, **options: Any) -> Any:
         from . import template
     except ImportError as error:
         raise ImportError("ef.chat_template needs jinja2: pip install 'easyfn[train]'") from error
-    path = Path(path).expanduser()
-    return template.chat_template(path if path.suffix == ".gguf" else folder_of(path, **options), file=file)
+    file_or_folder = Path(path).expanduser()
+    if file_or_folder.suffix != ".gguf":
+        file_or_folder = folder_of(path, **options)
+    return template.chat_template(file_or_folder, file=file)
 
 
 def _fetch(repo: str, options: dict[str, Any]) -> Path:
