@@ -625,3 +625,21 @@ def test_first_files_of_deepseek_v4_say_it_outside(tmp_path):
     data = {"model_type": "deepseek_v4", "expert_dtype": "fp4", "quantization_config": {"quant_method": "fp8"}}
     (tmp_path / "config.json").write_text(json.dumps(data))
     assert ef.read_config(tmp_path).extra["quantization_config"]["expert_dtype"] == "fp4"
+
+
+def test_mxfp8_is_fp8_with_exponents(dense, tmp_path):
+    """MXFP8's files: written here by hand from the codes of `compressed_tensors`, judged by transformers."""
+    ours = ef.quantize(ef.load(dense), Q("mxfp8", pattern="_proj"))
+    tensors = {n: torch.tensor(np.asarray(v)) for n, v in ef.to_state_dict(ef.dequantize(ours)).items()}
+    for found in ef.find_slots(ours, ("linear",)):
+        codes, scales = (torch.tensor(np.asarray(part)) for part in (found.weight.codes, found.weight.scales))
+        tensors |= {found.path: codes.view(torch.float8_e4m3fn), f"{found.path}_scale_inv": scales}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    settings = {"quant_method": "mxfp8", "weight_block_size": [1, 32], "modules_to_not_convert": ["lm_head"]}
+    data = json.loads((dense / "config.json").read_text()) | {"quantization_config": settings}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    (tmp_path / "generation_config.json").write_bytes((dense / "generation_config.json").read_bytes())
+    read = ef.load(tmp_path)
+    same(read, ours)
+    agree(read, hf_logits(tmp_path), 1e-4)
+    assert layout_of(read) == "compressed-tensors"

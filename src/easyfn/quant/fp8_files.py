@@ -2,10 +2,11 @@
 
 Of a weight `P.weight` of shape `(out, in)`: `P.weight` float8_e4m3fn, `P.weight_scale_inv` `(out / 128, in / 128)`,
 rounded up, by which the codes are multiplied (in float32, or a power of two as float8_e8m0fnu); one scale for the whole
-matrix where `weight_block_size` is null. With `expert_dtype` `"fp4"` (DeepSeek-V4) the experts are mxfp4: `P.weight` int8
-`(out, in / 2)`, two e2m1 a byte, the first in the low bits, and a power of two for every 32 entries. With
-`activation_scheme` `"static"` also `P.activation_scale`. `"dynamic"` is how kernels of some GPUs multiply and not part of
-the weights: as transformers without such a GPU, easyfn multiplies exactly.
+matrix where `weight_block_size` is null. `mxfp8` is the same with a power of two for 32 entries of a row. With
+`expert_dtype` `"fp4"` (DeepSeek-V4) the experts are mxfp4: `P.weight` int8 `(out, in / 2)`, two e2m1 a byte, the first in
+the low bits, and a power of two for every 32 entries. With `activation_scheme` `"static"` also `P.activation_scale`.
+`"dynamic"` is how kernels of some GPUs multiply and not part of the weights: as transformers without such a GPU, easyfn
+multiplies exactly.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .micro import Micro
 from .pieces import by_row, cut, dense_dtype, join, quantized
 
 _KNOWN = {
-    "quant_method": ("fp8",),
+    "quant_method": ("fp8", "mxfp8"),
     "activation_scheme": ("dynamic", "static", None),
     "fmt": ("e4m3", None),
     "scale_fmt": ("float", "ue8m0", None),
@@ -86,6 +87,10 @@ def _matrix(
         return _fp4(path, codes.view(np.uint8), scales, dtype)
     if codes.dtype != E4M3:
         raise ValueError(f"{path}: its codes are {codes.dtype}, not float8_e4m3fn")
+    if block == (1, 32) and point is None and scales.dtype in (np.uint8, E8M0):
+        if scales.shape != (codes.shape[0], codes.shape[1] // 32) or codes.shape[1] % 32:
+            raise ValueError(f"{path}: {scales.shape} scales do not belong to {codes.shape} codes in blocks of {block}")
+        return Micro(codes.view(np.uint8), scales.view(np.uint8), kind="mxfp8", dtype=dtype)
     if scales.dtype == np.uint8:
         scales = scales.view(E8M0)
     scales = scales.astype(np.float32)
@@ -167,4 +172,5 @@ def settings(model: Any) -> dict[str, Any]:
     }
 
 
+register("mxfp8", reader=read)
 register("fp8", reader=read, writer=write, types=(FP8, Micro), settings=settings, refuses=refuses)
