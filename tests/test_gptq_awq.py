@@ -249,6 +249,33 @@ def test_awq(tmp_path, kind):
     same_logits(model, dense)
 
 
+@pytest.mark.parametrize(
+    "packing, way",
+    [("auto_round:auto_gptq", "4-v1"), ("auto_round", "2-row"), ("auto_round:auto_awq", None)],
+)
+def test_auto_round_is_either(tmp_path, packing, way):
+    """Its packers of 0.16.1 were run on the same weights once: what is read is what their layers multiply by."""
+    settings = {"quant_method": "auto-round", "bits": 4, "data_type": "int", "packing_format": packing, "sym": True}
+    if way is None:
+        make = lambda w, seed: awq_tensors(w, 16, seed)
+    else:
+        settings |= {"bits": WAYS[way]["bits"], "sym": WAYS[way]["sym"]}
+        given = gptq_maker(WAYS[way])
+
+        def make(w, seed):
+            tensors, *rest = given(w, seed)
+            return ({k: v for k, v in tensors.items() if k != "g_idx"}, *rest)
+
+    _, dense = write(tmp_path, llama(), attention_and_mlp, settings, make)
+    same_logits(ef.load(tmp_path, dtype="float32"), dense)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for wrong in ({"act_bits": 8}, {"packing_format": "auto_round:fp8_static"}, {"rotation_config": {"a": 1}}):
+        config["quantization_config"] = settings | wrong
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match="quantized with auto-round"):
+            ef.load(tmp_path)
+
+
 @pytest.mark.quick("quant", "GPTQ and AWQ refuse")
 def test_refusals(tmp_path):
     way = WAYS["4-v1"]

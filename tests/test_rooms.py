@@ -51,6 +51,7 @@ DEBTS: set[tuple[str, str]] = {
     ("quant/compressed_tensors.py", "io"),
     ("quant/fp8_files.py", "io"),
     ("quant/ggml.py", "io"),
+    ("quant/auto_round.py", "io"),
     ("quant/gptq.py", "io"),
     ("quant/mxfp4_files.py", "io"),
 }

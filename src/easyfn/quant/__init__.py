@@ -1,6 +1,7 @@
 """Weight formats: one file each, a small pytree in the weight slot and its rules for the verbs."""
 
 from . import (
+    auto_round as auto_round,
     awq as awq,
     bitsandbytes as bitsandbytes,
     compressed_tensors as compressed_tensors,
