@@ -224,6 +224,17 @@ def test_decisions_by_values_are_the_examples_and_checked_in_each_call(tmp_path)
     np.testing.assert_allclose(slope, np.full((4, 6), x.max()), atol=1e-6)  # `.item()` has no gradient
 
 
+def test_powers_of_integers_beyond_32_bits_are_refused():
+    class Hash(nn.Module):
+        def forward(self, ids):
+            return (ids * torch.tensor(1000003) ** torch.arange(ids.shape[-1])).sum(-1)
+
+    model = ef.from_torch(Hash(), (torch.ones(2, 3, dtype=torch.long),), dynamic={"ids": (1,)})
+    assert ef.forward(model, np.ones((2, 2), np.int32)).tolist() == [1000004] * 2
+    with pytest.raises(Exception, match=r"test_torch_program\.py:\d+ .* computes with integers of 64 bits"):
+        ef.forward(model, np.ones((2, 3), np.int32))
+
+
 DAMAGE = {
     "version": (lambda d: d.update(version=9), "version is 9"),
     "format": (lambda d: d.update(format="x"), "format is 'x'"),

@@ -59,6 +59,11 @@ class Builder:
         fixed = not name.startswith(("sym.", "aten._assert_scalar", "aten.sym_"))
         args = tuple(self.value(a, fixed) for a in node.args)
         kwargs = tuple((k, self.value(v, fixed)) for k, v in node.kwargs.items() if k not in LEFT_OUT)
+        if (
+            name.startswith("aten.pow.") and node.meta["val"].dtype == self.torch.int64
+        ):  # hashes: they grow beyond 32 bits
+            where = f"{place_of(node)}, computes with integers of 64 bits: jax.config.update('jax_enable_x64', True)"
+            self.checks[self.emit("easyfn.power_fits.default", args, (), place_of(node))] = where
         return self.emit(name, args, kwargs, place_of(node))
 
     def emit(self, name: str, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...] = (), where: str = "") -> Ref:

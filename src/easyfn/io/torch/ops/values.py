@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
 from .table import default_of, torch_op
@@ -18,6 +19,14 @@ def places(x: Any, size: int) -> Any:
     """The places of what is not 0, of which there should be `size`; a check of the program says whether there are."""
     found = jnp.nonzero(x, size=size) if x.ndim else ()
     return jnp.stack(found, axis=-1).astype(default_of(1)) if found else jnp.zeros((size, 0), default_of(1))
+
+
+@op("easyfn.power_fits.default")
+def power_fits(x: Any, exponent: Any) -> Any:
+    """Whether powers of integers are what 64 bits would give, in which torch computes them."""
+    if jax.config.jax_enable_x64:
+        return jnp.asarray(True)
+    return jnp.all(jnp.abs(jnp.asarray(x, jnp.float32)) ** jnp.asarray(exponent, jnp.float32) < 2.0**31)
 
 
 @op("easyfn.checked.default")
