@@ -199,6 +199,20 @@ def families():
         "mistral": lambda: reference(hf.MistralForCausalLM, hf.MistralConfig(**deep, sliding_window=None)),
         "qwen2": lambda: reference(hf.Qwen2ForCausalLM, hf.Qwen2Config(**deep, tie_word_embeddings=True)),
         "qwen3": lambda: reference(hf.Qwen3ForCausalLM, hf.Qwen3Config(**deep, head_dim=128)),
+        "qwen2_moe": lambda: reference(  # transformers takes the default for the width of experts
+            hf.Qwen2MoeForCausalLM, hf.Qwen2MoeConfig(**deep, num_experts=4, num_experts_per_tok=2)
+        ),
+        "qwen3_moe": lambda: reference(
+            hf.Qwen3MoeForCausalLM,
+            hf.Qwen3MoeConfig(**deep, head_dim=32, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True),
+        ),
+        "gemma2": lambda: reference(
+            hf.Gemma2ForCausalLM, hf.Gemma2Config(**deep, head_dim=256, sliding_window=4)
+        ),
+        "starcoder2": lambda: reference(
+            hf.Starcoder2ForCausalLM,
+            hf.Starcoder2Config(**{k: v for k, v in deep.items() if k != "rms_norm_eps"}, sliding_window=None),
+        ),
         "gemma3": lambda: reference(
             hf.Gemma3ForCausalLM,
             hf.Gemma3TextConfig(**{**SMALL, "num_hidden_layers": 7}, head_dim=256, sliding_window=4),
@@ -211,7 +225,9 @@ def families():
 
 
 @pytest.mark.thinned("families whose names differ, and no more")
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma3", "gpt2"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2_moe", "mistral", "qwen2", "qwen3_moe", "qwen3", "starcoder2", "gemma3", "gemma2", "gpt2"]
+)
 def test_transformers_reads_what_we_write(tmp_path, name):
     hf = families()[name]()
     hf.save_pretrained(tmp_path / "hf")
@@ -224,11 +240,11 @@ def test_transformers_reads_what_we_write(tmp_path, name):
     again = ef.load(path)
     for (p, a), b in zip(ef.params(model).items(), ef.params(again).values(), strict=True):
         # One is added to Gemma's norms in float32.
-        assert np.allclose(a, b, rtol=0, atol=1e-6) if name == "gemma3" else np.array_equal(a, b), p
+        assert np.allclose(a, b, rtol=0, atol=1e-6) if name[:5] == "gemma" else np.array_equal(a, b), p
     same_logits(again, np.asarray(ef.forward(model, jnp.asarray(ids)).logits), ids)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "mamba2", "t5", "t5-v1.1"])
+@pytest.mark.parametrize("name", ["mixtral", "mamba2", "t5", "t5-v1.1", "gemma"])
 def test_families_that_transformers_does_not_read(tmp_path, name):
     model = CASES[name].model()
     if name == "mixtral":

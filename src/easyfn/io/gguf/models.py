@@ -12,7 +12,8 @@ from ...core.tree import near
 from ...names.rules import Rule, concatenated, rename, tensors
 from ..checkpoint import Source
 from ..safetensors import memory, read_into
-from .facts import ARCHITECTURES, Architecture, Change, Data, has, value_of
+from .architectures import ARCHITECTURES
+from .facts import Architecture, Change, Data, has, value_of
 from .read import GGUF, read_gguf
 
 _IDS = {
