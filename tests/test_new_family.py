@@ -6,7 +6,8 @@ import sys
 import pytest
 
 import easyfn as ef
-from easyfn.cli import main
+from easyfn.cli import main, new_family
+from easyfn.cli.blueprint import plan_of
 
 
 def imported(path):
@@ -52,7 +53,7 @@ def test_a_plan_of_experts_agrees_and_goes_where_families_are(tmp_path, monkeypa
         "from .mixtures import mlp_kinds, per_expert",
         'gate="softplus", head_gates=True, window=windows[i], rope=kinds[i]',
         "softcap=c.moe_router_logit_softcapping or None",
-        "names=(*per_expert(), *_MODULES), modules=_MODULES",
+        "names=(*per_expert(), *_MODULES), classifies=False, modules=_MODULES",
     ):
         assert line in page, line
     assert "easyfn" not in page.partition('"""\n')[2] and "ef." not in page
@@ -68,6 +69,17 @@ def test_what_a_plan_has_no_place_for_is_said(tmp_path, capsys):
     for words in ("no place for: layers.{i}.self_attn.sqk (4096,)", "DoryL2Norm", "n_recurrent_loops", "run otherwise"):
         assert words in said, words
     assert "# no place for: layers.{i}.lambda_1" in (tmp_path / "looped.py").read_text()
+
+
+def test_norms_under_other_names_are_found():
+    from transformers import AfmoeConfig
+
+    plan = plan_of(AfmoeConfig, new_family.fields(AfmoeConfig)[0])
+    text = new_family.page_of("normed", AfmoeConfig, plan)
+    assert "ef.nn.SandwichBlock(" in text and 'gate="sigmoid", window=windows[i]' in text
+    assert 'rename("{rest}.pre_feedforward_layernorm.{tail}", "{rest}.pre_mlp_layernorm.{tail}")' in text
+    assert "layers.{i}.mlp.expert_bias (64,)" in plan.unplaced
+    compile(text, "normed.py", "exec")
 
 
 def test_a_page_from_anything_else(tmp_path, capsys):

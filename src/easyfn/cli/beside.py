@@ -93,7 +93,7 @@ def _compared(ours: Any, build: Any, theirs: Any, plan: Plan) -> list[str]:
         return [*said, f"not compared: the reference refuses {small}: {type(error).__name__}: {why}"]
     model = build(config)
     held = {key: value.detach().numpy() for key, value in base.state_dict().items()}
-    named = {path: path.replace(*_renamed(plan)) for path in ef.params(model)}
+    named = {path: _renamed(path, plan) for path in ef.params(model)}
     lacks = sorted(set(named.values()) - set(held))
     more = sorted(set(held) - set(named.values()))
     wrong = [
@@ -110,8 +110,10 @@ def _compared(ours: Any, build: Any, theirs: Any, plan: Plan) -> list[str]:
     return [*said, _hidden(model, base)]
 
 
-def _renamed(plan: Plan) -> tuple[str, str]:
-    return ("self_attn.gate_proj.", "self_attn.g_proj.") if "g_proj" in plan.family.get("modules", "") else ("", "")
+def _renamed(path: str, plan: Plan) -> str:
+    for ours, theirs in plan.renames:
+        path = path.replace(ours, theirs)
+    return path
 
 
 def _read(config: Any, build: Any) -> set[str]:

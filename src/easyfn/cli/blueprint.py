@@ -11,36 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# Which of a layer's norms stand where.
-BLOCKS = {
-    ("input_layernorm", "post_attention_layernorm"): "Block",
-    ("post_attention_layernorm", "post_feedforward_layernorm"): "PostNormBlock",
-    (
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
-    ): "SandwichBlock",
-    ("input_layernorm",): "ParallelBlock",
-}
-MLPS = {
-    ("down_proj", "gate_proj", "up_proj"): "mlp(c)",
-    ("down_proj", "gate_up_proj"): "ef.nn.FusedGatedMLP(c.hidden_size, c.intermediate_size, c.hidden_act)",
-    ("down_proj", "up_proj"): "ef.nn.MLP(c.hidden_size, c.intermediate_size, c.hidden_act{bias})",
-}
-# What a config must have for `decoder`, `attention` and `norm` to read it.
-KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rope_parameters")
-GROUPED = ("n_routed_experts", "n_shared_experts", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor")
-COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
-# Keys whose part is an argument of attention, of the decoder or of its head.
-ATTENDS = {"attn_logit_softcapping": "softcap", "clip_qkv": "clip", "attention_multiplier": "scale"}
-ROUTES = {
-    "norm_topk_prob": "normalize",
-    "routed_scaling_factor": "scale",
-    "moe_routed_scaling_factor": "scale",
-    "moe_router_logit_softcapping": "softcap",
-}
-HEADS = {"final_logit_softcapping": "softcap", "logit_scale": "scale"}
+from .reference import ATTENDS, BLOCKS, COUNTS, GROUPED, HEADS, KEYS, MLPS, NORMS, ROUTES, on_meta, stored
 
 
 class Plan(NamedTuple):
@@ -52,6 +23,7 @@ class Plan(NamedTuple):
     unplaced: list[str]
     words: str
     called: str  # what the reference's classes begin with
+    renames: list[tuple[str, str]]  # modules of ours, and what the reference calls them
 
 
 def plan_of(theirs: Any, fields: Mapping[str, Any]) -> Plan | None:
@@ -67,35 +39,6 @@ def plan_of(theirs: Any, fields: Mapping[str, Any]) -> Plan | None:
     return _Reader(theirs, made, base, list(fields)).plan()
 
 
-def on_meta(theirs: Any, **sizes: Any) -> Any:
-    """The reference's language model, without numbers, or `None` where transformers has none of this config."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(theirs(**sizes))
-    except (ValueError, AttributeError, KeyError, TypeError, NotImplementedError):
-        return None
-
-
-def stored(model_type: str) -> list[tuple[list[str], list[str], bool]]:
-    """What transformers renames or converts as it reads files: patterns of files and of modules, and whether it stacks."""
-    try:
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-    except ImportError:  # of another version
-        return []
-    listed = lambda found: [found] if isinstance(found, str) else list(found or ())
-    return [
-        (
-            listed(getattr(each, "source_patterns", None)),
-            listed(getattr(each, "target_patterns", None)),
-            any("Merge" in type(step).__name__ for step in getattr(each, "operations", None) or ()),
-        )
-        for each in get_checkpoint_conversion_mapping(model_type) or ()
-    ]
-
-
 class _Reader:
     def __init__(self, theirs: Any, made: Any, base: Any, keys: list[str]) -> None:
         self.theirs, self.made, self.base, self.keys = theirs, made, base, keys
@@ -105,6 +48,7 @@ class _Reader:
         self.imports: dict[str, set[str]] = {"decoders": {"attention", "decoder", "decoder_family", "norm"}}
         self.placed: set[str] = set()
         self.before: list[str] = []
+        self.renames: list[tuple[str, str]] = []
         self.family: dict[str, str] = {}
 
     def use(self, module: str, *names: str) -> None:
@@ -122,9 +66,8 @@ class _Reader:
         lines = [*self.before, *call.split("\n")]
         self._rest()
         imports = {module: sorted(names) for module, names in self.imports.items()}
-        return Plan(
-            lines, imports, self.family, list(dict.fromkeys(self.unplaced)), f"{kind}({inside})", self._called()
-        )
+        left = list(dict.fromkeys(self.unplaced))
+        return Plan(lines, imports, self.family, left, f"{kind}({inside})", self._called(), self.renames)
 
     def _children(self, part: str) -> Mapping[str, Any]:
         """The modules and own parameters of a layer's part, in the first layer that has each."""
@@ -205,10 +148,7 @@ class _Reader:
         ):
             args["head_gates"] = "True"
         if name != "gate_proj":
-            self.use("rules", "rename")
-            self.family["modules"] = (
-                f'(rename("{{rest}}self_attn.gate_proj.{{tail}}", "{{rest}}self_attn.{name}.{{tail}}"),)'
-            )
+            self.renames.append(("self_attn.gate_proj.", f"self_attn.{name}."))
         self.placed.add(f"self_attn.{name}")
 
     def _interleaved(self) -> bool:
@@ -323,7 +263,9 @@ class _Reader:
     def _block(self) -> tuple[str, list[str]]:
         layer = self.layers[0]
         found = [name for name, child in layer.named_children() if "norm" in name]
-        kind = next((kind for names, kind in BLOCKS.items() if set(names) == set(found)), None)
+        ours = {NORMS.get(name, name) for name in found}
+        kind = next((kind for names, kind in BLOCKS.items() if set(names) == ours), None)
+        self.renames += [(f".{NORMS[name]}.", f".{name}.") for name in found if name in NORMS and kind]
         if kind is None:
             self.unplaced.append(
                 f"the norms of a layer, {', '.join(found)}: none of {', '.join(BLOCKS.values())} has these"

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from .beside import OWN, compared, sizes
-from .blueprint import COUNTS, Plan, plan_of, stored
+from .blueprint import Plan, plan_of
 from .checked import Wrong, free
 from .parts import extra
+from .reference import COUNTS, stored
 
 # Read by nothing that computes, or kept with what `generate` is told.
 PASSED = {"use_cache", "initializer_range", "bos_token_id", "eos_token_id", "output_router_logits"}
@@ -178,18 +179,19 @@ class {title}Config({groups}):
 
 def _decoder(name: str, title: str, plan: Plan, theirs: Any) -> str:
     """The plan as code: imports, and behind two empty lines the builder and its registration."""
-    rooms = {"fields": "config.fields", "rules": "names.rules"}
+    rooms = {"fields": "config.fields"}
     imports = [f"from easyfn.{rooms.get(m, f'models.{m}')} import {', '.join(n)}" for m, n in plan.imports.items()]
     missing = "".join(f"    # no place for: {what}\n" for what in plan.unplaced)
     body = "\n".join(f"    {line}" for line in plan.lines)
-    family = "".join(f", {key}={value}" for key, value in plan.family.items() if key != "modules")
-    if (modules := plan.family.get("modules")) is not None:
-        before = plan.family.get("names")
-        family = family.replace(f", names={before}", "")
-        family += f", names=({f'*{before}, ' if before else ''}*_MODULES), modules=_MODULES"
-        registered = f"_MODULES = {modules}\n"
-    else:
-        registered = ""
+    family, registered = dict(plan.family), ""
+    if plan.renames:
+        held = lambda name: f"{{rest}}{name}{{tail}}"
+        rules = "".join(f'    rename("{held(ours)}", "{held(theirs_)}"),\n' for ours, theirs_ in plan.renames)
+        imports.append("from easyfn.names.rules import rename")
+        registered = f"_MODULES = (\n{rules})\n"
+        files = f"(*{family['names']}, *_MODULES)" if "names" in family else "_MODULES"
+        family |= {"names": files, "modules": "_MODULES"}
+    arguments = "".join(f", {key}={value}" for key, value in family.items())
     classes = (theirs.model_type == name and plan.called) or title
     return f'''import easyfn as ef
 {chr(10).join(imports)}
@@ -200,7 +202,7 @@ def {name}(c: {title}Config) -> ef.nn.Decoder:
 {missing}{body}
 
 
-{registered}decoder_family("{classes}", {title}Config, {name}{family})
+{registered}decoder_family("{classes}", {title}Config, {name}{arguments})
 '''
 
 
