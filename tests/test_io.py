@@ -213,6 +213,14 @@ def test_gpt2_without_its_prefix(folders, tmp_path):
     assert_same(ef.load(tmp_path, task="base"), ef.load(folders("gpt2")).model)
 
 
+def test_tensors_of_nothing_are_left(folders, tmp_path):
+    """Transformers writes the matrices of no shared experts (`n_shared_experts=0`)."""
+    tensors = safetensors_numpy(folders("llama") / "model.safetensors")
+    nothing = {"model.layers.1.mlp.shared_experts.up_proj.weight": np.zeros((0, 48), np.float32)}
+    _write(tmp_path, {**tensors, **nothing}, folders("llama"))
+    assert_same(ef.load(tmp_path), ef.load(folders("llama")))
+
+
 def test_experts_in_one_tensor(folders):
     """A bare `state_dict()` of transformers holds the experts joined; its files hold them one by one."""
     state = {k: v.numpy() for k, v in CASES["mixtral"].torch().state_dict().items()}

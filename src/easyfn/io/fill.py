@@ -178,6 +178,8 @@ def _leftovers(
             other |= {n for found in tensors(model, rules).values() for t in found for n in t.names}
     for name in names:
         info = source.tensors[name]
+        if 0 in info.shape:
+            continue  # of no shared experts, say: nothing is lost
         mine = (name.removeprefix(f"{known.prefix}."), f"{known.prefix}.{name}")
         today = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         if today in other and not any(n in used for n in mine if n != name):
