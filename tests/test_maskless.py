@@ -46,3 +46,8 @@ def test_halved_layers():
     got = ef.forward(model, ids, output_hidden_states=True)
     np.testing.assert_allclose(got.logits, want.logits.numpy(), atol=1e-4)
     np.testing.assert_allclose(got.hidden_states[1], want.hidden_states[1].numpy(), atol=1e-4)
+    with pytest.raises(ValueError, match="has run in eval mode, which divides weights in place"):
+        ef.from_torch(module)
+    with torch.no_grad():
+        module.train()(torch.tensor(ids))
+    np.testing.assert_allclose(ef.forward(ef.from_torch(module), ids).logits, want.logits.numpy(), atol=1e-4)
