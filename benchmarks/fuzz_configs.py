@@ -857,14 +857,14 @@ def fuzz(
 
 HEAD = """# Drawn configurations
 
-Written by `python benchmarks/fuzz_configs.py --table LOG ...` from the lines that its runs left; the last ended on {date}. A case
-is a config that the reference's own class allows, with random weights and inputs, under one of the heads that both have: the
-answers, the files both ways and, of half the cases, greedy decoding through the cache, beams, the scores after options of
-sampling, gradients, an adapter of PEFT, or the weights in bfloat16. *Equal*: easyfn and transformers {transformers} agree, judged
-by transformers in float64. *Refused*: easyfn names the value that it does not implement. *Invalid*: of up to {turns} draws the
-reference runs none, or its answer is not finite. *Wrong*: not equal when it was last run, with the changes drawn then
-(`--repeat`). A family that is missing was not drawn by these runs. The page before this one had 801 cases of 124 families, 23 of
-them wrong when they ran, whose logs are gone: none of those is counted here.
+Written by `python benchmarks/fuzz_configs.py --table LOG ...` from the lines that its runs left (seeds {seeds}); the last
+ended on {date}. A case is a config that the reference's own class allows, with random weights and inputs, under one of the
+heads that both have: the answers, the files both ways and, of half the cases, greedy decoding through the cache, beams, the
+scores after options of sampling, gradients, an adapter of PEFT, or the weights in bfloat16. *Equal*: easyfn and transformers
+{transformers} agree, judged by transformers in float64. *Refused*: easyfn names the value that it does not implement.
+*Invalid*: of up to {turns} draws the reference runs none, or its answer is not finite. *Wrong*: not equal when it was last
+run, with the changes drawn then (`--repeat`).
+A family that is missing was not drawn by these runs.
 
 | family | equal | refused | invalid | wrong |
 |---|---|---|---|---|
@@ -893,8 +893,18 @@ def page(lines: list[dict[str, Any]], date: str) -> str:
     total = sum(counts.values(), collections.Counter())
     rows.append("| all | " + " | ".join(str(total[k]) for k in KINDS) + " |")
     said = [f"- `{name}`: {'; '.join(sorted(texts))}" for name, texts in sorted(refused.items())]
-    body = HEAD.format(transformers=transformers.__version__, date=date, turns=TURNS) + "\n".join(rows)
-    return body + "\n\n## What was refused\n\n" + "\n".join(said) + "\n"
+    seeds = ", ".join(map(str, sorted({line["seed"] for line in lines})))
+    body = HEAD.format(transformers=transformers.__version__, date=date, turns=TURNS, seeds=seeds) + "\n".join(rows)
+    left = [line for line in lines if line["kind"] == "wrong"]
+    wrong = [f"- `{one['family']}` `{json.dumps(one['changes'])}`: {shortened(one['text'])}" for one in left]
+    found = {"refused": said, "wrong": wrong}
+    parts = [f"## What was {kind}\n\n" + "\n".join(texts) + "\n" for kind, texts in found.items() if texts]
+    return body + "\n\n" + "\n".join(parts)
+
+
+def shortened(text: str) -> str:
+    """A message for a list: without its folder, on one line."""
+    return re.sub(r"/\S*/", "", " ".join(text.split()))[:200].replace("|", "\\|")
 
 
 def repeat(logs: list[Path], note: Any) -> None:

@@ -141,7 +141,9 @@ def from_torch(
             f"from_torch: a {type(module).__name__} is no model of transformers, so there is no telling what it takes: give "
             "example_inputs, ef.from_torch(module, {'x': torch.ones(2, 3)}). Bare tensors: ef.from_state_dict"
         )
-    if getattr(module.config, "rescale_every", 0) and any(getattr(m, "layers_are_rescaled", 0) for m in module.modules()):
+    if getattr(module.config, "rescale_every", 0) and any(
+        getattr(m, "layers_are_rescaled", 0) for m in module.modules()
+    ):
         raise ValueError(
             "from_torch: this RWKV has run in eval mode, which divides weights in place, and easyfn would divide them once more: "
             "load it again, or run it once in train mode, which multiplies them back"
