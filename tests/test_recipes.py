@@ -15,6 +15,7 @@ import pytest
 
 import easyfn as ef
 from easyfn.cli import main, running
+from easyfn.cli.checked import stoppable
 
 STEPS = ["--steps", "6", "--save-every", "2", "--batch-size", "2", "--length", "16", "--rank", "2"]
 
@@ -243,6 +244,23 @@ def test_killed(here):
     assert saved and reached < 400 and reached - saved[-1] <= 10  # one checkpoint may be half written
     main(["finetune", "out.run/recipe.json", "--resume", "--steps", str(saved[-1] + 2)])
     assert max(losses("out")) == saved[-1] + 2 and Path("out/adapter_model.safetensors").exists()
+
+
+def test_ctrl_c_in_an_import(capsys):
+    """A compiled module that is being imported makes an ImportError of it: one line, and 130, all the same."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stopped, stoppable("easyfn show"):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("Encountered an error while initializing the extension.") from None
+        assert stopped.value.code == 130 and capsys.readouterr().err == "\neasyfn show: stopped\n"
+        with pytest.raises(ImportError, match="no such"), stoppable("easyfn show"):
+            raise ImportError("no such module")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_first_minute(here, capsys):

@@ -185,12 +185,13 @@ def test_import_has_no_side_effects():
     code = """
 import os, sys
 before = dict(os.environ)
-import easyfn
+import easyfn, easyfn.cli
+heavy = {"jax", "torch", "transformers", "pytest", "peft", "orbax", "tokenizers", "rich", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+easyfn.P, easyfn.load
 from jax._src import xla_bridge
 assert dict(os.environ) == before, "the environment changed"
 assert not xla_bridge.backends_are_initialized(), "a backend was started"
-heavy = {"torch", "transformers", "pytest", "peft", "orbax", "tokenizers", "rich", "matplotlib"} & set(sys.modules)
-assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any as _Any
 
-from jax import P as P
-
 from .core.later import later as _later, teachers as _teachers
 from .registry.teachers import TEACHERS as _TEACHERS
 
 if TYPE_CHECKING:
+    from jax import P as P
+
     from . import models as models, nn as nn, planning as planning
     from .config.config import UnknownConfigKey as UnknownConfigKey
     from .core.dtype import cast as cast, dtype_of as dtype_of, float32 as float32, half as half

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .checked import Parser, Wrong, count, dtype, free, method, positive, share, whole
+from .checked import Parser, Wrong, count, dtype, free, method, positive, share, stoppable, whole
 from .parts import extra as extra, save, tell, tokenizer_of as tokenizer_of
 from .together import add_options, joined, places
 
@@ -189,7 +189,8 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--steps", type=whole, default=120, help="of training")
     p.set_defaults(run=run_demo)
 
-    args = parser.parse_args(arguments)
+    with stoppable("easyfn"):
+        args = parser.parse_args(arguments)
     if args.version:
         from .doctor import version
 
@@ -199,13 +200,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.print_help()
         return
     try:
-        with joined(args):
+        with stoppable(f"easyfn {args.command}"), joined(args):
             args.run(args)
     except Wrong as error:
         print(f"easyfn {args.command}: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\neasyfn {args.command}: stopped", file=sys.stderr)
-        sys.exit(130)
     except (ValueError, TypeError, OSError, KeyError) as error:
         sys.exit(f"easyfn {args.command}: {error}")

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +71,34 @@ def free(out: str, force: bool, *sources: str | None) -> None:
         raise Wrong(f"{out} is what is read: choose another place")
     if not force and path.exists() and (path.is_file() or any(path.iterdir())):
         raise Wrong(f"{out} exists; --force puts the new one in its place")
+
+
+@contextlib.contextmanager
+def stoppable(name: str) -> Iterator[None]:
+    """Ctrl-C ends with one line and exit code 130, in an import too, where compiled modules make another error of it."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: Any) -> None:
+        if frame is not None and frame.f_code.co_name == "_xla_gc_callback":  # of JAX: what it raises, Python drops
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            return
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, hear)
+    try:
+        yield
+    except (KeyboardInterrupt, ImportError, SystemError) as error:
+        if not heard and not isinstance(error, KeyboardInterrupt):
+            raise
+        print(f"\n{name}: stopped", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 class Parser(argparse.ArgumentParser):
