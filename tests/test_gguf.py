@@ -194,6 +194,7 @@ def families():
     import transformers as hf
 
     deep = {**SMALL, "num_hidden_layers": 2}
+    dense = {k: v for k, v in deep.items() if k != "rms_norm_eps"}
     return {
         "llama": lambda: reference(hf.LlamaForCausalLM, hf.LlamaConfig(**deep, head_dim=16)),
         "mistral": lambda: reference(hf.MistralForCausalLM, hf.MistralConfig(**deep, sliding_window=None)),
@@ -211,8 +212,11 @@ def families():
         ),
         "starcoder2": lambda: reference(
             hf.Starcoder2ForCausalLM,
-            hf.Starcoder2Config(**{k: v for k, v in deep.items() if k != "rms_norm_eps"}, sliding_window=None),
+            hf.Starcoder2Config(**dense, sliding_window=None),
         ),
+        "nemotron": lambda: reference(hf.NemotronForCausalLM, hf.NemotronConfig(**dense)),
+        "stablelm": lambda: reference(hf.StableLmForCausalLM, hf.StableLmConfig(**dense, use_qkv_bias=True)),
+        "phi3": lambda: reference(hf.Phi3ForCausalLM, hf.Phi3Config(**deep)),
         "gemma3": lambda: reference(
             hf.Gemma3ForCausalLM,
             hf.Gemma3TextConfig(**{**SMALL, "num_hidden_layers": 7}, head_dim=256, sliding_window=4),
@@ -226,7 +230,11 @@ def families():
 
 @pytest.mark.thinned("families whose names differ, and no more")
 @pytest.mark.parametrize(
-    "name", ["llama", "qwen2_moe", "mistral", "qwen2", "qwen3_moe", "qwen3", "starcoder2", "gemma3", "gemma2", "gpt2"]
+    "name",
+    [
+        *("llama", "qwen2_moe", "mistral", "qwen2", "qwen3_moe", "qwen3", "starcoder2", "gemma3", "gemma2"),
+        *("nemotron", "stablelm", "phi3", "gpt2"),
+    ],
 )
 def test_transformers_reads_what_we_write(tmp_path, name):
     hf = families()[name]()
@@ -239,9 +247,30 @@ def test_transformers_reads_what_we_write(tmp_path, name):
     same_logits(model, theirs(path, ids), ids)
     again = ef.load(path)
     for (p, a), b in zip(ef.params(model).items(), ef.params(again).values(), strict=True):
-        # One is added to Gemma's norms in float32.
-        assert np.allclose(a, b, rtol=0, atol=1e-6) if name[:5] == "gemma" else np.array_equal(a, b), p
+        # One is added to norms in float32.
+        assert np.allclose(a, b, rtol=0, atol=1e-6) if name[:5] in ("gemma", "nemot") else np.array_equal(a, b), p
     same_logits(again, np.asarray(ef.forward(model, jnp.asarray(ids)).logits), ids)
+
+
+def test_longrope_is_said_in_tensors(tmp_path):
+    rope = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+        "original_max_position_embeddings": 16, "short_factor": [1.5, 1.25, 1.0, 2.0], "long_factor": [3.0, 2.5, 4.0, 7.0],
+    }  # fmt: skip
+    for factor in ({}, {"attention_factor": 1.5}):
+        model = ef.init(
+            ef.models.Phi3Config(
+                vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0,
+                num_key_value_heads=2, max_position_embeddings=64, original_max_position_embeddings=16, sliding_window=7,
+                rope_parameters=ef.Frozen(rope | factor),
+            ),
+            key=jax.random.key(0),
+        )  # fmt: skip
+        path = ef.save(model, tmp_path / "m.gguf")
+        assert "phi3.rope.scaling.attn_factor" in ef.read_gguf(path).metadata
+        again = ef.load(path)
+        assert again.config.sliding_window == 7
+        assert ef.Frozen(again.config.rope_parameters) == ef.Frozen(model.config.rope_parameters)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "mamba2", "t5", "t5-v1.1", "gemma"])

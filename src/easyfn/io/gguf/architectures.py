@@ -27,6 +27,7 @@ from .facts import (
     read_decoder,
     read_head_dim,
     read_rope,
+    value_of,
     write_decoder,
     write_rope,
 )
@@ -96,6 +97,63 @@ def _read_starcoder2(keys: Data, data: Data, file: GGUF) -> None:
     data["rope_parameters"] = read_rope(keys, data, file)
     data["use_bias"] = has(file, "blk.0.attn_q.bias")
     data["sliding_window"] = None  # llama.cpp has none here
+
+
+def _read_partial(keys: Data, data: Data, file: GGUF) -> None:
+    """Heads of which a part is rotated."""
+    data["rope_parameters"] = rope = read_rope(keys, data, file)
+    width = data["hidden_size"] // data["num_attention_heads"]
+    rope["partial_rotary_factor"] = keys.pop("rope.dimension_count", width) / width
+
+
+def _write_partial(config: Any) -> Data:
+    dim, rope = dim_of(config), config.rope_parameters
+    return {**write_rope(rope, dim), "rope.dimension_count": int(dim * rope.get("partial_rotary_factor", 1.0))}
+
+
+def _read_nemotron(keys: Data, data: Data, file: GGUF) -> None:
+    _read_partial(keys, data, file)
+    data["head_dim"] = data["hidden_size"] // data["num_attention_heads"]
+    data |= {"attention_bias": has(file, "blk.0.attn_q.bias"), "mlp_bias": has(file, "blk.0.ffn_up.bias")}
+
+
+def _read_stablelm(keys: Data, data: Data, file: GGUF) -> None:
+    _read_partial(keys, data, file)
+    data |= {"use_qkv_bias": has(file, "blk.0.attn_q.bias"), "qk_layernorm": has(file, "blk.0.attn_q_norm.weight")}
+
+
+def _read_phi3(keys: Data, data: Data, file: GGUF) -> None:
+    data["sliding_window"] = keys.pop("attention.sliding_window", None) or None
+    data["original_max_position_embeddings"] = trained = keys.pop("rope.scaling.original_context_length", 4096)
+    said = keys.pop("rope.scaling.attn_factor", None)
+    _read_partial(keys, data, file)
+    if has(file, _LONG):
+        long, short = (value_of(file, name).astype(float).tolist() for name in (_LONG, _SHORT))
+        data["rope_parameters"] |= {"rope_type": "longrope", "long_factor": long, "short_factor": short}
+        if said is not None and not math.isclose(
+            said, _longrope_factor(data["max_position_embeddings"], trained), rel_tol=1e-6
+        ):
+            data["rope_parameters"]["attention_factor"] = said
+
+
+_LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+
+
+def _longrope_factor(most: int, trained: int) -> float:
+    return math.sqrt(1 + math.log(most / trained) / math.log(trained)) if most > trained else 1.0
+
+
+def _write_phi3(config: Any) -> Data:
+    rope, trained = config.rope_parameters, config.original_max_position_embeddings
+    out = {**_write_partial(config), "rope.scaling.original_context_length": trained}
+    if rope.get("rope_type") == "longrope":
+        given = rope.get("attention_factor") or _longrope_factor(config.max_position_embeddings, trained)
+        factors = (np.asarray(rope[key], np.float32) for key in ("long_factor", "short_factor"))
+        out |= {"rope.scaling.attn_factor": given, **dict(zip((_LONG, _SHORT), factors, strict=True))}
+    return {**out, "attention.sliding_window": config.sliding_window or 0}
+
+
+_LAYER_NORM = {key: ours for key, ours in DECODER.items() if not key.endswith("rms_epsilon")}
 
 
 def _read_gemma3(keys: Data, data: Data, file: GGUF) -> None:
@@ -226,14 +284,31 @@ ARCHITECTURES = (
     Architecture(
         "starcoder2",
         "starcoder2",
-        {
-            **{key: ours for key, ours in DECODER.items() if not key.endswith("rms_epsilon")},
-            "attention.layer_norm_epsilon": "norm_epsilon",
-        },
+        {**_LAYER_NORM, "attention.layer_norm_epsilon": "norm_epsilon"},
         _read_starcoder2,
         lambda c: write_rope(c.rope_parameters, dim_of(c)),
         ignored=("rope.dimension_count",),
     ),
+    Architecture(
+        "nemotron",
+        "nemotron",
+        {**_LAYER_NORM, "attention.layer_norm_epsilon": "norm_eps"},
+        _read_nemotron,
+        _write_partial,
+        (NORM_PLUS_ONE,),
+    ),
+    Architecture(
+        "stablelm",
+        "stablelm",
+        {
+            **_LAYER_NORM,
+            "attention.layer_norm_epsilon": "layer_norm_eps",
+            "use_parallel_residual": "use_parallel_residual",
+        },
+        _read_stablelm,
+        _write_partial,
+    ),
+    Architecture("phi3", "phi3", DECODER, _read_phi3, _write_phi3),
     Architecture(
         "gemma3",
         "gemma3_text",

@@ -175,7 +175,8 @@ def open_gguf(path: Path, config: Any) -> Source:
     for name, info in file.tensors.items():
         change = change_of(name, config)
         held[name] = info if change is None else info._replace(shape=tuple(change.shape(info.shape)))
-    held.pop("rope_freqs.weight", None)  # is in the config
+    for name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
+        held.pop(name, None)  # is in the config
 
     def fill(name: str, out: np.ndarray, start: int) -> None:
         change = change_of(name, config)
