@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..config.config import only
 from ..config.fields import Size, alias, head_dim, rope
 from ..core.frozen import Frozen
 from ..names.rules import Rule, concatenated, rename
@@ -12,12 +13,16 @@ from ..nn import Block, Decoder, RMSNorm
 from .decoders import attention, decoder, decoder_family, key_heads, norm
 from .mixtures import GroupedFields, grouped, per_expert, without_next_tokens
 
+FIRST = {"use_bias": False, "embedding_dropout": 0.0, "output_dropout": 0.0, "moe_router_enable_expert_bias": True}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SarvamMoeConfig(GroupedFields):
     """The keys of a Sarvam MoE `config.json`."""
 
     model_type: ClassVar[str] = "sarvam_moe"
+    # Of the first files, whose code has no other values than these.
+    ignored: ClassVar[tuple[str, ...]] = (*GroupedFields.ignored, *FIRST, "max_window_layers", "attn_implementation")
     num_local_experts = alias("n_routed_experts")
     num_experts = alias("n_routed_experts")
     num_shared_experts = alias("n_shared_experts")
@@ -38,6 +43,12 @@ class SarvamMoeConfig(GroupedFields):
     first_k_dense_replace: int | None = 1
     use_qk_norm: bool = True
     pad_token_id: int | None = 0
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        for key, value in FIRST.items():
+            only(data, key, value)
+        return GroupedFields.normalize(data)
 
 
 def sarvam_moe(c: SarvamMoeConfig) -> Decoder:
@@ -71,6 +82,11 @@ decoder_family(
     "Glm4Moe",
     SarvamMoeConfig,
     sarvam_moe,
+    architectures={
+        "Glm4MoeForCausalLM": "causal-lm",
+        "Glm4MoeModel": "base",
+        "SarvamMoEForCausalLM": "causal-lm",  # of the code that came with the first files
+    },
     names=(
         *per_expert(),
         *(rename("{rest}" + ours, "{rest}" + theirs) for ours, theirs in _FILES.items()),
