@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .decoders import DECODERS
 from .facts import (
     BASE,
     DECODER,
@@ -26,9 +27,11 @@ from .facts import (
     has,
     read_decoder,
     read_head_dim,
+    read_partial,
     read_rope,
     value_of,
     write_decoder,
+    write_partial,
     write_rope,
 )
 from .read import GGUF
@@ -99,26 +102,14 @@ def _read_starcoder2(keys: Data, data: Data, file: GGUF) -> None:
     data["sliding_window"] = None  # llama.cpp has none here
 
 
-def _read_partial(keys: Data, data: Data, file: GGUF) -> None:
-    """Heads of which a part is rotated."""
-    data["rope_parameters"] = rope = read_rope(keys, data, file)
-    width = data["hidden_size"] // data["num_attention_heads"]
-    rope["partial_rotary_factor"] = keys.pop("rope.dimension_count", width) / width
-
-
-def _write_partial(config: Any) -> Data:
-    dim, rope = dim_of(config), config.rope_parameters
-    return {**write_rope(rope, dim), "rope.dimension_count": int(dim * rope.get("partial_rotary_factor", 1.0))}
-
-
 def _read_nemotron(keys: Data, data: Data, file: GGUF) -> None:
-    _read_partial(keys, data, file)
+    read_partial(keys, data, file)
     data["head_dim"] = data["hidden_size"] // data["num_attention_heads"]
     data |= {"attention_bias": has(file, "blk.0.attn_q.bias"), "mlp_bias": has(file, "blk.0.ffn_up.bias")}
 
 
 def _read_stablelm(keys: Data, data: Data, file: GGUF) -> None:
-    _read_partial(keys, data, file)
+    read_partial(keys, data, file)
     data |= {"use_qkv_bias": has(file, "blk.0.attn_q.bias"), "qk_layernorm": has(file, "blk.0.attn_q_norm.weight")}
 
 
@@ -126,7 +117,7 @@ def _read_phi3(keys: Data, data: Data, file: GGUF) -> None:
     data["sliding_window"] = keys.pop("attention.sliding_window", None) or None
     data["original_max_position_embeddings"] = trained = keys.pop("rope.scaling.original_context_length", 4096)
     said = keys.pop("rope.scaling.attn_factor", None)
-    _read_partial(keys, data, file)
+    read_partial(keys, data, file)
     if has(file, _LONG):
         long, short = (value_of(file, name).astype(float).tolist() for name in (_LONG, _SHORT))
         data["rope_parameters"] |= {"rope_type": "longrope", "long_factor": long, "short_factor": short}
@@ -145,7 +136,7 @@ def _longrope_factor(most: int, trained: int) -> float:
 
 def _write_phi3(config: Any) -> Data:
     rope, trained = config.rope_parameters, config.original_max_position_embeddings
-    out = {**_write_partial(config), "rope.scaling.original_context_length": trained}
+    out = {**write_partial(config), "rope.scaling.original_context_length": trained}
     if rope.get("rope_type") == "longrope":
         given = rope.get("attention_factor") or _longrope_factor(config.max_position_embeddings, trained)
         factors = (np.asarray(rope[key], np.float32) for key in ("long_factor", "short_factor"))
@@ -294,7 +285,7 @@ ARCHITECTURES = (
         "nemotron",
         {**_LAYER_NORM, "attention.layer_norm_epsilon": "norm_eps"},
         _read_nemotron,
-        _write_partial,
+        write_partial,
         (NORM_PLUS_ONE,),
     ),
     Architecture(
@@ -306,7 +297,7 @@ ARCHITECTURES = (
             "use_parallel_residual": "use_parallel_residual",
         },
         _read_stablelm,
-        _write_partial,
+        write_partial,
     ),
     Architecture("phi3", "phi3", DECODER, _read_phi3, _write_phi3),
     Architecture(
@@ -366,4 +357,5 @@ ARCHITECTURES = (
         _write_t5,
         ignored=("context_length", "attention.head_count_kv", "attention.layer_norm_rms_epsilon"),
     ),
+    *DECODERS,
 )

@@ -152,6 +152,18 @@ def write_rope(rope: Mapping[str, Any], dim: int) -> Data:
     return {k: v for k, v in out.items() if v is not None}
 
 
+def read_partial(keys: Data, data: Data, file: GGUF, width: int | None = None) -> None:
+    """Heads, `width` numbers wide, of which a part is rotated."""
+    data["rope_parameters"] = rope = read_rope(keys, data, file)
+    width = width or data["hidden_size"] // data["num_attention_heads"]
+    rope["partial_rotary_factor"] = keys.pop("rope.dimension_count", width) / width
+
+
+def write_partial(config: Any) -> Data:
+    dim, rope = dim_of(config), config.rope_parameters
+    return {**write_rope(rope, dim), "rope.dimension_count": int(dim * rope.get("partial_rotary_factor", 1.0))}
+
+
 def _half_to_pairs(heads: Callable[[Any], int]) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
     """llama.cpp rotates neighbouring rows where Hugging Face rotates halves: `(undo, do)` for queries or keys."""
 
