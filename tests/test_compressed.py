@@ -120,7 +120,6 @@ def test_whole_numbers_are_as_long_in_files_as_in_torch(model, tmp_path):
         ({"mlp_layer_types": ["dense"] * 3}, "mlp_layer_types says hash_moe or moe"),
         ({"layer_types": ["full_attention"] * 3}, "layer_types holds 'full_attention'"),
         ({"n_shared_experts": 2}, "n_shared_experts=2"),
-        ({"expert_dtype": "fp4"}, "expert_dtype='fp4'"),
         ({"index_head_dim": 1}, "2 numbers of a head are rotated, and an index head has 1"),
         ({"compress_ratios": [4, 8, 0], "layer_types": None}, r"compress_ratios=\[8\]"),
     ],
