@@ -24,7 +24,7 @@ def to_q4_k(w: Any) -> KQuant:
     ```python
     import jax, easyfn as ef
     w = ef.quant.to_q4_k(jax.random.normal(jax.random.key(0), (8, 256)))
-    assert ef.format_of(w) == "q4_k/256" and w.codes.shape == (8, 128) and w.scales.shape == (8, 8)
+    assert ef.format_of(w) == "q4_k" and w.codes.shape == (8, 128) and w.scales.shape == (8, 8)
     ```
     """
     if w.shape[-1] % 256:
