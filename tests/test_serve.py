@@ -403,7 +403,8 @@ def test_overload_is_429_and_loses_nothing(client, server, engine, base, tokeniz
     prompts = [held_out[n * 40 : n * 40 + 9].tolist() for n in range(14)]
     asked = {"model": MODEL, "prompt": prompts, "temperature": 0, "max_tokens": 12}
     slow = client.completions.create(**{**asked, "prompt": prompts[:4], "max_tokens": LONG}, stream=True)
-    next(slow)  # all rows are taken
+    next(slow)
+    wait_for(lambda: engine.stats().waiting == 0, engine)  # all rows are taken
     with ThreadPoolExecutor(1) as pool:
         accepted = pool.submit(client.completions.create, **asked)
         wait_for(lambda: engine.stats().waiting >= 14, engine)
