@@ -16,6 +16,7 @@ from .decoders import DECODERS
 from .facts import (
     BASE,
     DECODER,
+    LAYER_NORM,
     LOCAL,
     NORM_PLUS_ONE,
     PAIRS,
@@ -58,6 +59,11 @@ def _read_qwen2(keys: Data, data: Data, file: GGUF) -> None:
     if read_head_dim(keys, data) * data["num_attention_heads"] != data["hidden_size"]:
         raise ValueError("qwen2: the heads of this file are not hidden_size / num_attention_heads wide")
     data["rope_parameters"] = read_rope(keys, data, file)
+
+
+def _write_turning(config: Any) -> Data:
+    """How positions turn, of files that say no width of heads."""
+    return write_rope(config.rope_parameters, dim_of(config))
 
 
 def _read_gemma2(keys: Data, data: Data, file: GGUF) -> None:
@@ -142,9 +148,6 @@ def _write_phi3(config: Any) -> Data:
         factors = (np.asarray(rope[key], np.float32) for key in ("long_factor", "short_factor"))
         out |= {"rope.scaling.attn_factor": given, **dict(zip((_LONG, _SHORT), factors, strict=True))}
     return {**out, "attention.sliding_window": config.sliding_window or 0}
-
-
-_LAYER_NORM = {key: ours for key, ours in DECODER.items() if not key.endswith("rms_epsilon")}
 
 
 def _read_gemma3(keys: Data, data: Data, file: GGUF) -> None:
@@ -242,7 +245,7 @@ ARCHITECTURES = (
         "qwen2",
         DECODER,
         _read_qwen2,
-        lambda c: write_rope(c.rope_parameters, dim_of(c)),
+        _write_turning,
         ignored=("rope.dimension_count",),
     ),
     Architecture("qwen3", "qwen3", DECODER, read_decoder, write_decoder),
@@ -251,7 +254,7 @@ ARCHITECTURES = (
         "qwen2_moe",
         {**_EXPERTS, "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
         _read_qwen2_moe,
-        lambda c: write_rope(c.rope_parameters, dim_of(c)),
+        _write_turning,
         (
             Change(  # one row, which llama.cpp has as a vector
                 r"\.ffn_gate_inp_shexp\.weight$",
@@ -275,15 +278,15 @@ ARCHITECTURES = (
     Architecture(
         "starcoder2",
         "starcoder2",
-        {**_LAYER_NORM, "attention.layer_norm_epsilon": "norm_epsilon"},
+        {**LAYER_NORM, "attention.layer_norm_epsilon": "norm_epsilon"},
         _read_starcoder2,
-        lambda c: write_rope(c.rope_parameters, dim_of(c)),
+        _write_turning,
         ignored=("rope.dimension_count",),
     ),
     Architecture(
         "nemotron",
         "nemotron",
-        {**_LAYER_NORM, "attention.layer_norm_epsilon": "norm_eps"},
+        {**LAYER_NORM, "attention.layer_norm_epsilon": "norm_eps"},
         _read_nemotron,
         write_partial,
         (NORM_PLUS_ONE,),
@@ -292,7 +295,7 @@ ARCHITECTURES = (
         "stablelm",
         "stablelm",
         {
-            **_LAYER_NORM,
+            **LAYER_NORM,
             "attention.layer_norm_epsilon": "layer_norm_eps",
             "use_parallel_residual": "use_parallel_residual",
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from .facts import (
     DECODER,
+    LAYER_NORM,
     PAIRS,
     Architecture,
     Data,
@@ -75,7 +76,7 @@ DECODERS = (
         "cohere2",
         "cohere2",
         {
-            **{key: ours for key, ours in DECODER.items() if not key.endswith("rms_epsilon")},
+            **LAYER_NORM,
             "attention.layer_norm_epsilon": "layer_norm_eps",
             "attention.sliding_window": "sliding_window",
             "logit_scale": "logit_scale",

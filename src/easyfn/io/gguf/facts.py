@@ -60,6 +60,7 @@ DECODER = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
+LAYER_NORM = {key: ours for key, ours in DECODER.items() if not key.endswith("rms_epsilon")}  # each adds its own name
 BASE, LOCAL = "rope.freq_base", "rope.freq_base_swa"
 
 
