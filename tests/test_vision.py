@@ -132,11 +132,14 @@ def test_gradient_and_transforms(name):
 
     key = jax.random.key(0)
     small = ef.apply_lora(ef.quantize(model, "8bit"), "all-linear", rank=2, key=key)
-    whole = jax.jit(lambda m, x: total(m, x))
+    whole = jax.jit(lambda m, x: {k: getattr(ef.forward(m, **x), k) for k in noise})
     want = whole(small, inputs)
     rules = dataclasses.replace(ef.default_rules(small), indivisible="replicate")
     split = ef.shard(ef.stack(small), rules, ef.make_mesh(dp=2, fsdp=2, tp=2))
-    np.testing.assert_allclose(whole(split, inputs), want, rtol=1e-4, atol=1e-4 * abs(float(want)) + 1e-3)
+    for k, answer in whole(split, inputs).items():
+        # A product of few rows with int8 codes rounds its input to two digits, an error of up to 4e-5 of a row's largest
+        # result: where devices add in another order, a digit may round the other way.
+        np.testing.assert_allclose(answer, want[k], atol=2e-4 * np.abs(want[k]).max(), rtol=1e-4, err_msg=k)
 
 
 @pytest.mark.quick("nn", "patches are resized as in torch")
