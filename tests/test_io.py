@@ -103,6 +103,7 @@ def test_load_save_is_byte_for_byte(name, folders, tmp_path):
 
 
 @pytest.mark.quick("io", "torch and back", rows=["llama"])
+@pytest.mark.thinned("a module takes the tensors of a file, and every family's file is compared byte for byte above")
 @pytest.mark.parametrize("name", in_test_all(names(variant=False), CASES))
 def test_to_torch_and_back(name):
     hf, model = CASES[name].torch(), CASES[name].model()
