@@ -7,9 +7,12 @@ program slower on every machine, or has a reason that is said here with the new 
 import dataclasses
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -96,3 +99,38 @@ def test_long_contexts_have_no_square(window, widest, temporary):
     shapes = [[int(n) for n in shape.split(",")] for shape in re.findall(r"\w+\[([\d,]+)\]", program.as_text())]
     assert max(math.prod(shape) for shape in shapes) <= widest < length * length
     assert program.memory_analysis().temp_size_in_bytes <= temporary
+
+
+def test_an_eager_pass_compiles_a_layer_once():
+    """So that the first look at a model costs as many programs whatever its depth."""
+    names = []
+    record = lambda event, _, **facts: (
+        names.append(facts["fun_name"]) if event.endswith("backend_compile_duration") else None
+    )
+    jax.monitoring.register_event_duration_secs_listener(record)
+    compiled = []
+    for depth in (2, 5):
+        model = ef.testing.tiny(num_hidden_layers=depth, hidden_size=40)
+        ids = jnp.arange(7 + depth)[None]  # shapes that no test before had
+        names.clear()
+        ef.forward(model, ids)
+        compiled.append(list(names))
+    jax.monitoring.unregister_event_duration_listener(record)
+    assert [sum("_once" in name for name in each) for each in compiled] == [1, 1]
+    assert len(compiled[1]) <= len(compiled[0]) <= 24, compiled
+
+
+def test_a_layer_of_the_users_sees_numbers_in_an_eager_pass():
+    seen = []
+
+    class Looked(eqx.Module):
+        inner: Any
+
+        def __call__(self, x, context, cache=None):
+            seen.append(float(x[0, 0, 0]))  # which a tracer has not
+            return self.inner(x, context, cache)
+
+    model, ids = ef.testing.tiny(), jnp.array([[3, 1, 2]])
+    looked = eqx.tree_at(lambda m: m.model.layers[0], model, replace_fn=Looked)
+    np.testing.assert_allclose(ef.forward(looked, ids).logits, ef.forward(model, ids).logits, atol=1e-5)
+    assert seen == [float(model.model.embed_tokens.weight[3, 0])]

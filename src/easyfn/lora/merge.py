@@ -38,9 +38,11 @@ def merge_lora(model: Any, *, dequantize: bool = False, report: bool = False) ->
     errors: dict[str, float] = {}
     count = 0
 
-    def fold(w: Any) -> tuple[Weight, jax.Array]:
+    def fold(w: Any) -> tuple[Weight, jax.Array | None]:
         exact = dense(dataclasses.replace(w, base=dense(w.base).astype(jnp.float32)))
         merged = exact.astype(dense(w.base).dtype) if dequantize else requantize(w.base, exact)
+        if not report:
+            return merged, None
         lost = jnp.linalg.norm(dense(merged).astype(jnp.float32) - exact)
         return merged, lost / jnp.maximum(jnp.linalg.norm(exact - dense(w.base).astype(jnp.float32)), 1e-30)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -62,6 +63,14 @@ def run(layer: Any, x: jax.Array, context: Context, cache: Any, index: Any) -> t
     Every entry of the outputs has the rows of the batch in front: `(batch, ...)`, or `(batch * seq, ...)`.
     """
 
+    if isinstance(index, int) and context.added is not None and index >= context.added.shape[1]:
+        context = context.replace(added=None)
+    call = _compiled if isinstance(index, int) and _known(layer, context, cache) else _once
+    x, cache, extras = call(layer, x, context.replace(layer=None), cache, index)
+    return x, cache, {name: value if isinstance(value, tuple) else (value,) for name, value in extras.items()}
+
+
+def _once(layer: Any, x: jax.Array, context: Context, cache: Any, index: Any) -> tuple[jax.Array, Any, dict[str, Any]]:
     def once(layer: Any, x: jax.Array, context: Context, cache: Any) -> Any:
         hidden = x if context.wants("hidden_states") else None
         context = context.replace(layer=index)
@@ -74,8 +83,30 @@ def run(layer: Any, x: jax.Array, context: Context, cache: Any, index: Any) -> t
         extras = {name: value for name, value in extras.items() if value is not None}
         return x, cache, extras if hidden is None else {"hidden_states": hidden, **extras}
 
-    x, cache, extras = _remat(once, context.runtime.remat)(layer, x, context, cache)
-    return x, cache, {name: value if isinstance(value, tuple) else (value,) for name, value in extras.items()}
+    return _remat(once, context.runtime.remat)(layer, x, context, cache)
+
+
+# A listed model has one program, or one trace within the user's, for all of its layers that are alike: without it, an eager
+# pass compiles every operation by itself. `index` is traced, so that it does not tell them apart.
+_compiled = jax.jit(_once)
+
+
+def _known(*trees: Any) -> bool:
+    """Whether all nodes are easyfn's own: in a layer of the user's, Python may look at the numbers of an eager pass."""
+    return all(
+        all(isinstance(leaf, jax.Array) for leaf in leaves) and _easyfns(tree)
+        for leaves, tree in map(jax.tree.flatten, trees)
+    )
+
+
+@functools.lru_cache(4096)
+def _easyfns(tree: Any) -> bool:
+    node = tree.node_data()
+    if node is not None and not (
+        node[0] in (tuple, list, dict, type(None)) or node[0].__module__.startswith("easyfn.")
+    ):
+        return False
+    return all(map(_easyfns, tree.children()))
 
 
 def _with_added(x: jax.Array, added: jax.Array | None, index: Any) -> jax.Array:

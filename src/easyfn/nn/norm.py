@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,13 @@ from ..core.weight import Slot, Weight, dense, slots
 from .linear import along_last, declare
 
 
+# One program each where a norm is called eagerly, nothing of their own inside another.
+@functools.partial(jax.jit, inline=True)
 def _centred(h: jax.Array) -> jax.Array:
     return h - jnp.mean(h, axis=-1, keepdims=True)
 
 
+@functools.partial(jax.jit, inline=True, static_argnames="eps")
 def _scaled(h: jax.Array, eps: float) -> jax.Array:
     return h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + eps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -215,6 +216,7 @@ def _check_labels(labels: jax.Array, classes: int, cfg: LossConfig) -> None:
         raise ValueError(f"labels hold {bad}: neither one of {classes} classes nor ignore_index={cfg.ignore_index}")
 
 
+@functools.partial(jax.jit, inline=True, static_argnames="cfg")  # one program where the loss is taken eagerly
 def _rows(logits: jax.Array, labels: jax.Array, weight: jax.Array, cfg: LossConfig) -> Rows:
     """The terms of each token: `logits` `(tokens, classes)` in float32, `labels` and `weight` `(tokens,)`.
 

@@ -6,6 +6,7 @@ config and, for `dynamic` and `longrope`, of the largest position of the pass.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -129,7 +130,12 @@ def rope_table(
         position_ids = jnp.moveaxis(position_ids, 0, -1)[..., section_axes(parameters, inv.shape[0])]
     else:
         position_ids = position_ids[..., None]
-    angles = position_ids.astype(jnp.float32) * inv[None, None, :] * parameters.get("direction", 1)
+    return _turns(position_ids, inv, parameters.get("direction", 1), factor)
+
+
+@functools.partial(jax.jit, inline=True)  # one program where it is called eagerly, nothing of its own inside another
+def _turns(position_ids: jax.Array, inv: jax.Array, direction: Any, factor: Any) -> tuple[jax.Array, jax.Array]:
+    angles = position_ids.astype(jnp.float32) * inv[None, None, :] * direction
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
