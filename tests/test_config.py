@@ -95,6 +95,18 @@ def test_write_and_read_again(name):
     assert all(getattr(config, f) == getattr(again, f) for f in fields)
 
 
+def test_a_text_says_whether_its_head_is_tied():
+    """What is not transformers' default for the text is written, also where the whole says otherwise."""
+    for name in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe", "Qwen3_5", "Qwen3_5Moe"):
+        config = getattr(ef.models, f"{name}Config")
+        text = type(config().text_config)
+        for tied in (False, True):
+            said = configs.write(config(text_config=text(tie_word_embeddings=tied)))["text_config"].get(
+                "tie_word_embeddings"
+            )
+            assert said is tied or (said is None and text().tie_word_embeddings is tied), name
+
+
 def test_abstract_takes_a_dtype_and_holds_no_numbers():
     model = ef.abstract(LLAMA, dtype="bfloat16")
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.dtype == "bfloat16" for leaf in jax.tree.leaves(model))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 import easyfn as ef
 from cases import CASES, IMAGES, kinds, positions, tokens
@@ -143,7 +144,6 @@ def test_experts_of_old_files(tmp_path, key):
 
 
 def write(folder, tensors, **config):
-    from safetensors.numpy import save_file
 
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
@@ -226,7 +226,6 @@ OPTIONS = {
 
 
 def content(folder):
-    from safetensors.numpy import load_file
 
     return load_file(folder / "adapter_model.safetensors"), json.loads((folder / "adapter_config.json").read_text())
 
@@ -523,3 +522,24 @@ def test_experts_that_peft_does_not_know(tmp_path, key, name):
     model = ef.apply_lora(ef.from_torch(case.torch(), task=case.task), "experts", rank=2, key=key)
     with pytest.raises(ValueError, match="transformers has the experts as"):
         ef.save_adapter(model, tmp_path)
+
+
+def test_an_adapter_on_weights_that_layers_share(tmp_path):
+    """PEFT has one for each use: all are written, and read where they are alike."""
+    model = CASES["zamba2"].model()
+    adapted = ef.apply_lora(model, "shared.*down_proj", rank=2, key=jax.random.key(0))
+    ef.save_adapter(adapted, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    uses = sorted({int(name.split("layers.")[1].split(".")[0]) for name in tensors})
+    assert uses == [i for i, kind in enumerate(model.config.layers_block_type) if kind == "hybrid"]
+    again = ef.load_adapter(model, tmp_path)
+    for a, b in zip(jax.tree.leaves(ef.split_lora(adapted)[1]), jax.tree.leaves(ef.split_lora(again)[1]), strict=True):
+        assert np.array_equal(a, b)
+    name = next(n for n in tensors if f"layers.{uses[-1]}." in n)
+    save_file(tensors | {name: tensors[name] + 1}, file)
+    with pytest.raises(ef.LoadError, match=r"an adapter for each layer.*exclude_modules=r'\.\*shared_transformer"):
+        ef.load_adapter(model, tmp_path)
+    save_file({n: t for n, t in tensors.items() if n != name}, file)
+    with pytest.raises(ef.LoadError, match="share these weights"):
+        ef.load_adapter(model, tmp_path)

@@ -63,7 +63,6 @@ def section_apart(data: dict[str, Any]) -> dict[str, Any]:
 def section_inside(data: dict[str, Any]) -> dict[str, Any]:
     """The inverse of `section_apart`."""
     section = data.pop("mrope_section")
-    del data["tie_word_embeddings"]  # the whole model's config has it
     return {**data, "rope_parameters": {**data["rope_parameters"], "mrope_section": section}}
 
 

@@ -31,6 +31,7 @@ class Qwen2VLTextConfig(Qwen2Config):
     """The keys of Qwen2-VL's `text_config`."""
 
     model_type: ClassVar[str] = "qwen2_vl_text"
+    unsaid: ClassVar[tuple[str, ...]] = ("tie_word_embeddings",)  # the whole model's config has it
     vocab_size: Size = 152064
     hidden_size: Size = 8192
     intermediate_size: Size = 29568

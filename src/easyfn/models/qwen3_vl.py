@@ -21,7 +21,12 @@ class Qwen3VLTextConfig(TurnFields, Qwen3Config):
     """The keys of Qwen3-VL's `text_config`."""
 
     model_type: ClassVar[str] = "qwen3_vl_text"
-    unsaid: ClassVar[tuple[str, ...]] = ("use_sliding_window", "sliding_window", "max_window_layers")
+    unsaid: ClassVar[tuple[str, ...]] = (
+        "use_sliding_window",
+        "sliding_window",
+        "max_window_layers",
+        "tie_word_embeddings",
+    )
     vocab_size: Size = 151936
     hidden_size: Size = 4096
     intermediate_size: Size = 22016

@@ -317,11 +317,24 @@ def names(model: Any) -> list[Rule]:
     return found
 
 
+def uses(model: Any) -> dict[str, tuple[str, ...]]:
+    """The layers of a shared block, the first and the others."""
+    bare = isinstance(model, Decoder)
+    c: Zamba2Config = (model if bare else model.model).config
+    hybrids = [i for i, kind in enumerate(kinds_of(c)) if kind == "hybrid"]
+    places = [f"{'' if bare else 'model.'}layers.{i}.shared_transformer." for i in hybrids]
+    return {
+        place: tuple(places[n + c.num_mem_blocks :: c.num_mem_blocks])
+        for n, place in enumerate(places[: c.num_mem_blocks])
+    }
+
+
 decoder_family(
     "Zamba2",
     Zamba2Config,
     zamba2,
     names=names,
+    uses=uses,
     ignore=(
         # Made of other keys, or about kernels; the convolution has a bias whatever `use_conv_bias` says.
         *(

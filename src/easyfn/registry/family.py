@@ -40,6 +40,7 @@ class Family:
     settle: Callable[[Any, Collection[str]], Any]  # (config, names of a checkpoint's tensors) -> the config they mean
     modules: Callable[[Any], Sequence[Rule]]  # `names` of the tensors of transformers' module, which adapters have
     constants: Callable[[Any], Mapping[str, Any]] = lambda model: {}  # tensors of files whose numbers the config says
+    uses: Callable[[Any], Mapping[str, tuple[str, ...]]] = lambda model: {}  # of shared weights: first prefix -> others
 
 
 _families: dict[str, Family] = {}
@@ -76,6 +77,7 @@ def family(
     settle: Callable[[Any, Collection[str]], Any] | None = None,
     constants: Callable[[Any], Mapping[str, Any]] | None = None,
     modules: Callable[[Any], Sequence[Rule]] | Sequence[Rule] | None = None,
+    uses: Callable[[Any], Mapping[str, tuple[str, ...]]] | None = None,
     override: bool = False,
 ) -> Family:
     """Registers an architecture, so that `ef.load` finds it by the `model_type` of its `config.json`.
@@ -98,6 +100,8 @@ def family(
       the config says already. Name them in `ignore_tensors`, too.
     - `modules`: the same as `names` for the parameters of transformers' module, where files hold them under older names:
       PEFT's adapters are saved under those of the module.
+    - `uses(model)`: where layers share weights, the prefix of their names in the first layer that uses them, and those in the
+      others: transformers has a module for each use, and so has PEFT.
 
     Raises `ValueError` if the `model_type` is taken, by a family of easyfn's own or by an earlier call, and `override`
     is not set.
@@ -129,6 +133,7 @@ def family(
         settle or (lambda config, names: config),
         rules if modules is None else modules if callable(modules) else (lambda _: tuple(modules)),
         constants or (lambda model: {}),
+        uses or (lambda model: {}),
     )
     _families[model_type] = made
     return made

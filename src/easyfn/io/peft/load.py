@@ -24,6 +24,7 @@ from .fields import FIELDS
 from .methods import METHODS, Method
 from .read import Reader
 from .save import CONFIG, PREFIX, WEIGHTS
+from .uses import used_alike
 
 # Keys of adapter_config.json that change what the adapter computes, and what they are when they do not.
 _REFUSED: dict[str, tuple[Any, ...]] = {
@@ -119,9 +120,10 @@ def load_adapter(
     left = {_plain(name): info for name, info in infos.items()}
     if len(left) != len(infos):
         raise LoadError(folder, [f"{WEIGHTS} holds more than one adapter"])
+    apart = used_alike(model, left)
     if method is not None:
         made, errors = method.read(model, config, left, dtype)
-        if errors := [*errors, *_unused(folder, left, model)]:
+        if errors := [*apart, *errors, *_unused(folder, left, model)]:
             raise LoadError(folder, errors)
         return made
     reader = Reader(model, config, left, dtype)
@@ -136,7 +138,7 @@ def load_adapter(
     ignored = family_of(model).ignore_tensors(model.config)
     for name in [n for n in left if any(re.search(p, n) for p in ignored)]:
         del left[name]
-    errors = [*reader.errors, *_unused(folder, left, model)]
+    errors = [*apart, *reader.errors, *_unused(folder, left, model)]
     if not errors and not any(isinstance(w, LoRA) for w in adapter.values()):
         errors.append(f"{WEIGHTS} holds no LoRA tensors that fit the model")
     if errors:

@@ -38,6 +38,7 @@ from .names import (
     transposed_targets,
 )
 from .saved import Saved, saved
+from .uses import everywhere
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -114,7 +115,8 @@ def save_adapter(
     if (other := method_of(model)) is not None:
         kind, method = other
         settings, tensors = method.write(model, config)
-        return _write(directory, {**_common(model), **config, **settings, "peft_type": kind}, tensors, not spans(model))
+        data = {**_common(model), **config, **settings, "peft_type": kind}
+        return _write(directory, *everywhere(model, data, tensors, PREFIX), not spans(model))
     found = parts(model)
     more = saved(model, {part.module for part in found}, config)
     if not found:
@@ -130,7 +132,8 @@ def save_adapter(
     named = {name: array for part in found for name, array in _tensors(part, found).items()} | more.tensors
     named |= _tied(model, found, more, data)
     named |= _embeddings(model, found, data, save_embedding_layers)
-    return _write(directory, data, {f"{PREFIX}{name}": array for name, array in named.items()}, not spans(model))
+    prefixed = {f"{PREFIX}{name}": array for name, array in named.items()}
+    return _write(directory, *everywhere(model, data, prefixed, PREFIX), not spans(model))
 
 
 def _write(directory: Any, data: Mapping[str, Any], tensors: Mapping[str, np.ndarray], alone: bool) -> Path:
