@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 TYPES = gguf.GGMLQuantizationType
 HALVES = {  # where in a block its float16 scales lie
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,),
-    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "MXFP4": (),
 }  # fmt: skip
 
 
@@ -29,6 +29,8 @@ def blocks(kind, *shape, seed=0):
     rng = np.random.RandomState(seed)
     _, entries, size = KINDS[kind]
     raw = rng.randint(0, 256, (*shape[:-1], shape[-1] // entries, size)).astype(np.uint8)
+    if kind == "MXFP4":
+        raw[..., 0] = 116 + raw[..., 0] % 8  # an exponent
     for at in HALVES[kind]:
         step = 0.02 / 2 ** int(kind[1]) / (1 if kind[-1] != "K" else 16 if kind != "Q6_K" else 64)
         raw[..., at : at + 2] = (rng.randn(*raw.shape[:-1], 1) * step).astype(np.float16).view(np.uint8)
@@ -221,6 +223,26 @@ def families():
             hf.Gemma3ForCausalLM,
             hf.Gemma3TextConfig(**{**SMALL, "num_hidden_layers": 7}, head_dim=256, sliding_window=4),
         ),
+        "falcon": lambda: reference(
+            hf.FalconForCausalLM,
+            hf.FalconConfig(vocab_size=VOCAB, hidden_size=48, num_hidden_layers=2, num_attention_heads=6, eos_token_id=2),
+        ),
+        "bloom": lambda: reference(
+            hf.BloomForCausalLM,
+            hf.BloomConfig(vocab_size=VOCAB, hidden_size=48, n_layer=2, n_head=6, bos_token_id=1, eos_token_id=2),
+        ),
+        "mamba": lambda: reference(
+            hf.MambaForCausalLM,
+            hf.MambaConfig(vocab_size=VOCAB, hidden_size=48, num_hidden_layers=2, state_size=8, bos_token_id=1, eos_token_id=2),
+        ),
+        "lfm2": lambda: reference(
+            hf.Lfm2ForCausalLM,
+            hf.Lfm2Config(**dense, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False),
+        ),
+        "minimax_m2": lambda: reference(
+            hf.MiniMaxM2ForCausalLM,
+            hf.MiniMaxM2Config(**deep, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
+        ),
         "gpt2": lambda: reference(
             hf.GPT2LMHeadModel,
             hf.GPT2Config(vocab_size=VOCAB, n_positions=1024, n_embd=48, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
@@ -233,7 +255,7 @@ def families():
     "name",
     [
         *("llama", "qwen2_moe", "mistral", "qwen2", "qwen3_moe", "qwen3", "starcoder2", "gemma3", "gemma2"),
-        *("nemotron", "stablelm", "phi3", "gpt2"),
+        *("nemotron", "stablelm", "phi3", "gpt2", "falcon", "bloom", "mamba", "lfm2", "minimax_m2"),
     ],
 )
 def test_transformers_reads_what_we_write(tmp_path, name):
@@ -247,8 +269,9 @@ def test_transformers_reads_what_we_write(tmp_path, name):
     same_logits(model, theirs(path, ids), ids)
     again = ef.load(path)
     for (p, a), b in zip(ef.params(model).items(), ef.params(again).values(), strict=True):
-        # One is added to norms in float32.
-        assert np.allclose(a, b, rtol=0, atol=1e-6) if name[:5] in ("gemma", "nemot") else np.array_equal(a, b), p
+        # One is added to norms in float32; `A` is written and not its logarithm.
+        rounded = name[:5] in ("gemma", "nemot", "mamba")
+        assert np.allclose(a, b, rtol=0, atol=1e-6) if rounded else np.array_equal(a, b), p
     same_logits(again, np.asarray(ef.forward(model, jnp.asarray(ids)).logits), ids)
 
 
@@ -273,20 +296,54 @@ def test_longrope_is_said_in_tensors(tmp_path):
         assert ef.Frozen(again.config.rope_parameters) == ef.Frozen(model.config.rope_parameters)
 
 
-OF_LLAMA_CPP = ("gemma", "olmo2", "granite", "seed_oss", "smollm3", "cohere2", "glm4")  # benchmarks/greedy_gguf.py
+OF_LLAMA_CPP = (  # benchmarks/greedy_gguf.py
+    *("gemma", "olmo2", "granite", "glm4", "exaone4", "exaone4-full", "ernie4_5", "falcon-7b"),
+    *("falcon-one-norm", "falcon_h1", "jamba", "glm4_moe", "granitemoe", "granitemoeshared"),
+)
+LATENT = {
+    "num_key_value_heads": 6, "kv_lora_rank": 16, "q_lora_rank": 12, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+    "v_head_dim": 6, "first_k_dense_replace": 1, "moe_intermediate_size": 20, "n_routed_experts": 8, "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+DRAWN = {  # whose cases have what llama.cpp has not
+    "seed_oss": ("SeedOss", {}),
+    "smollm3": ("SmolLM3", {}),
+    "cohere2": ("Cohere2", {"sliding_window": 4}),
+    "gpt_oss": (
+        "GptOss",
+        {"num_local_experts": 4, "sliding_window": 8, "rope_parameters": ef.Frozen(YARN | {"truncate": False})},
+    ),
+    "lfm2_moe": (
+        "Lfm2Moe",
+        {"layer_types": ("conv", "full_attention", "conv"), "num_dense_layers": 1, "num_experts": 4, "moe_intermediate_size": 20},
+    ),
+    "deepseek_v2": ("DeepseekV2", {**LATENT, "topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}),
+    "deepseek_v2-lite": ("DeepseekV2", {**LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1}),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {**LATENT, "n_group": 4, "topk_group": 2, "rope_parameters": ef.Frozen(YARN | {"mscale": 1.0, "mscale_all_dim": 1.0})},
+    ),
+    "glm4_moe_lite": ("Glm4MoeLite", LATENT | {"mlp_layer_types": ("dense", "sparse", "sparse")}),
+    "falcon_mamba": ("FalconMamba", {"intermediate_size": 96, "state_size": 8}),
+    "ernie4_5_moe": ("Ernie4_5_Moe", {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 20, "moe_layer_interval": 2}),
+    "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "gpt_neox": ("GPTNeoX", {"rope_parameters": ef.Frozen(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.25)}),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["mixtral", "mamba2", "t5", "t5-v1.1", *OF_LLAMA_CPP])
+def drawn(name, **more):
+    """A random model, of the sizes of `SMALL` that its config has."""
+    kind, own = DRAWN[name]
+    config = getattr(ef.models, f"{kind}Config")
+    fields = {f.name for f in dataclasses.fields(config)} - {"bos_token_id", "eos_token_id"}
+    return ef.init(config(**{k: v for k, v in SMALL.items() if k in fields} | own | more), key=jax.random.key(0))
+
+
+@pytest.mark.thinned("one reader and one writer over tables")
+@pytest.mark.parametrize("name", ["mixtral", "mamba2", "t5", "t5-v1.1", *DRAWN, *OF_LLAMA_CPP])
 def test_families_that_transformers_does_not_read(tmp_path, name):
-    own = {
-        "seed_oss": ef.models.SeedOssConfig,
-        "smollm3": ef.models.SmolLM3Config,
-    }  # llama.cpp lacks biases of their MLP
-    if name in own:
-        sizes = {key: value for key, value in SMALL.items() if key not in ("bos_token_id", "eos_token_id")}
-        model = ef.init(own[name](**sizes), key=jax.random.key(0))
-    else:
-        model = CASES[name].model()
+    model = drawn(name) if name in DRAWN else CASES[name].model()
     if name == "mixtral":
         model = dataclass_with(model, sliding_window=None)
     if name.startswith("t5"):
@@ -304,8 +361,69 @@ def test_families_that_transformers_does_not_read(tmp_path, name):
         assert np.array_equal(held["blk.2.ssm_conv1d.weight"].data, np.asarray(mixer.conv1d.weight)[:, 0])
     again = ef.load(path)
     assert type(again) is type(model)
+    if name == "falcon_h1":  # its factors are in the weights of the file
+        c, (ours, theirs) = model.config, (ef.params(m) for m in (model, again))
+        assert again.config.ssm_in_multiplier == 1 and again.config.ssm_multipliers is None
+        factors = {
+            "embed_tokens": c.embedding_multiplier,
+            "layers.1.self_attn.k_proj": c.key_multiplier * c.attention_in_multiplier,
+            "layers.1.feed_forward.down_proj": c.mlp_multipliers[1],
+        }
+        for name, factor in factors.items():
+            assert np.allclose(ours[f"model.{name}.weight"] * factor, theirs[f"model.{name}.weight"], rtol=1e-6)
+        steps = [m["model.layers.1.mamba.in_proj.weight"][-1] for m in (ours, theirs)]
+        assert np.allclose(steps[0] * c.ssm_in_multiplier * c.ssm_multipliers[4], steps[1], rtol=1e-6)
+        return
     for (p, a), b in zip(ef.params(model).items(), ef.params(again).values(), strict=True):
         assert np.allclose(a, b, rtol=1e-6, atol=1e-6), p
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "deepseek_v3"])
+def test_matrices_that_a_file_has_in_parts(tmp_path, name):
+    """Parts of our arrays from parts of the file's, which are other rows, or turned."""
+    model = drawn(name, vocab_size=96)
+    path = ef.save(model, tmp_path / "m.gguf")
+    sharded = ef.load(path, mesh=ef.make_mesh(fsdp=2, tp=2, devices=jax.devices()[:4]))
+    for (p, a), b in zip(ef.params(model).items(), ef.params(sharded).values(), strict=True):
+        assert np.array_equal(a, b), p
+    if name == "gpt_oss":
+        return
+    file = ef.read_gguf(path)  # older files: one matrix for keys and values, and the widths of heads
+    kv = {f"blk.{i}.attn_kv_b.weight": layer.self_attn.kv_b_proj.weight for i, layer in enumerate(model.model.layers)}
+    keep = {n: i for n, i in file.tensors.items() if not n.endswith(("attn_k_b.weight", "attn_v_b.weight"))}
+    changes = {n: ("F32", w.shape, np.asarray(w)) for n, w in kv.items()}
+    old = {**file.metadata, "deepseek2.attention.key_length": 12, "deepseek2.attention.value_length": 6}
+    old = {k: v for k, v in old.items() if not k.endswith("_mla")}
+    infos = dict.fromkeys(kv, next(iter(keep.values())))
+    rewrite(ef.read_gguf(path)._replace(tensors=keep | infos, metadata=old), tmp_path / "old.gguf", changes)
+    for (p, a), b in zip(ef.params(model).items(), ef.params(ef.load(tmp_path / "old.gguf")).values(), strict=True):
+        assert np.array_equal(a, b), p
+
+
+def test_mxfp4_experts(tmp_path):
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    model = ef.quantize(drawn("gpt_oss", **sizes), ef.QuantConfig("mxfp4", pattern="experts"))
+    path = ef.save_gguf(model, tmp_path / "m.gguf")
+    held = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    want = np.asarray(ef.dense(model.model.layers[1].mlp.experts.gate_up_proj))
+    for first, part in enumerate(("gate", "up")):
+        found = held[f"blk.1.ffn_{part}_exps.weight"]
+        assert found.tensor_type == TYPES.MXFP4
+        assert np.array_equal(gguf.quants.dequantize(found.data, TYPES.MXFP4), want[:, first::2])
+    again = ef.load(path)
+    for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(again), strict=True):
+        assert np.array_equal(np.asarray(a), np.asarray(b))
+    assert tensors_of(ef.save(again, tmp_path / "n.gguf")) == tensors_of(path)
+    latent = ef.quantize(drawn("deepseek_v3", kv_lora_rank=32), ef.QuantConfig("a8q", pattern="kv_b_proj"))
+    with pytest.raises(ValueError, match="a part of it turned"):
+        ef.save_gguf(latent, path)
+    assert ef.load(ef.save_gguf(latent, path, kind="Q8_0")).config.kv_lora_rank == 32
 
 
 def dataclass_with(model, **changes):

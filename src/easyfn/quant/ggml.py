@@ -12,10 +12,12 @@ import numpy as np
 from ..core.slots import find_slots
 from ..core.weight import dense, format_of
 from ..io.formats import Packed, register
+from ..io.gguf.layouts import KeysAndValues
 from ..io.gguf.read import FLOATS, Blocks
 from ..names.rules import Tensors
 from .grouped import Grouped, group_of, grouped, integer_codes
 from .kquant import BLOCKS, KQuant, from_blocks, to_blocks
+from .micro import Micro
 
 BLOCK = 32  # entries of Q4_0, Q5_0, Q8_0
 SYMMETRIC = {4: "Q4_0", 5: "Q5_0", 8: "Q8_0"}  # ggml's kind by bits: one float16 scale, signed codes
@@ -23,7 +25,8 @@ _HELD = ("linear", "head", "router", "embedding", "experts")
 
 
 def from_ggml(raw: np.ndarray, kind: str, dtype: Any = "float32") -> Any:
-    """The weight of a tensor's bytes, uint8 `(..., out, bytes of a row)`: a `Grouped` (Q4_0, Q5_0, Q8_0) or `KQuant`.
+    """The weight of a tensor's bytes, uint8 `(..., out, bytes of a row)`: a `Grouped` (Q4_0, Q5_0, Q8_0), `Micro` (MXFP4) or
+    `KQuant`.
 
     ```python
     import numpy as np, easyfn as ef
@@ -34,6 +37,11 @@ def from_ggml(raw: np.ndarray, kind: str, dtype: Any = "float32") -> Any:
     if kind in BLOCKS:
         return from_blocks(raw, kind, dtype)
     lead = raw.shape[:-1]
+    if kind == "MXFP4":  # a scale, and codes whose second half is in the high bits: ours are neighbours
+        blocks = raw.reshape(*lead, -1, 17)
+        one, two = blocks[..., 1:] & 15, blocks[..., 1:] >> 4
+        pairs = np.concatenate([one[..., 0::2] | one[..., 1::2] << 4, two[..., 0::2] | two[..., 1::2] << 4], axis=-1)
+        return Micro(pairs.reshape(*lead, -1), np.ascontiguousarray(blocks[..., 0]), dtype=jnp.dtype(dtype).name)
     blocks = raw.reshape(*lead, -1, {"Q4_0": 18, "Q5_0": 22, "Q8_0": 34}[kind])
     scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
     rest = np.ascontiguousarray(blocks[..., 2:])
@@ -55,11 +63,17 @@ def to_ggml(path: str, w: Any) -> tuple[str, np.ndarray]:
     """
     if isinstance(w, KQuant):
         return w.kind, to_blocks(w)
+    if isinstance(w, Micro) and w.kind == "mxfp4":
+        scales = np.asarray(w.scales)
+        pairs = np.asarray(w.codes).reshape(*scales.shape, 16)
+        codes = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(*scales.shape, 32)
+        raw = np.concatenate([scales[..., None], codes[..., :16] | codes[..., 16:] << 4], axis=-1)
+        return "MXFP4", raw.reshape(*scales.shape[:-1], -1)
     kind = SYMMETRIC.get(w.bits) if isinstance(w, Grouped) else None
     if kind is None or w.zeros is not None or w.order is not None or w.smooth is not None or group_of(w) != BLOCK:
         raise ValueError(
             f"save: {path} is {format_of(w)}, which a .gguf file cannot hold: its blocks are symmetric, of 32 entries, "
-            "with 4, 5 or 8 bits. Round it: ef.save_gguf(model, path, kind='Q4_K'); or quantize with 'a8q' instead"
+            "with 4, 5 or 8 bits, or mxfp4. Round it: ef.save_gguf(model, path, kind='Q4_K'); or quantize with 'a8q' instead"
         )
     scales = np.asarray(w.scales)
     halves = scales.astype(np.float16)
@@ -98,7 +112,7 @@ def read(
 
 
 def _make(source: Tensors, kinds: tuple[str, ...], held: bool, parts: list[np.ndarray], dtype: Any) -> Any:
-    if held and len(set(kinds)) == 1:
+    if held and len(set(kinds)) == 1 and not isinstance(source.layout, KeysAndValues):
         return from_ggml(np.ascontiguousarray(source.join(parts)), kinds[0], dtype or "float32")
     # A plain array's place, or matrices joined that are quantized in different ways: dense.
     each = [
@@ -110,6 +124,11 @@ def _make(source: Tensors, kinds: tuple[str, ...], held: bool, parts: list[np.nd
 
 def write(source: Tensors, weight: Any) -> dict[str, Blocks]:
     """The tensors that hold a weight, or one layer of a stacked one (see `easyfn.io.formats.Writer`)."""
+    if isinstance(source.layout, KeysAndValues):
+        raise ValueError(
+            f"save: {source.path} is {format_of(weight)}, and a .gguf file holds a part of it turned: round it again, "
+            "ef.save_gguf(model, path, kind='Q4_0'), or leave it dense"
+        )
     kind, raw = to_ggml(source.path, weight)
     return {name: Blocks(kind, piece) for name, piece in zip(source.names, source.split(raw), strict=True)}
 

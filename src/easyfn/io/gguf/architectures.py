@@ -7,24 +7,26 @@ package's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ...nn.attention.rope import longrope_factor
 from .decoders import DECODERS
 from .facts import (
     BASE,
     DECODER,
+    DT_BIAS,
     LAYER_NORM,
     LOCAL,
+    MAMBA2,
     NORM_PLUS_ONE,
     PAIRS,
     Architecture,
     Change,
     Data,
     dim_of,
-    float32,
+    flat,
     has,
     read_decoder,
     read_head_dim,
@@ -35,6 +37,8 @@ from .facts import (
     write_partial,
     write_rope,
 )
+from .hybrids import HYBRIDS
+from .mixtures import MIXTURES
 from .read import GGUF
 
 
@@ -128,7 +132,7 @@ def _read_phi3(keys: Data, data: Data, file: GGUF) -> None:
         long, short = (value_of(file, name).astype(float).tolist() for name in (_LONG, _SHORT))
         data["rope_parameters"] |= {"rope_type": "longrope", "long_factor": long, "short_factor": short}
         if said is not None and not math.isclose(
-            said, _longrope_factor(data["max_position_embeddings"], trained), rel_tol=1e-6
+            said, longrope_factor(data["max_position_embeddings"] / trained, trained), rel_tol=1e-6
         ):
             data["rope_parameters"]["attention_factor"] = said
 
@@ -136,15 +140,11 @@ def _read_phi3(keys: Data, data: Data, file: GGUF) -> None:
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
-def _longrope_factor(most: int, trained: int) -> float:
-    return math.sqrt(1 + math.log(most / trained) / math.log(trained)) if most > trained else 1.0
-
-
 def _write_phi3(config: Any) -> Data:
     rope, trained = config.rope_parameters, config.original_max_position_embeddings
     out = {**write_partial(config), "rope.scaling.original_context_length": trained}
     if rope.get("rope_type") == "longrope":
-        given = rope.get("attention_factor") or _longrope_factor(config.max_position_embeddings, trained)
+        given = rope.get("attention_factor") or longrope_factor(config.max_position_embeddings / trained, trained)
         factors = (np.asarray(rope[key], np.float32) for key in ("long_factor", "short_factor"))
         out |= {"rope.scaling.attn_factor": given, **dict(zip((_LONG, _SHORT), factors, strict=True))}
     return {**out, "attention.sliding_window": config.sliding_window or 0}
@@ -193,26 +193,7 @@ def _write_mamba2(config: Any) -> Data:
     return {**idle, "ssm.inner_size": config.expand * config.hidden_size}
 
 
-def _flat(pattern: str, back: Callable[[np.ndarray, Any], np.ndarray]) -> Change:
-    return Change(pattern, lambda x, _: x.reshape(-1), back, lambda s: (math.prod(s),))
-
-
-_MAMBA2_CHANGES = (
-    Change(
-        r"\.ssm_a$",
-        lambda x, _: np.log(-float32(x)).reshape(-1),
-        lambda x, _: -np.exp(float32(x))[:, None],
-        lambda s: (math.prod(s),),
-    ),
-    _flat(r"\.ssm_d$", lambda x, _: x[:, None]),
-    _flat(r"\.ssm_norm\.weight$", lambda x, c: x.reshape(c.n_groups, -1)),
-    Change(
-        r"\.ssm_conv1d\.weight$",
-        lambda x, _: x.reshape(x.shape[0], 1, -1),
-        lambda x, _: x.reshape(x.shape[0], -1),
-        lambda s: (s[0], 1, s[-1]),
-    ),
-)
+_MAMBA2_CHANGES = (*MAMBA2, flat(r"\.ssm_norm\.weight$", lambda x, c: x.reshape(c.n_groups, -1)))
 
 
 def _read_t5(keys: Data, data: Data, file: GGUF) -> None:
@@ -237,9 +218,17 @@ def _write_t5(config: Any) -> Data:
 
 
 ARCHITECTURES = (
+    Architecture(
+        "llama",
+        "mixtral",
+        DECODER,
+        _read_mixtral,
+        _write_mixtral,
+        PAIRS,
+        fits=lambda metadata: bool(metadata.get("llama.expert_count")),
+    ),
     Architecture("llama", "llama", DECODER, _read_llama, write_decoder, PAIRS),
     Architecture("llama", "mistral", DECODER, _read_llama, write_decoder, PAIRS),
-    Architecture("llama", "mixtral", DECODER, _read_mixtral, _write_mixtral, PAIRS),
     Architecture(
         "qwen2",
         "qwen2",
@@ -341,7 +330,7 @@ ARCHITECTURES = (
         _write_mamba2,
         _MAMBA2_CHANGES,
         ("context_length", "feed_forward_length", "attention.head_count"),
-        ((r"(.*)\.dt_bias", r"\1.dt_proj.bias"), (r"backbone\.embeddings\.(.*)", r"backbone.embedding.\1")),
+        (DT_BIAS, (r"backbone\.embeddings\.(.*)", r"backbone.embedding.\1")),
     ),
     Architecture(
         "t5",
@@ -361,4 +350,6 @@ ARCHITECTURES = (
         ignored=("context_length", "attention.head_count_kv", "attention.layer_norm_rms_epsilon"),
     ),
     *DECODERS,
+    *MIXTURES,
+    *HYBRIDS,
 )

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...names.rules import Rule
+from ...nn.attention.rope import llama3_frequencies
 from ..safetensors import read
 from .read import GGUF
 
@@ -28,6 +30,7 @@ class Change(NamedTuple):
     write: Callable[[np.ndarray, Any], np.ndarray]
     shape: Callable[[tuple[int, ...]], tuple[int, ...]] = tuple
     moves: bool = False
+    counts: Callable[[Any], bool] = lambda config: True  # for which configs there is a difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Architecture:
       `write(config)`: the other way, as metadata (and tensors, which are arrays).
     - `ignored`: keys that say nothing more. Any other key is refused.
     - `names`: our (Hugging Face's) names, as patterns, that the `gguf` package does not know, by one that it does.
+    - `own(config)`: rules for arrays of ours that a file holds as several tensors; they count where it has these tensors.
+    - `fits(metadata)`: whether a file of the architecture is of this family; the first that fits reads it.
+    - `said(config)`: the config with what a file says in one way only said in that way.
     """
 
     name: str
@@ -49,6 +55,9 @@ class Architecture:
     changes: tuple[Change, ...] = ()
     ignored: tuple[str, ...] = ()
     names: tuple[tuple[str, str], ...] = ()
+    own: Callable[[Any], tuple[Rule, ...]] = lambda config: ()
+    fits: Callable[[Mapping[str, Any]], bool] = lambda metadata: True
+    said: Callable[[Any], Any] = lambda config: config
 
 
 DECODER = {
@@ -122,11 +131,8 @@ def read_rope(keys: Data, data: Data, file: GGUF) -> Data:
 
 def _llama3_factors(rope: Mapping[str, Any], dim: int) -> np.ndarray:
     """By what Llama 3.1 divides its frequencies (convert_hf_to_gguf.py writes it as a tensor)."""
-    wavelength = 2 * math.pi * rope["rope_theta"] ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
-    low, high, trained = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
-    smooth = (trained / wavelength - low) / (high - low)
-    blended = 1 / ((1 - smooth) / rope["factor"] + smooth)
-    return np.where(wavelength < trained / high, 1.0, np.where(wavelength > trained / low, rope["factor"], blended))
+    inv = rope["rope_theta"] ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+    return inv / llama3_frequencies(inv, rope)
 
 
 def _read_factors(factors: np.ndarray, base: float, data: Data) -> Data:
@@ -198,3 +204,48 @@ def float32(x: np.ndarray) -> np.ndarray:
 NORM_PLUS_ONE = Change(
     r"norm\.weight$", lambda x, _: (float32(x) - 1).astype(x.dtype), lambda x, _: float32(x) + np.float32(1)
 )
+
+
+def flat(pattern: str, back: Callable[[np.ndarray, Any], np.ndarray]) -> Change:
+    """A vector of ours that a file holds in another shape, which `back` makes."""
+    return Change(pattern, lambda x, _: x.reshape(-1), back, lambda s: (math.prod(s),))
+
+
+CONV = Change(  # a filter for each channel, without the axis of length one
+    r"\.(ssm_conv1d|shortconv\.conv)\.weight$",
+    lambda x, _: x.reshape(x.shape[0], 1, -1),
+    lambda x, _: x.reshape(x.shape[0], -1),
+    lambda s: (s[0], 1, s[-1]),
+)
+LOG_A = Change(r"\.ssm_a$", lambda x, _: np.log(-float32(x)), lambda x, _: -np.exp(float32(x)))
+MAMBA2 = (  # `A_log` and `D` of heads are columns
+    Change(
+        r"\.ssm_a$",
+        lambda x, _: np.log(-float32(x)).reshape(-1),
+        lambda x, _: -np.exp(float32(x))[:, None],
+        lambda s: (math.prod(s),),
+    ),
+    flat(r"\.ssm_d$", lambda x, _: x[:, None]),
+    CONV,
+)
+DT_BIAS = (r"(.*)\.dt_bias", r"\1.dt_proj.bias")
+CORRECTION = (r"(.*)\.e_score_correction_bias", r"\1.e_score_correction.bias")
+
+
+def groups_apart(heads: Callable[[Any], tuple[int, int]]) -> Change:
+    """Queries, keys and values in one matrix: ours by key head, `(queries, key, value)` of each; the file's one kind after
+    the other. `heads(config)` are how many query and key heads there are."""
+
+    def read(tensor: np.ndarray, config: Any) -> np.ndarray:
+        count, keys = heads(config)
+        rows = tensor.reshape(count + 2 * keys, -1, *tensor.shape[1:])
+        parts = (rows[:count], rows[count : count + keys], rows[count + keys :])
+        return np.concatenate([p.reshape(keys, -1, *tensor.shape[1:]) for p in parts], 1).reshape(tensor.shape)
+
+    def write(tensor: np.ndarray, config: Any) -> np.ndarray:
+        count, keys = heads(config)
+        rows = tensor.reshape(keys, count // keys + 2, -1, *tensor.shape[1:])
+        parts = (rows[:, :-2], rows[:, -2], rows[:, -1])
+        return np.concatenate([p.reshape(-1, *tensor.shape[1:]) for p in parts]).reshape(tensor.shape)
+
+    return Change(r"\.attn_qkv\.(weight|bias)$", read, write, moves=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...core.tree import near
-from ...names.rules import Rule, concatenated, rename, tensors
+from ...names.rules import Rule, concatenated, rename, template, tensors
 from ..checkpoint import Source
 from ..safetensors import memory, read_into
 from .architectures import ARCHITECTURES
@@ -23,8 +25,8 @@ _IDS = {
 }
 
 
-def config_data(file: GGUF, where: Any) -> tuple[Data, Data]:
-    """The content of a `config.json` and of a `generation_config.json` for a file.
+def config_data(file: GGUF, where: Any, model_type: str | None = None) -> tuple[Data, Data]:
+    """The content of a `config.json` and of a `generation_config.json` for a file, as `model_type` if it is of that family.
 
     Keys of its architecture that are not understood come under their own names, so that reading the config refuses
     them. Raises `ValueError` for an architecture that is not known.
@@ -33,9 +35,8 @@ def config_data(file: GGUF, where: Any) -> tuple[Data, Data]:
     name = meta.get("general.architecture")
     if name is None:
         raise ValueError(f"{where}: it has no general.architecture: it holds no model (an adapter, or a vocabulary?)")
-    experts = bool(meta.get(f"{name}.expert_count"))
-    model_type = "mixtral" if name == "llama" and experts else None
-    found = next((a for a in ARCHITECTURES if a.name == name and model_type in (None, a.model_type)), None)
+    fitting = [a for a in ARCHITECTURES if a.name == name and a.fits(meta)]
+    found = next((a for a in fitting if a.model_type == model_type), fitting[0] if fitting else None)
     if found is None:
         known = [a.name for a in ARCHITECTURES]
         raise ValueError(
@@ -108,11 +109,12 @@ def config_metadata(config: Any) -> tuple[Data, dict[str, np.ndarray]]:
     return meta, tensors
 
 
-def rules(model: Any, *, strict: bool = False) -> list[Rule]:
+def rules(model: Any, *, strict: bool = False, held: Collection[str] | None = None) -> list[Rule]:
     """The names of a model's tensors in a `.gguf` file, as those of Hugging Face's files are given by a family.
 
     A matrix that Hugging Face's file holds as `(in, out)` is `(out, in)` here, and experts are stacked as ours are.
-    What has no name in such files keeps Hugging Face's, or with `strict` is a `ValueError`.
+    What has no name in such files keeps Hugging Face's, or with `strict` is a `ValueError`. `held` are the names of a file
+    that is read.
     """
     from ...registry.family import family_of
 
@@ -132,9 +134,16 @@ def rules(model: Any, *, strict: bool = False) -> list[Rule]:
             raise ValueError(f"save: a .gguf file of {kind.name} has no name for {theirs}")
         return found or theirs
 
-    out: dict[Rule, None] = {}
+    own = [
+        rule
+        for rule in kind.own(model.config)
+        if held is None or any(template(rule.theirs[0]).fullmatch(name) for name in held)
+    ]
+    out: dict[Rule, None] = dict.fromkeys(own)
     for each in tensors(model, known.names(model)).values():
         for t in each:
+            if any(template(rule.ours).fullmatch(t.path) for rule in own):
+                continue
             ours, names = t.path, list(dict.fromkeys(map(name_of, t.names)))
             found = re.search(r"blk\.(\d+)\.", names[0])
             if found and f".{found[1]}." in ours:  # one rule for all layers
@@ -147,8 +156,12 @@ def rules(model: Any, *, strict: bool = False) -> list[Rule]:
 def _table(name: str, config: Any) -> Any:
     gguf = package()
     arch = next(number for number, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
-    counts = [getattr(config, n, None) for n in ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")]
-    return gguf.get_tensor_name_map(arch, max(n for n in counts if n))
+    return gguf.get_tensor_name_map(arch, _depth(config))
+
+
+def _depth(config: Any) -> int:
+    names = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+    return max(n for n in (getattr(config, name, None) for name in names) if n)
 
 
 def package() -> Any:
@@ -164,7 +177,8 @@ def package() -> Any:
 
 def change_of(name: str, config: Any) -> Change | None:
     """How a tensor of a file differs from ours, if it does."""
-    return next((c for c in architecture_of(config).changes if re.search(c.pattern, name)), None)
+    changes = architecture_of(config).changes
+    return next((c for c in changes if re.search(c.pattern, name) and c.counts(config)), None)
 
 
 def open_gguf(path: Path, config: Any) -> Source:
@@ -177,6 +191,7 @@ def open_gguf(path: Path, config: Any) -> Source:
         held[name] = info if change is None else info._replace(shape=tuple(change.shape(info.shape)))
     for name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
         held.pop(name, None)  # is in the config
+    held = {name: info for name, info in held.items() if not _beyond(name, config)}
 
     def fill(name: str, out: np.ndarray, start: int) -> None:
         change = change_of(name, config)
@@ -194,4 +209,10 @@ def open_gguf(path: Path, config: Any) -> Source:
         whole = np.ascontiguousarray(change.read(value_of(file, name), config)).reshape(-1).view(np.uint8)
         target[:] = whole[start : start + out.nbytes]
 
-    return Source(str(path), held, fill, lambda name: None, [], rules)
+    return Source(str(path), held, fill, lambda name: None, [], partial(rules, held=frozenset(held)))
+
+
+def _beyond(name: str, config: Any) -> bool:
+    """Whether a tensor is of a layer after the last, which predict further tokens."""
+    found = re.match(r"blk\.(\d+)\.", name)
+    return found is not None and int(found[1]) >= _depth(config)

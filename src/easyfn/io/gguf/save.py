@@ -34,7 +34,7 @@ from .read import FLOATS, GGUF, KINDS, Blocks, Written, write_gguf
 # `general.file_type`, by the kind that most of the entries have.
 FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15,
-    "Q5_K": 17, "Q6_K": 18, "BF16": 32,
+    "Q5_K": 17, "Q6_K": 18, "BF16": 32, "MXFP4": 38,
 }  # fmt: skip
 ROUNDED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K")  # the gguf package rounds to all but the last
 # Fields of configs that matter in training only, or say what others say.
@@ -132,6 +132,11 @@ def _tensors(model: Any, floats: Any, rounded: str | None) -> Iterator[tuple[str
         pieces = _packed(source, host, rounded) if packed is not None else _split(source, host)
         for name, piece in pieces.items():
             change = change_of(name, config)
+            if isinstance(piece, Blocks) and change is not None and not change.moves:
+                raise ValueError(
+                    f"save: {name} is another matrix than {source.path}, whose blocks would be rounded again: make it "
+                    "dense first, ef.dequantize(model)"
+                )
             kind, value = piece if isinstance(piece, Blocks) else ("", piece)
             value = np.ascontiguousarray(value if change is None else change.write(value, config))
             if kind:
@@ -170,36 +175,40 @@ def _plain(name: str, value: np.ndarray, floats: Any) -> np.ndarray:
 def _stays(name: str, value: np.ndarray) -> bool:
     """Vectors, positions, routers and what belongs to states: float32, as llama.cpp has it."""
     small = value.ndim < 2 or any(
-        part in name for part in ("position_embd", "token_types", "ffn_gate_inp.", "ssm_conv1d")
+        part in name for part in ("position_embd", "token_types", "ffn_gate_inp.", "ssm_conv1d", "shortconv.conv.")
     )
-    return small or name.endswith(("ssm_a", "ssm_d", "ssm_norm.weight"))
+    return small or name.endswith(("ssm_a", "ssm_d", "ssm_norm.weight", ".bias"))
 
 
 def _check(config: Any, said: Mapping[str, Any], extra: Mapping[str, Any], plan: Mapping[str, Written]) -> None:
     """Raises unless the file will say the config that the model has."""
     infos = {n: Info(np.dtype(np.float32), w.shape, Path(), 0, w.nbytes, w.kind) for n, w in plan.items()}
-    data, _ = config_data(GGUF(said, infos, extra), "save")
+    kind = architecture_of(config)
+    config = kind.said(config)
+    data, _ = config_data(GGUF(said, infos, extra), "save", kind.model_type)
     known = family_of(data["model_type"])
-    again = configs.read(known.config, data, known.ignore)
+    again = kind.said(configs.read(known.config, data, known.ignore))
     lost = []
     for field in dataclasses.fields(config):
         mine = getattr(config, field.name)
         theirs = getattr(again, field.name, field.default)
-        idle = field.name in _IDLE or "drop" in field.name or mine is None
+        idle = (field.name in _IDLE and field.name not in data) or "drop" in field.name or mine is None
         off = field.name == "sliding_window" and getattr(config, "use_sliding_window", None) is False
         if not idle and not off and not _same(thaw(mine), thaw(theirs)):
             lost.append(f"{field.name}={thaw(mine)!r}")
     if lost:
         raise ValueError(
-            f"save: a .gguf file of {architecture_of(config).name} has no place for {', '.join(lost)} of "
+            f"save: a .gguf file of {kind.name} has no place for {', '.join(lost)} of "
             f"{type(config).__name__}: llama.cpp would compute something else"
         )
 
 
+_UNSAID = {"partial_rotary_factor": 1.0}  # what a key says that is left out
+
+
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
-        keys = {k for k in {*a, *b} if a.get(k) is not None or b.get(k) is not None}
-        return all(_same(a.get(k), b.get(k)) for k in keys)
+        return all(_same(a.get(k, _UNSAID.get(k)), b.get(k, _UNSAID.get(k))) for k in {*a, *b})
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         return bool(np.float32(a) == np.float32(b))
     if isinstance(a, list) and isinstance(b, list):

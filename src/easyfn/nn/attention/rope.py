@@ -46,7 +46,7 @@ def inverse_frequencies(
         scaled = base * (factor * ratio - (factor - 1)) ** (dim / (dim - 2))
         return 1.0 / scaled ** (jnp.arange(0, dim, 2, dtype=jnp.float32) / dim), 1.0
     if kind == "llama3":
-        return _f32(_llama3(inv, parameters, factor)), 1.0
+        return _f32(llama3_frequencies(inv, parameters)), 1.0
     if kind == "yarn":
         return _yarn(inv, parameters, base, dim, max_position_embeddings)
     if kind == "longrope":
@@ -62,7 +62,9 @@ def _f32(x: np.ndarray) -> jax.Array:
     return jnp.asarray(x, jnp.float32)
 
 
-def _llama3(inv: np.ndarray, parameters: Mapping[str, Any], factor: float) -> np.ndarray:
+def llama3_frequencies(inv: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
+    """Inverse frequencies as Llama 3.1 has them: slow ones are divided by a factor, fast ones stay."""
+    factor = float(parameters.get("factor") or 1.0)
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
     trained = parameters["original_max_position_embeddings"]
     wavelength = 2 * math.pi / inv
@@ -98,6 +100,11 @@ def _yarn(
     return _f32(inv / factor * ramp + inv * (1 - ramp)), float(attention)
 
 
+def longrope_factor(factor: float, trained: int) -> float:
+    """The factor on cos and sin where a config says none: texts are `factor` times as long as those `trained` on."""
+    return 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(trained))
+
+
 def _longrope(
     parameters: Mapping[str, Any], base: float, dim: int, max_position_embeddings: int, length: jax.Array | int
 ) -> tuple[jax.Array, float | jax.Array]:
@@ -106,7 +113,7 @@ def _longrope(
     factor = parameters.get("factor") or max_position_embeddings / trained
     attention = parameters.get("attention_factor")
     if attention is None:
-        attention = 1.0 if factor <= 1.0 else math.sqrt(1 + math.log(factor) / math.log(trained))
+        attention = longrope_factor(factor, trained)
     exponent = base ** (np.arange(0, dim, 2, dtype=np.float64) / dim)
     short = _f32(1.0 / (np.asarray(parameters["short_factor"], np.float64) * exponent))
     long = _f32(1.0 / (np.asarray(parameters["long_factor"], np.float64) * exponent))
