@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 IMAGE, VIDEO = 7, 8  # the tokens that stand for features, in all cases
+BREAK = 5  # between the lines of an image of Pixtral's
 Prompt = Callable[[str], dict[str, np.ndarray]]
 
 
@@ -208,7 +209,7 @@ def sized(sizes: np.ndarray, cell: int) -> Prompt:
 
     def make(pad: str = "left") -> dict[str, np.ndarray]:
         rng = np.random.RandomState(0)
-        image = lambda size: [*[*[IMAGE] * (size[1] // cell), 5] * (size[0] // cell)]
+        image = lambda size: [*[*[IMAGE] * (size[1] // cell), BREAK] * (size[0] // cell)]
         first, second, third = (image(size) for size in sizes.tolist())
         rows = [
             [*words(rng, 2), *first, *words(rng, 2), *second, *words(rng, 4)],

@@ -9,7 +9,7 @@ import pytest
 
 import easyfn as ef
 from cases import CASES, IMAGES, VOCAB, in_test_all
-from image_prompts import IMAGE, VIDEO
+from image_prompts import BREAK, IMAGE, VIDEO
 from test_vision import model_of
 
 LENGTH = 40
@@ -88,7 +88,9 @@ def one_row(name, row):
     keep, shape = made["attention_mask"][row] > 0, made["attention_mask"].shape
     by_token = {k: v[row : row + 1][:, keep] for k, v in made.items() if v.shape[:2] == shape}
     by_row = "pixel_attention_mask" in made  # else one after the other, of all rows
-    begins = (made["input_ids"] == IMAGE) & (np.roll(made["input_ids"], 1, axis=1) != IMAGE)
+    ids = made["input_ids"]
+    within = np.isin(ids, [IMAGE, BREAK] if "image_sizes" in made else IMAGE)
+    begins = within & ~np.roll(within, 1, axis=1)
     ends = np.cumsum([0, *begins.sum(axis=1)])
     images = slice(row, row + 1) if by_row else slice(ends[row], ends[row + 1])
     beside = {k: v for k, v in made.items() if v.shape[:2] != shape}
@@ -96,14 +98,14 @@ def one_row(name, row):
     if "image_grid_thw" in made:
         patches = np.cumsum([0, *made["image_grid_thw"].prod(axis=1)])
         found["pixel_values"] = made["pixel_values"][patches[images.start] : patches[images.stop]]
-    if (made["input_ids"][row] == VIDEO).any():
+    if (ids[row] == VIDEO).any():
         found |= {k: v for k, v in beside.items() if "video" in k}
     by_token.pop("attention_mask")
     return {**by_token, **found}
 
 
 SHOWN = ["qwen2.5-vl", "qwen3-vl", "qwen3_5", "gemma3-images", "gemma4-images", "llava", "llava-next", "paligemma"]
-SHOWN += ["idefics3", "smolvlm", "internvl"]
+SHOWN += ["idefics3", "smolvlm", "internvl", "mistral3"]
 
 
 @pytest.mark.parametrize("name", in_test_all(["qwen2-vl"], SHOWN))
