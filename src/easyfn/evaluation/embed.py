@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,8 +21,8 @@ def embed(
 
     - `model`: of the task `"sentence-embedding"`: what `ef.load` makes of a sentence-transformers checkpoint.
     - `tokenizer`: of [`easyfn.tokenizer`][], or of transformers.
-    - `length`: tokens that a text is cut to, the special ones among them: by default the tokenizer's own limit, else the
-      model's. sentence-transformers cuts at `max_seq_length` of `sentence_bert_config.json`.
+    - `length`: tokens that a text is cut to, the special ones among them: by default what the checkpoint says to
+      sentence-transformers (`max_seq_length`), else the tokenizer's own limit, else the model's.
     - Texts are sorted by length and padded to widths that double, so that a few programs serve all.
 
     ```python
@@ -79,9 +80,13 @@ class Reader:
     """A tokenizer beside the caller's own, which neither cuts nor pads, and the most tokens of a text: `limit`."""
 
     def __init__(self, tokenizer: Any, model: Any, length: int | None = None) -> None:
-        limits = [length, getattr(model.config, "max_position_embeddings", None)]
+        if isinstance(tokenizer, str | Path):
+            raise TypeError(f"ef.embed: tokenizer is a tokenizer, not its place: ef.tokenizer({str(tokenizer)!r})")
+        self._lower = model.lower
+        own = getattr(model.config, "max_position_embeddings", None)
+        limits = [length, None if model.length is None else min(model.length, own or model.length), own]
         if hasattr(tokenizer, "no_truncation"):
-            limits.insert(1, (tokenizer.truncation or {}).get("max_length"))
+            limits.insert(2, (tokenizer.truncation or {}).get("max_length"))
             tokenizer = type(tokenizer).from_str(tokenizer.to_str())
             tokenizer.no_truncation()
             tokenizer.no_padding()
@@ -90,7 +95,7 @@ class Reader:
 
     def ids(self, text: str, *, cut: bool = True) -> list[int]:
         """The tokens of a text, cut so that the special ones stay."""
-        found = self._tokenizer.encode(text)
+        found = self._tokenizer.encode(text.lower() if self._lower else text)
         if hasattr(found, "ids"):
             ids, special = found.ids, found.special_tokens_mask
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import operator
@@ -34,7 +35,7 @@ from .place import put_in_place, write_document
 from .plain import save_params
 from .remote import is_url, plain, save_remote
 from .safetensors import write
-from .sentence import sentence_files
+from .sentence import READING, sentence_files
 from .torch.files import program_files
 from .weights import Layer, each_weight, entries
 from .words import words_of
@@ -116,7 +117,10 @@ def save(
     found = entries(model, dtype)
     as_described(model, known)
     shards = _shards(found, limit)
-    documents = {**({} if tokenizer is None else words_of(tokenizer)), **_documents(model, known, found, shards)}
+    words, documents = {} if tokenizer is None else words_of(tokenizer), _documents(model, known, found, shards)
+    if READING in words and READING in documents:  # what else it says stays
+        documents[READING] = {**json.loads(words[READING]), **documents[READING]}
+    documents = {**words, **documents}
     alone = not spans(model)
     directory = plain(directory)
     if is_url(directory):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..core.schema import either, flag, many, maybe, problems, read_json, record, word
+from ..core.schema import either, flag, many, maybe, problems, read_json, real, record, word
 from ..nn import SentenceEmbedding
 from .checkpoint import LoadError
 
 MODULES = "modules.json"
+READING = "sentence_bert_config.json"  # how texts are read, whatever the transformer
+TOKENS = "tokenizer_config.json"
 _FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -23,24 +25,28 @@ _FLAGS = {
 def sentence_settings(folder: Path) -> dict[str, Any] | None:
     """What follows the transformer in a sentence-transformers folder; `None` if the folder is no such checkpoint.
 
-    `{"pooling": [mode, ...], "normalize": bool, "other": [names of modules that easyfn does not implement]}`.
+    `{"pooling": [mode, ...], "normalize": bool, "length": tokens that a text is cut to, or None, "lower": whether it is put
+    in small letters first, "other": [names of modules that easyfn does not implement]}`.
     """
     if not (folder / MODULES).is_file():
         return None
-    found: dict[str, Any] = {"pooling": ["mean"], "normalize": False, "other": []}
+    found: dict[str, Any] = {"pooling": ["mean"], "normalize": False, "length": None, "lower": False, "other": []}
     for kind, path in _modules(folder):
         if kind == "Pooling":
             found["pooling"] = _pooling(folder / path / "config.json")
         elif kind == "Normalize":
             found["normalize"] = True
-        elif kind != "Transformer":
+        elif kind == "Transformer":
+            found |= _reading(folder, path)
+        else:
             found["other"].append(kind)
     return found
 
 
 def settings_files(folder: Path) -> list[str]:
     """The files, relative to the folder, that `sentence_settings` reads after `modules.json`."""
-    return [f"{path}/config.json" for kind, path in _modules(folder) if kind == "Pooling"]
+    files = {"Pooling": ["config.json"], "Transformer": [READING, TOKENS]}
+    return [str(Path(path, file)) for kind, path in _modules(folder) for file in files.get(kind, ())]
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
@@ -65,13 +71,32 @@ def sentence_files(model: Any) -> dict[str, Any]:
     last = [("2_Normalize", "Normalize")] if model.normalize else []
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *last]
     modes = {name: mode in model.pooling for name, mode in _FLAGS.items()}
+    reading = {"max_seq_length": model.length, "do_lower_case": model.lower}
     return {
+        **({READING: reading} if model.length is not None or model.lower else {}),
         MODULES: [
             {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
             for i, (path, kind) in enumerate(modules)
         ],
         "1_Pooling/config.json": {"word_embedding_dimension": model.config.hidden_size, **modes},
     }
+
+
+def _reading(folder: Path, path: str) -> dict[str, Any]:
+    """How a text becomes tokens: what sentence-transformers says itself, and else what the tokenizer says."""
+    length = maybe(real(1))  # transformers writes 1e30 where there is no limit
+    said: dict[str, Any] = {}
+    for name, table in (
+        (READING, {"max_seq_length": length, "do_lower_case": maybe(flag)}),
+        (TOKENS, {"model_max_length": length}),
+    ):
+        if (file := folder / path / name).is_file():
+            data = read_json(file, LoadError)
+            if wrong := problems(data, table):
+                raise LoadError(file, wrong)
+            said |= {key: data.get(key) for key in table}
+    most = said.get("max_seq_length") or said.get("model_max_length")
+    return {"length": int(most) if most and most < 2**31 else None, "lower": bool(said.get("do_lower_case"))}
 
 
 def _pooling(file: Path) -> list[str]:
