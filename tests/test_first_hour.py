@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import easyfn as ef
@@ -230,6 +231,25 @@ def test_equinox_layers_take_part(name, tmp_path):
             ef.load_params(eqx.nn.MLP(32, 8, 64, 3, key=KEY), ef.save(theirs, tmp_path / "w.safetensors"))
     trainable = ef.trainable(tuned)
     assert any(jax.tree.leaves(trainable)) and not all(jax.tree.leaves(trainable))
+    whole = ef.fully_gather(ef.fully_shard(ours))
+    assert np.array_equal(run(whole, x), run(ours, x))
+    adapter = ef.split_lora(tuned)[1]
+    assert ef.num_params(adapter) == ef.num_params(tuned, trainable_only=True) > 0 and "a" in str(ef.show(adapter))
+    state = ef.to_state(tuned, optax.sgd(0.1))
+    ef.save_state(state, tmp_path / "states")
+    back = ef.load_state(state, tmp_path / "states")
+    assert np.array_equal(run(back.model, x), run(tuned, x))
+    for call in (lambda: ef.forward(ours, pixel_values=x), lambda: ef.pure(ours), lambda: ef.flops(ours, 1, 1)):
+        with pytest.raises(ef.NotSupported, match=r"jax\.vmap\(model\)\(x\)"):
+            call()
+    for call in (lambda: ef.save(ours, tmp_path / "folder"), lambda: ef.save_adapter(tuned, tmp_path / "folder")):
+        with pytest.raises(ValueError, match=r"ef\.save\(model, 'weights\.safetensors'\)"):
+            call()
+    if name == "mlp":  # its loop is its own
+        with pytest.raises(TypeError, match=r"ef\.unstack"):
+            ef.stack(ef.adopt(eqx.nn.MLP(8, 8, 8, 3, key=KEY)))(x[0, :8])
+    else:  # its layers hold numbers that are no arrays
+        assert np.array_equal(run(ef.stack(ours), x), run(ours, x))
 
 
 def test_without_slots_the_way_is_said():
@@ -246,7 +266,6 @@ def test_without_slots_the_way_is_said():
 
 def wrong_calls(model, ids, key, tmp):
     """What users of transformers, PEFT, Equinox, optax and Flax write first, and what the error must name."""
-    import optax
 
     batch = {"input_ids": ids}
     state = ef.to_state(model, optax.sgd(0.1))

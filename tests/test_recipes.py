@@ -286,6 +286,7 @@ def test_the_first_minute(here, capsys):
         (["convert", "llama", "full"], "--force"),
         (["show"], "checkpoint"),
         (["fine-tune"], "invalid choice"),
+        (["merge", "llama", "out"], "convert CHECKPOINT OUT --adapter"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(line)

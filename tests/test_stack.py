@@ -1,5 +1,7 @@
 """Stacking is a transform: the same numbers, and its inverse gives back the same model."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,3 +86,19 @@ def test_remat_changes_no_gradient(key, remat):
     plain = jax.grad(loss)(model, ef.Runtime())
     other = jax.grad(loss)(model, ef.Runtime(remat=remat))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), plain, other)
+
+
+def test_treescope_draws_what_a_stack_holds(monkeypatch):
+    """By treescope's own function, of a module that stands for it: it draws dataclasses by itself, and a stack is none."""
+    import types
+
+    module = types.ModuleType("treescope")
+    module.repr_lib = types.SimpleNamespace(render_object_constructor=lambda *said: said)
+    monkeypatch.setitem(sys.modules, "treescope", module)
+    (run,) = ef.stack(ef.testing.tiny()).model.layers
+    assert run.__treescope_repr__(".layers[0]", "renderer") == (
+        type(run),
+        {"blocks": run.blocks, "repeats": 2, "start": 0},
+        ".layers[0]",
+        "renderer",
+    )

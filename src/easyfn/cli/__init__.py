@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     p = commands.add_parser("generate", help="text from a prompt")
     p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
-    p.add_argument("prompt", nargs="?", default="")
+    p.add_argument("prompt", nargs="?", default="", help="the text to go on from")
     p.add_argument("--ids", help="token ids, comma separated, instead of text")
     p.add_argument("--max-new-tokens", type=whole, default=64, help="of the answer")
     p.add_argument("--temperature", type=positive, default=0.0, help="0 is greedy")
@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     p = commands.add_parser("demo", help="the main job on a checkpoint, step by step")
     p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
     p.add_argument("text", help="a text file to learn")
-    p.add_argument("--out", default="out")
+    p.add_argument("--out", default="out", help="the folder of what it writes")
     p.add_argument("--steps", type=whole, default=120, help="of training")
     p.set_defaults(run=run_demo)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -101,8 +102,25 @@ def stoppable(name: str) -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+# What other programs call it.
+_HABITS = {
+    "merge": "convert CHECKPOINT OUT --adapter FOLDER, which merges it",
+    "export": "convert CHECKPOINT OUT.gguf",
+    "train": "finetune or pretrain",
+    "sft": "finetune",
+    "run": "generate or chat",
+    "eval": "perplexity",
+    "info": "show",
+    "inspect": "show",
+    "embed": "serve, or ef.embed",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """Wrong use is one line, and exit code 2."""
 
     def error(self, message: str) -> Any:
+        said = re.match(r"argument COMMAND: invalid choice: '(.*?)'", message)
+        if said and said[1] in _HABITS:
+            message = f"there is no command {said[1]!r}: it is easyfn {_HABITS[said[1]]}"
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help says more\n")

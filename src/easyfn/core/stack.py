@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .tree import Pipelined, Stacked, is_leaf, layers_in, rebuild
+from .tree import Pipelined, Stacked, is_array, is_leaf, layers_in, rebuild
 
 
 def stack(model: Any) -> Any:
@@ -19,7 +19,8 @@ def stack(model: Any) -> Any:
     Two layers are alike if their structure, static fields, shapes and dtypes are equal; the period of a pattern is found
     (Gemma's five local layers and a global one make one body of six). Compile time then does not grow with depth. Works on
     abstract, quantized, adapted and sharded models; of concrete arrays it makes a copy, so prefer `ef.load(path,
-    stack=True)`. A model without a run is returned as it is.
+    stack=True)`. A model without a run is returned as it is; so are layers that hold leaves which are no arrays, as layers of
+    other packages do, and no scan carries.
 
     ```python
     import easyfn as ef
@@ -72,6 +73,8 @@ def _stack_layers(layers: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _kind(layer: Any) -> Any:
     leaves, treedef = jtu.tree_flatten(layer)
+    if not all(map(is_array, leaves)):
+        return object()  # like no other
     return treedef, tuple((leaf.shape, jnp.dtype(leaf.dtype)) for leaf in leaves)
 
 

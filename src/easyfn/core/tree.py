@@ -18,6 +18,14 @@ import jax.tree_util as jtu
 Pattern = str | Sequence[str] | Callable[[str, Any], bool]
 
 
+def _drawn(node: Any, path: str | None, subtree_renderer: Any) -> Any:
+    """How treescope draws what is no dataclass, where somebody has it."""
+    from treescope import repr_lib
+
+    parts = {name: getattr(node, name) for name in type(node).__slots__}
+    return repr_lib.render_object_constructor(type(node), parts, path, subtree_renderer)
+
+
 @jtu.register_pytree_with_keys_class
 class Stacked:
     """A run of alike layers whose arrays carry a leading axis: layer `start + j + i * period` is `blocks[j][i]`.
@@ -26,11 +34,17 @@ class Stacked:
     """
 
     __slots__ = ("blocks", "repeats", "start")
+    __treescope_repr__ = _drawn
 
     def __init__(self, blocks: Sequence[Any], start: int, repeats: int) -> None:
         self.blocks = tuple(blocks)
         self.start = start
         self.repeats = repeats
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            "a stack of layers is run by ef.nn.fold, and this model calls its layers one by one: ef.unstack(model)"
+        )
 
     @property
     def num_layers(self) -> int:
@@ -65,6 +79,7 @@ class Pipelined:
     """
 
     __slots__ = ("axis", "microbatches", "rounds", "stages")
+    __treescope_repr__ = _drawn
 
     def __init__(self, rounds: Sequence[Stacked], stages: int, microbatches: int, axis: str = "pp") -> None:
         self.rounds = tuple(rounds)
@@ -99,6 +114,16 @@ def layers_in(part: Any) -> int:
 def is_leaf(node: Any) -> bool:
     """Whether `node` is an array, a tracer, an abstract array or any other value that is no container."""
     return jtu.all_leaves([node])
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array, a tracer or an abstract array: trees of other packages hold numbers and functions too."""
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def as_shapes(tree: Any) -> Any:
+    """`tree` with shapes in the place of arrays; other leaves stay."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_array(leaf) else leaf, tree)
 
 
 def key_name(key: Any) -> str:

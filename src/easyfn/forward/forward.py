@@ -14,7 +14,7 @@ from ..core.arrays import Host
 from ..core.habits import taught
 from ..core.rows import by_row
 from ..core.slots import find_slots
-from ..core.tree import expand, is_abstract, replace
+from ..core.tree import as_shapes, expand, is_abstract, replace
 from ..core.verb import verb
 from ..core.weight import randomized
 from ..inputs.checks import checked, sequence_of
@@ -85,8 +85,7 @@ def forward(
     assert ef.forward(model, jax.numpy.array([[1, 2, 3]])).logits.shape == (1, 3, 64)
     ```
     """
-    if not accepted(model):
-        raise forward.missing(model, "It is no model: its __call__ names no inputs.")
+    check_runs(model)
     stated = inputs_of(model)
     given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **inputs}
     masks = {"attention_mask": attention_mask, "position_ids": position_ids, "segment_ids": segment_ids}
@@ -193,6 +192,15 @@ def _empty_cache(model: Any, batch_size: int, max_length: int, dtype: Any, mesh:
 _compiled_empty_cache = jax.jit(_empty_cache, static_argnums=(1, 2, 3, 4))
 
 
+def check_runs(model: Any) -> None:
+    """Raises for what is no model of named inputs."""
+    if not set(accepted(model)) - {"key"}:
+        raise forward.missing(
+            model,
+            "Its __call__ names no inputs (input_ids, pixel_values, ...): call it yourself, as model(x) or jax.vmap(model)(x).",
+        )
+
+
 def pure(model: Any) -> tuple[Callable[..., Output], dict[str, Any]]:
     """`(apply, params)`: a pure function of a flat dict of arrays, for code that knows nothing of modules.
 
@@ -205,7 +213,8 @@ def pure(model: Any) -> tuple[Callable[..., Output], dict[str, Any]]:
     """
     from ..core.params import params, with_params
 
-    skeleton = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model)
+    check_runs(model)
+    skeleton = as_shapes(model)
 
     def apply(params: dict[str, Any], input_ids: Any = None, **inputs: Any) -> Output:
         if absent := [path for path in known if path not in params]:

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from ..core.trainable import trainable
-from ..forward.forward import forward
+from ..core.tree import as_shapes
+from ..forward.forward import check_runs, forward
 from ..inputs.sample import sample_inputs
 from ..tasks.loss import compute_loss
 
@@ -36,8 +37,8 @@ def flops(model: Any, batch_size: int, sequence_length: int, *, training: bool =
     assert ef.flops(model, 2, 8) == 2 * ef.flops(model, 1, 8)
     ```
     """
-    shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    abstract = jax.tree.map(shape, model)
+    check_runs(model)
+    abstract = as_shapes(model)
     inputs = sample_inputs(model, batch_size, sequence_length)
     if not training:
         return count(jax.make_jaxpr(lambda m, x: forward(m, **x))(abstract, inputs).jaxpr)

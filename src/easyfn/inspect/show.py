@@ -162,7 +162,7 @@ def _rows(model: Any) -> Iterator[Row]:
     changes = _changing(model)
     axes: dict[str, tuple[str | None, ...]] = {}
     for path, node in weights(model):
-        if not is_leaf(node) and not shape_of.knows(type(node)):
+        if not is_leaf(node) and not _whole(node):
             axes |= {join(path, name): slot.axes for name, slot in slots(node).items()}
             continue
         parts = {join(path, name): leaf for name, leaf in leaves(node).items()}
@@ -187,9 +187,14 @@ def weights(model: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield path, model
         return
     yield path, model
-    if not shape_of.knows(type(model)):
+    if not _whole(model):
         for name, child in children(model)[0]:
             yield from weights(child, join(path, name))
+
+
+def _whole(node: Any) -> bool:
+    """Whether a node is a weight in some format; an adapter that was taken off its weight is its own arrays."""
+    return shape_of.knows(type(node)) and getattr(node, "base", node) is not None
 
 
 _number = re.compile(r"(?<![^.])\d+(?![^.])")
@@ -265,7 +270,7 @@ def num_params(model: Any, *, trainable_only: bool = False) -> int:
         return sum(leaf.size for path, leaf in leaves(model).items() if path in chosen)
     buffers = {found.path for found in find_slots(model, ("buffer",))}
     counted = (node for path, node in weights(model) if path not in buffers)
-    return sum(math.prod(shape_of(node)) for node in counted if is_leaf(node) or shape_of.knows(type(node)))
+    return sum(math.prod(shape_of(node)) for node in counted if is_leaf(node) or _whole(node))
 
 
 def num_bytes(model: Any) -> int:

@@ -176,6 +176,11 @@ def family_of(what: Any) -> Family:
     name = type(config).__name__
     if hasattr(config, "to_dict") or isinstance(config, Mapping):
         raise ValueError(f"a {name} is not yet a config of easyfn: ef.read_config makes one of it")
+    if isinstance(what, eqx.Module) and config is what:
+        raise ValueError(
+            f"{name} is the model of no registered family, so neither Hugging Face nor PEFT has a layout for it. Its arrays "
+            "alone: ef.params(model), ef.save(model, 'weights.safetensors'). A family of your own: ef.family(...)"
+        )
     raise ValueError(f"{name} is the config of no registered family: register it with ef.family(...)")
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ..core.habits import taught
 from ..core.multihost import local
 from ..core.slots import Found, find_slots
-from ..core.tree import Pipelined, expand, is_leaf, join, leaves, near, nodes
+from ..core.tree import Pipelined, expand, is_array, is_leaf, join, leaves, near, nodes
 from ..core.weight import AXES, axes_of, shape_of
 from ..nn.context import Runtime
 from .rules import ShardingError, ShardingRules, make_mesh, resolve_rules
@@ -279,6 +279,8 @@ def fully_shard(model: Any, mesh: Mesh | None = None) -> Any:
     count = math.prod(mesh.shape[n] for n in names)
 
     def one(leaf: Any) -> Any:
+        if not is_array(leaf):
+            return leaf
         sizes = [(size, -n) for n, size in enumerate(leaf.shape) if count > 1 and size % count == 0]
         entries: list[Any] = [None] * leaf.ndim
         if sizes:
@@ -291,7 +293,7 @@ def fully_shard(model: Any, mesh: Mesh | None = None) -> Any:
 def fully_gather(model: Any, device: Any = None) -> Any:
     """`model` with every array whole on one device (the first, unless another is given): of many processes, on one of each."""
     single = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: _put(local(leaf), single), model)
+    return jax.tree.map(lambda leaf: _put(local(leaf), single) if is_array(leaf) else leaf, model)
 
 
 def shard_fns(model: Any, rules: ShardingRules | str | None = None, mesh: Mesh | None = None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..core.tree import is_leaf, near, nodes
+from ..core.tree import is_array, is_leaf, near, nodes
 
 
 def library(who: str) -> Any:
@@ -38,9 +38,10 @@ def numbers(leaf: Any) -> Any:
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """Every array by its path, in the order of the tree."""
-    found = {path: numbers(leaf) for path, leaf in nodes(tree) if is_leaf(leaf)}
-    if len(found) != len(jax.tree.leaves(tree)):
+    """Every array by its path, in the order of the tree. Leaves that are no arrays are settings of a layer, as those of
+    other packages have."""
+    found = {path: numbers(leaf) for path, leaf in nodes(tree) if is_leaf(leaf) and is_array(leaf)}
+    if len(found) != sum(map(is_array, jax.tree.leaves(tree))):
         raise ValueError("two arrays of this tree have one path: give its containers names")
     return {path: own(leaf) for path, leaf in found.items()}
 

@@ -19,6 +19,7 @@ import jax
 
 from ..core import atomic
 from ..core.multihost import first, same_number
+from ..core.tree import is_array
 from .leaves import by_path, compare, is_key, key_impl, library, target
 
 _ONE_AT_A_TIME = threading.Lock()  # Orbax counts its operations by process: two threads would take each other's
@@ -170,11 +171,15 @@ def load_state(like: Any, directory: str | Path, *, step: int | None = None) -> 
                 return checkpointer.restore(path, args=args)["state"]
 
     found = _one_step(directory, step, "load_state", read)
-    leaves = [
-        jax.random.wrap_key_data(found[name], impl=key_impl(leaf)) if is_key(leaf) else found[name]
-        for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    names = iter(wanted)
+
+    def fill(leaf: Any) -> Any:
+        if not is_array(leaf):
+            return leaf
+        name = next(names)
+        return jax.random.wrap_key_data(found[name], impl=key_impl(leaf)) if is_key(leaf) else found[name]
+
+    return jax.tree.map(fill, like)
 
 
 def load_data_state(directory: str | Path, *, step: int | None = None) -> Any:
