@@ -149,6 +149,27 @@ def _beside(row):
     return {name: value for name, value in row.items() if name != "input_ids"}
 
 
+def test_scores_of_the_likeliest_tokens(llama):
+    """Those of the model itself, of greedy and of drawn rows beside one that asks for none, through a second turn."""
+    keys = jax.random.split(jax.random.key(3), 3)
+    said = [{"logprobs": 3}, {"logprobs": 0, "key": keys[1:2], **DRAWN}, {"key": keys[2:], **DRAWN}]
+    engine = small(llama)
+    prompts = [PROMPTS[1], PROMPTS[3], PROMPTS[2]]
+    requests = [engine.submit(p, max_new_tokens=16, **options) for p, options in zip(prompts, said, strict=True)]
+    finish(engine, requests)
+    assert engine.stats().preemptions > 0 and requests[2].logprobs == []
+    for request, count in zip(requests[:2], (3, 0), strict=True):
+        ids = np.asarray([[*request.prompt, *request.tokens]])
+        scores = jax.nn.log_softmax(ef.forward(llama, ids).logits[0, len(request.prompt) - 1 : -1])
+        assert len(request.logprobs) == len(request.tokens) == 16
+        for row, token, (own, best) in zip(np.asarray(scores), request.tokens, request.logprobs, strict=True):
+            np.testing.assert_allclose(own, row[token], atol=1e-4)
+            assert list(best) == np.argsort(-row)[:count].tolist()
+            np.testing.assert_allclose(list(best.values()), np.sort(row)[::-1][:count], atol=1e-4)
+    with pytest.raises(ValueError, match="between 0 and 20"):
+        engine.submit(PROMPTS[0], max_new_tokens=2, logprobs=21)
+
+
 def test_few_programs_and_none_after_the_warm_up(llama, greedy):
     engine = small(llama)
     engine.warm_up()

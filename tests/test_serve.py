@@ -1,5 +1,6 @@
 """`easyfn.serve`: OpenAI's own client against a server on loopback, over the trained model of the repository."""
 
+import asyncio
 import json
 import os
 import signal
@@ -21,9 +22,11 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import easyfn as ef
+from easyfn.serve.pages import Ending
 
 TINY = Path(__file__).parent.parent / "examples" / "tiny"
 TEMPLATE = """\
@@ -278,8 +281,122 @@ def test_tools_and_calls_reach_the_template(client, tokenizer):
     assert said.usage.prompt_tokens == len(tokenizer.encode(text, add_special_tokens=False).ids)
     without = client.chat.completions.create(**asked, tool_choice="none")
     assert without.usage.prompt_tokens < said.usage.prompt_tokens
-    with pytest.raises(openai.BadRequestError, match="the model chooses"):
-        client.chat.completions.create(**asked, tool_choice="required")
+
+
+ADD = {
+    "type": "object",
+    "properties": {"a": {"enum": [1, 20, 300]}, "why": {"type": "boolean"}},
+    "required": ["a", "why"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "add", "parameters": ADD}},
+    {"type": "function", "function": {"name": "stop"}},
+]
+
+
+@pytest.mark.parametrize(
+    "choice, tools, reason",
+    [
+        ({"type": "function", "function": {"name": "add"}}, TOOLS, "stop"),  # the names of OpenAI's ends
+        ("required", TOOLS[:1], "tool_calls"),
+        ("required", TOOLS, "tool_calls"),
+    ],
+)
+def test_a_forced_call_is_a_call(client, choice, tools, reason):
+    messages = [{"role": "user", "content": "1 + 1?"}]
+    asked = {"model": MODEL, "messages": messages, "tools": tools, "tool_choice": choice, "max_tokens": 80, "seed": 3}
+    said = client.chat.completions.create(**asked).choices[0]
+    assert said.finish_reason == reason and said.message.content is None
+    (call,) = said.message.tool_calls
+    function, arguments = call.function.name, json.loads(call.function.arguments)
+    assert call.type == "function" and call.id and function in [tool["function"]["name"] for tool in tools]
+    assert (
+        (arguments["a"] in (1, 20, 300) and arguments["why"] in (True, False)) if function == "add" else arguments == {}
+    )
+    deltas = [piece.choices[0] for piece in client.chat.completions.create(**asked, stream=True)]
+    (streamed_call,) = [call for delta in deltas for call in delta.delta.tool_calls or []]
+    assert streamed_call.index == 0 and streamed_call.function.model_dump() == call.function.model_dump()
+    assert [d.finish_reason for d in deltas if d.finish_reason] == [reason]
+    cut = client.chat.completions.create(**{**asked, "max_tokens": 2}).choices[0]
+    assert cut.finish_reason == "length"
+
+
+def test_calls_that_cannot_be_are_refused(client, engine, tokenizer):
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "1 + 1?"}], "max_tokens": 2}
+    for options, says in (
+        ({"tool_choice": "required"}, "needs tools"),
+        ({"tools": TOOLS, "tool_choice": "any"}, '"required" or'),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "sub"}}}, "the tools are add, stop"),
+        (
+            {"tools": TOOLS[:1], "tool_choice": "required", "response_format": {"type": "json_object"}},
+            "schema of its own",
+        ),
+        ({"tools": [{"type": "function", "function": {"name": 3}}], "tool_choice": "required"}, "a string"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=says):
+            client.chat.completions.create(**asked, **options)
+    deaf = ef.serve.app(engine, tokenizer, model_name=MODEL, chat_template="{{ messages[0].content }}")
+    headers = {"Content-Type": "application/json"}
+    with TestClient(deaf) as there:
+        said = there.post("/v1/chat/completions", json={**asked, "tools": TOOLS}, headers=headers)
+        assert said.status_code == 400 and "writes nothing of tools" in said.json()["error"]["message"]
+
+
+def test_scores_of_tokens(client, base, tokenizer, held_out):
+    """Of both endpoints, whole and streamed: those of the model, each beside the text of its token."""
+    ids = held_out[:9].tolist()
+    said = greedy(client, ids, max_tokens=12, logprobs=2).choices[0]
+    new = np.asarray(ef.generate(base, held_out[None, :9], max_new_tokens=12, do_sample=False).new_tokens)[0]
+    scores = np.asarray(jax.nn.log_softmax(ef.forward(base, np.r_[ids, new][None]).logits[0, len(ids) - 1 : -1]))
+    found = said.logprobs
+    assert "".join(found.tokens) == said.text and len(found.tokens) == len(new) == 12
+    assert all(said.text[at:].startswith(word) for at, word in zip(found.text_offset, found.tokens, strict=True))
+    np.testing.assert_allclose(found.token_logprobs, [row[i] for row, i in zip(scores, new, strict=True)], atol=1e-4)
+    np.testing.assert_allclose([max(t.values()) for t in found.top_logprobs], scores.max(1), atol=1e-4)
+    pieces = [piece.choices[0] for piece in greedy(client, ids, max_tokens=12, logprobs=2, stream=True)]
+    told = [piece.logprobs for piece in pieces if piece.logprobs]
+    assert [w for one in told for w in one.tokens] == found.tokens
+    assert [o for one in told for o in one.text_offset] == found.text_offset
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "temperature": 0}
+    said = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3).choices[0]
+    content = said.logprobs.content
+    assert "".join(one.token for one in content) == said.message.content and len(content) == 5
+    assert all(bytes(one.bytes).decode() == one.token and len(one.top_logprobs) == 3 for one in content)
+    assert [one.logprob for one in content] == [one.top_logprobs[0].logprob for one in content]
+    assert client.chat.completions.create(**asked, logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
+    assert client.chat.completions.create(**asked).choices[0].logprobs is None
+    with pytest.raises(openai.BadRequestError, match="where logprobs is true"):
+        client.chat.completions.create(**asked, top_logprobs=3)
+    with pytest.raises(openai.BadRequestError, match="echo would have"):
+        greedy(client, ids, max_tokens=1, logprobs=2, echo=True)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_is_given_up_is_told(stream):
+    """The server's time to end is over: an error in the place of a broken connection, and no traceback."""
+    sent = []
+
+    async def app(scope, receive, send):
+        if stream:
+            await send(
+                {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+            )
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    async def run():
+        task = asyncio.ensure_future(Ending(app)({"type": "http"}, None, send))
+        await asyncio.sleep(0.05)
+        task.cancel("the time is over")
+        await task
+
+    asyncio.run(run())
+    assert [m["type"] for m in sent] == ["http.response.start", "http.response.body"]
+    assert sent[0]["status"] == (200 if stream else 503)
+    assert b"shutting_down" in sent[1]["body"] and sent[1]["body"].startswith(b"data: ") == stream
 
 
 def test_stop_strings(client, engine, base, tokenizer, held_out):
@@ -341,7 +458,7 @@ def test_json(client):
         ("prompt", {"prompt": ""}),
         ("prompt", {"prompt": [5, 5000]}),
         ("prompt", {"prompt": [["a"]]}),
-        ("logprobs", {"logprobs": 1}),
+        ("logprobs", {"logprobs": 21}),
         ("suffix", {"suffix": "end"}),
         ("best_of", {"best_of": 3}),
         ("stop", {"stop": ["a", ""]}),
@@ -369,6 +486,11 @@ def test_no_such_model(client):
     with pytest.raises(openai.NotFoundError) as missing:
         greedy(client, "a", model="gpt")
     assert missing.value.code == "model_not_found" and missing.value.param == "model"
+
+
+def test_no_such_page(server, client):
+    with pytest.raises(openai.NotFoundError, match=r"POST /v1/embeddings: Not Found\. There are POST /v1/completions"):
+        client.embeddings.create(model=MODEL, input="a")
 
 
 def post(url, data, headers):
@@ -471,7 +593,7 @@ def test_a_failing_engine_is_told(client, engine, monkeypatch):
 class Spoken:
     """A request whose tokens are known."""
 
-    finish_reason = "length"
+    finish_reason, logprobs = "length", ()
 
 
 def said(tokenizer, ids, stop=(), before=()):

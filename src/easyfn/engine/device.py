@@ -19,7 +19,7 @@ from ..generation.model import decoder_prompt, encodes
 from ..nn.cache.cache import CrossKV, layer_cache
 from ..nn.context import Runtime
 from .beside import padded
-from .programs import Board, Facts, Given, Programs, begin
+from .programs import Board, Facts, Given, News, Programs, begin
 from .request import Request
 from .scheduler import Row
 
@@ -137,9 +137,9 @@ class Device:
 
     # --- one piece of a prompt
 
-    def prefill(self, row: Row, budget: int) -> tuple[int, jax.Array | None]:
-        """The next piece of a row, of at most `budget` tokens: its length, and, after the last one, the new token
-        `(1,)`. A piece of length 0 was not run: the budget is too small."""
+    def prefill(self, row: Row, budget: int) -> tuple[int, News | None]:
+        """The next piece of a row, of at most `budget` tokens: its length, and, after the last one, the new token. A piece of
+        length 0 was not run: the budget is too small."""
         left, fresh, request = row.target - row.length, row.length == 0, row.request
         beside = request._wanted.inputs if fresh else {}
         if beside:  # images are read with their whole prompt, which may be the only piece of a step
@@ -160,12 +160,12 @@ class Device:
         run = self.programs.prefill(
             self.board, given, row.number, self._history(request._all), size, source, memory, fresh, beside
         )
-        self.board, token = run()
+        self.board, news = run()
         row.length += count
         if count < left:
             return size, None
         row.started, request._memory = True, None
-        return size, token
+        return size, news
 
     def _width(self, length: int, size: int) -> int:
         """How many pages a piece of `size` tokens is given after `length`."""
@@ -198,8 +198,8 @@ class Device:
 
     # --- one token of every row
 
-    def decode(self, rows: Sequence[Row], others: Sequence[Row]) -> jax.Array:
-        """New tokens `(all rows,)`, of which those of `rows` count; `others` are in the middle of their prompts."""
+    def decode(self, rows: Sequence[Row], others: Sequence[Row]) -> News:
+        """New tokens of all rows, of which those of `rows` count; `others` are in the middle of their prompts."""
         longest = max(row.length for row in rows) + 1
         given = self.programs.given(self.rows, next(w for w in self.widths if w * self.page_size >= longest))
         for row in rows:
@@ -207,10 +207,10 @@ class Device:
         for row in others:  # a ring is written at the next place of a row that is left alone, where it does no harm
             fill(given, row.number, row, 0)
         given = add_bias(given, [(row.number, row) for row in rows])
-        self.board, tokens = self.programs.decode(self.board, given)()
+        self.board, news = self.programs.decode(self.board, given)()
         for row in rows:
             row.length += 1
-        return tokens
+        return news
 
     def warm_up(self) -> None:
         """Compiles every program, and runs none."""

@@ -18,6 +18,7 @@ from ..generation.result import Generation
 from ..generation.stop import stop_table
 from ..nn.context import Runtime
 from .device import Device
+from .programs import News
 from .request import EngineFull, Request
 from .scheduler import Row, Scheduler
 from .wanted import Wanted, read
@@ -157,6 +158,7 @@ class Engine:
         config: Any = None,
         constraint: Any = None,
         tokenizer: Any = None,
+        logprobs: int | None = None,
         **options: Any,
     ) -> Request:
         """Puts one prompt in line and returns at once.
@@ -168,12 +170,14 @@ class Engine:
         - `adapter`: one of the model's named adapters, see [`easyfn.with_adapters`][].
         - `constraint`: what the text must match, with `start() -> state`, `allowed(state) -> bool (vocab,)` and
           `advance(state, token) -> state`.
+        - `logprobs`: so many of the likeliest tokens are told at each step, at most 20, with their log-probabilities and that of
+          the token chosen: in `Request.logprobs`. They are the model's own, before temperature, penalties and constraints.
 
         Raises `ValueError` for bad input, for options that `generate` refuses and those that a row of a running batch
         cannot have (by name), and for what would never fit; [`easyfn.EngineFull`][] if `max_waiting` requests wait.
         """
         words = lambda strings: self._table(strings, self.tokenizer if tokenizer is None else tokenizer)
-        wanted = read(self.model, ids, self.config if config is None else config, constraint, options, words)
+        wanted = read(self.model, ids, self.config if config is None else config, constraint, options, words, logprobs)
         self._check_room(wanted)
         data = self._key(key) if wanted.sample else None
         which = -1
@@ -259,24 +263,26 @@ class Engine:
             running = scheduler.running
         for request in gone:
             request._end("cancelled")
-        results: list[tuple[Row, jax.Array, int]] = []
+        results: list[tuple[Row, News, int]] = []
         begun, budget = [row for row in running if row.started], self.prefill_chunk
         for row in running:
             if not row.started:
-                size, token = device.prefill(row, budget)
+                size, news = device.prefill(row, budget)
                 budget -= size
-                if token is not None:
-                    results.append((row, token, 0))
+                if news is not None:
+                    results.append((row, news, 0))
                 if size == 0:
                     break
         if begun:
-            tokens = device.decode(begun, [row for row in running if row not in begun])
-            results += [(row, tokens, row.number) for row in begun]
+            news = device.decode(begun, [row for row in running if row not in begun])
+            results += [(row, news, row.number) for row in begun]
         if running:
             self._steps += 1
-        values = {id(tokens): np.asarray(tokens) for _, tokens, _ in results}  # the host waits here, once
-        for row, tokens, place in results:
-            row.request._take(int(values[id(tokens)][place]))
+        tokens = {id(news): np.asarray(news.tokens) for _, news, _ in results}  # the host waits here, once
+        scored = {id(news): news for row, news, _ in results if row.request._wanted.logprobs is not None}
+        scores = {name: jax.device_get(news.scores) for name, news in scored.items()}
+        for row, news, place in results:
+            row.request._take(int(tokens[id(news)][place]), scores.get(id(news)), place)
         with self._lock:
             self._tokens += len(results)
             for row in running:

@@ -24,7 +24,7 @@ from ..inputs.statement import accepted
 from ..nn.cache.cache import Cache
 from ..nn.context import Runtime
 from ..nn.heads import head_logits
-from .sampler import EOS, NUMBERS, Asked, next_tokens
+from .sampler import EOS, NUMBERS, Asked, Scores, next_tokens, scores_of
 
 
 class Board(NamedTuple):
@@ -33,6 +33,13 @@ class Board(NamedTuple):
     layers: Any  # caches: pages, and what is kept by row
     ids: jax.Array  # [rows, columns] the tokens of each row so far
     memories: tuple[Any, ...]  # of the caller's processors, [rows, ...]
+
+
+class News(NamedTuple):
+    """What a program found out for the host."""
+
+    tokens: jax.Array  # [rows]
+    scores: Scores
 
 
 class Given(NamedTuple):
@@ -101,7 +108,7 @@ class Programs:
         )
 
     def decode(self, board: Board, given: Given) -> Any:
-        """One more token of the rows with a count: a call that returns `(board, tokens (rows,))`."""
+        """One more token of the rows with a count: a call that returns `(board, News)`."""
         return self._ready(("decode", given.table.shape), self._decode, board, given)
 
     def prefill(
@@ -116,8 +123,8 @@ class Programs:
         fresh: bool,
         beside: Mapping[str, np.ndarray],
     ) -> Any:
-        """The next `given.count[0]` tokens of a row, in a piece of `length`: a call that returns `(board, the token that
-        follows (1,))`. A row that has nothing yet is `fresh`.
+        """The next `given.count[0]` tokens of a row, in a piece of `length`: a call that returns `(board, News)`, of the
+        token that follows. A row that has nothing yet is `fresh`.
 
         `history` `(1, columns)` are all tokens of the row; `source`, of a row that begins, what an encoder reads: `(ids,
         mask)`, both `(1, n)`; `memory` `(whether it is new, of each processor)`; `beside` what the model reads with these
@@ -143,14 +150,14 @@ class Programs:
 
     # --- what is compiled
 
-    def _decode(self, leaves: Any, board: Board, given: Given) -> tuple[Board, jax.Array]:
+    def _decode(self, leaves: Any, board: Board, given: Given) -> tuple[Board, News]:
         length, active = given.length, given.count > 0
         token = jnp.take_along_axis(board.ids, length[:, None], axis=1)
         logits, layers = self._forward(leaves, jnp.maximum(token, 0), active[:, None], board.layers, given, fresh=False)
-        token, memories = self._choose(logits[:, 0], given, board.ids, length + 1, board.memories)
-        rows = jnp.arange(token.shape[0])
-        ids = board.ids.at[rows, jnp.where(active, length + 1, board.ids.shape[1])].set(token, mode="drop")
-        return Board(layers, ids, _where(active, memories, board.memories)), token
+        news, memories = self._choose(logits[:, 0], given, board.ids, length + 1, board.memories)
+        rows = jnp.arange(active.shape[0])
+        ids = board.ids.at[rows, jnp.where(active, length + 1, board.ids.shape[1])].set(news.tokens, mode="drop")
+        return Board(layers, ids, _where(active, memories, board.memories)), news
 
     def _prefill(
         self,
@@ -165,7 +172,7 @@ class Programs:
         *,
         size: int,
         fresh: bool,
-    ) -> tuple[Board, jax.Array]:
+    ) -> tuple[Board, News]:
         start, count = given.length[0], given.count[0]
         tokens = jnp.maximum(lax.dynamic_slice_in_dim(history, start, size, axis=1), 0)
         mask = jnp.arange(size)[None] < count
@@ -187,15 +194,15 @@ class Programs:
         vocab = self.facts.vocab_size
         begun = begin(self.facts.processors, history, vocab)
         kept = jax.tree.map(lambda b, k: jnp.where(is_new, b, k), begun, kept)
-        token, kept = self._choose(hidden[:, 0], given, history, given.length + given.count, kept)
+        news, kept = self._choose(hidden[:, 0], given, history, given.length + given.count, kept)
         write = lambda x, k: lax.dynamic_update_slice_in_dim(x, k, row, axis=0)
-        ids = history.at[0, start + count].set(token[0], mode="drop")
+        ids = history.at[0, start + count].set(news.tokens[0], mode="drop")
         board = Board(
             jax.tree.unflatten(tree, new),
             lax.dynamic_update_slice_in_dim(board.ids, ids, row, axis=0),
             jax.tree.map(write, board.memories, kept),
         )
-        return board, token
+        return board, news
 
     def _forward(
         self,
@@ -235,10 +242,12 @@ class Programs:
 
     def _choose(
         self, logits: jax.Array, given: Given, ids: jax.Array, length: jax.Array, memories: tuple[Any, ...]
-    ) -> tuple[jax.Array, tuple[Any, ...]]:
+    ) -> tuple[News, tuple[Any, ...]]:
         keys = jax.random.wrap_key_data(given.keys, impl=self.facts.impl)
         asked = Asked(given.numbers, given.eos, keys, given.bias, given.biased)
-        return next_tokens(logits, asked, ids, length, given.prompt_length, self.facts.processors, memories)
+        processors = self.facts.processors
+        tokens, memories = next_tokens(logits, asked, ids, length, given.prompt_length, processors, memories)
+        return News(tokens, scores_of(logits, tokens, given.numbers)), memories
 
 
 def begin(processors: tuple[Any, ...], ids: jax.Array, vocab_size: int) -> tuple[Any, ...]:

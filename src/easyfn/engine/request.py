@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..generation.result import Generation
+from .sampler import Scores
 from .wanted import Wanted
 
 
@@ -30,6 +31,7 @@ class Request:
     - `id`: its number, in the order of arrival. `prompt`: the tokens that the new ones follow.
     - `tokens`: the new tokens so far. `done`: whether there will be no more.
     - `finish_reason`: `"stop"` (an id or a string that ends it), `"length"`, `"cancelled"`, `"error"`, or `None`.
+    - `logprobs`: of each new token its log-probability and, by id, those of the likeliest, if `submit` was given `logprobs`.
     - Iterating yields the new tokens as they come; `result()` waits for all of them. Both step the engine, unless its
       thread does.
 
@@ -50,6 +52,7 @@ class Request:
         self.id = number
         self.prompt = wanted.prompt
         self.tokens: list[int] = []
+        self.logprobs: list[tuple[float, dict[int, float]]] = []
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self.cancelled = False
@@ -123,8 +126,8 @@ class Request:
             self._failure = error
             return None
 
-    def _take(self, token: int) -> None:
-        """One more token, and perhaps the last."""
+    def _take(self, token: int, scores: Scores | None = None, place: int = 0) -> None:
+        """One more token, and perhaps the last; `scores` of all rows, of which `place` is this one's."""
         if self._failure is not None:
             return self._end("error", self._failure)
         w = self._wanted
@@ -136,6 +139,9 @@ class Request:
         if reason is None and len(self.prompt) + len(self.tokens) + 1 >= w.max_length:
             reason = "length"
         with self._news:
+            if w.logprobs is not None and scores is not None:
+                best = zip(scores.ids[place, : w.logprobs].tolist(), scores.best[place].tolist(), strict=False)
+                self.logprobs.append((float(scores.own[place]), dict(best)))
             self.tokens.append(token)
             self._all.append(token)
             self._tell(token)

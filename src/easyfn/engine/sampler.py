@@ -43,9 +43,11 @@ NUMBERS: dict[str, float] = {
     "decay_factor": 1.0,
     "remove_invalid_values": 0.0,
     "renormalize_logits": 0.0,
+    "logprobs": 0.0,  # one more than the likeliest tokens whose scores are told
 }
 INDEX = {name: i for i, name in enumerate(NUMBERS)}
 EOS = 8  # ids that `exponential_decay_length_penalty` can raise
+MOST_SCORES = 20  # of the likeliest tokens, as OpenAI's API has it
 FEW = 128  # `top_k` up to here needs no sorted vocabulary
 
 
@@ -57,6 +59,31 @@ def numbers_of(c: GenerationConfig) -> np.ndarray:
     if not c.do_sample:
         said |= dict.fromkeys(SAMPLING)
     return np.asarray([inert if said[n] is None else float(said[n]) for n, inert in NUMBERS.items()], np.float32)
+
+
+class Scores(NamedTuple):
+    """Log-probabilities of what the model itself says of a token, whatever was done to its logits afterwards."""
+
+    own: jax.Array  # [rows] of the token that was chosen
+    best: jax.Array  # [rows, MOST_SCORES] the highest
+    ids: jax.Array  # [rows, MOST_SCORES] whose they are
+
+
+def scores_of(logits: jax.Array, token: jax.Array, numbers: jax.Array) -> Scores:
+    """Of logits `(rows, vocab)`; zeros where no row asks for them."""
+    few = min(MOST_SCORES, logits.shape[-1])
+
+    def make(logits: jax.Array) -> Scores:
+        scores = jax.nn.log_softmax(logits.astype(jnp.float32))
+        own = jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
+        best, ids = lax.top_k(scores, few)
+        return Scores(own, best, ids.astype(jnp.int32))
+
+    def nothing(logits: jax.Array) -> Scores:
+        rows = logits.shape[0]
+        return Scores(jnp.zeros((rows,)), jnp.zeros((rows, few)), jnp.zeros((rows, few), jnp.int32))
+
+    return lax.cond(jnp.any(numbers[:, INDEX["logprobs"]] > 0), make, nothing, logits)
 
 
 class Asked(NamedTuple):

@@ -14,7 +14,7 @@ from ..generation.model import decoder_prompt, encodes
 from ..generation.options import resolve, with_defaults
 from .beside import apart, held, moved
 from .controls import Controls
-from .sampler import EOS, numbers_of
+from .sampler import EOS, INDEX, MOST_SCORES, numbers_of
 
 # Arguments and options of `generate` that one row of a running batch cannot have, and what to write instead.
 _REFUSED = {
@@ -24,7 +24,7 @@ _REFUSED = {
     "prefill_chunk_size": "the engine cuts prompts: ef.Engine(model, prefill_chunk=)",
     "prompt_lookup_num_tokens": "drafts are another program; use ef.generate",
     "cache_implementation": "the engine's cache is its own: ef.Engine(model, dtype=)",
-    "output_scores": "the scores stay on the device; use ef.generate",
+    "output_scores": "of the likeliest tokens logprobs= tells them; all are ef.generate's",
     "output_logits": "the logits stay on the device; use ef.generate",
     "output_attentions": "they are another program; use ef.generate",
     "output_hidden_states": "they are another program; use ef.generate",
@@ -63,6 +63,7 @@ class Wanted:
     stop: np.ndarray | None  # the table of `generation/stop.py`
     sample: bool
     inputs: dict[str, np.ndarray]  # beside the prompt: images
+    logprobs: int | None  # how many of the likeliest tokens are told
     moved: int  # by how much positions after the prompt are larger than its tokens are many
 
 
@@ -73,6 +74,7 @@ def read(
     constraint: Any,
     options: Mapping[str, Any],
     stop_table: Callable[[tuple[str, ...]], np.ndarray],
+    logprobs: int | None = None,
 ) -> Wanted:
     """Raises `ValueError` for bad input, and for options by name."""
     for name in options:
@@ -93,6 +95,8 @@ def read(
     if c.exponential_decay_length_penalty is not None and len(c.eos) > EOS:
         raise ValueError(f"submit: exponential_decay_length_penalty is for at most {EOS} eos_token_id")
     checks.vocabulary(model, c)
+    if logprobs is not None and not 0 <= logprobs <= MOST_SCORES:
+        raise ValueError(f"submit: logprobs={logprobs} must be between 0 and {MOST_SCORES}")
     if constraint is not None:
         constrained([constraint], c.eos, 1)
     start = c.decoder_start_token_id if c.decoder_start_token_id is not None else c.bos_token_id
@@ -106,13 +110,15 @@ def read(
     words = (c.stop_strings,) if isinstance(c.stop_strings, str) else c.stop_strings
     raised = np.full((EOS,), -1, np.int32)
     raised[: len(c.eos[:EOS])] = c.eos[:EOS]
+    numbers = numbers_of(c)
+    numbers[INDEX["logprobs"]] = 0 if logprobs is None else 1 + logprobs
     return Wanted(
         prompt=tuple(prompt.tolist()),
         source=tuple(ids.tolist()) if second else (),
         max_length=max_length,
         eos=frozenset(c.eos),
         pad=c.pad if c.pad is not None else 0,
-        numbers=numbers_of(c),
+        numbers=numbers,
         raised=raised,
         controls=Controls(
             c,
@@ -125,6 +131,7 @@ def read(
         stop=None if words is None else stop_table(words),
         sample=bool(c.do_sample),
         inputs=beside,
+        logprobs=logprobs,
         moved=0 if second else moved(model, ids, beside),
     )
 

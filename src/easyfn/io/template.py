@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 
 from ..core.schema import by_name, either, many, maybe, problems, read_json, record, word
@@ -29,6 +30,7 @@ class ChatTemplate:
 
     - `source`: the template, or several by name: `"tool_use"` is taken when there are tools, else `"default"`.
     - `variables`: what the template may name beside the messages: `bos_token`, `eos_token`, ...
+    - `reads_tools`: whether it writes anything of tools.
 
     Templates run in Jinja's immutable sandbox: they read what they are given and reach nothing else. How long they run and
     how large a value or the text may be is bounded, too; filters for HTML and for debugging are not there.
@@ -46,11 +48,13 @@ class ChatTemplate:
         self.sources = {"default": source} if isinstance(source, str) else dict(source)
         self.variables = variables
         self._templates: dict[str, jinja2.Template] = {}
+        self.reads_tools = "tool_use" in self.sources
         environment = _environment()
         for name, text in self.sources.items():
             try:
                 with bounded():  # it computes what is constant
                     self._templates[name] = environment.from_string(text)
+                    self.reads_tools |= "tools" in jinja2.meta.find_undeclared_variables(environment.parse(text))
             except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, OverflowError) as error:
                 raise ValueError(f"the chat template {name!r} is no Jinja: {error}") from error
 

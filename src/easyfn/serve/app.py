@@ -9,9 +9,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..engine.beside import reads_images
@@ -19,11 +17,12 @@ from ..io.template import ChatTemplate
 from . import asked as reading
 from .asked import Asked
 from .body import parse, read
-from .errors import ApiError, failed, key_of, no_page, refused
+from .errors import key_of
 from .images import Images
 from .job import Job, respond, submit
+from .pages import application
 from .replies import CHAT, COMPLETION, Shape
-from .service import Service, metrics_page, no_model
+from .service import Service
 
 _COUNTERS = {"prefix_hits", "preemptions", "steps", "compiles", "tokens", "rejected"}
 
@@ -98,51 +97,24 @@ def app(
         async def endpoint(request: Request) -> Any:
             allowed(request)
             data = await read(request, max_body_bytes)
-            return respond(Job(service, *await run_in_threadpool(prepare, data)), shape)
+            return respond(Job(service, *await run_in_threadpool(prepare, data), shape))
 
         return endpoint
-
-    async def models(request: Request) -> Response:
-        allowed(request)
-        return JSONResponse({"object": "list", "data": [_model(service, name) for name in service.models]})
-
-    async def model(request: Request) -> Response:
-        allowed(request)
-        name = request.path_params["name"]
-        if name not in service.models:
-            raise no_model(name, service.models)
-        return JSONResponse(_model(service, name))
-
-    async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def metrics(request: Request) -> Response:
-        found = {**dataclasses.asdict(service.engine.stats()), "rejected": service.rejected}
-        return metrics_page(found, _COUNTERS)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         await run_in_threadpool(engine.close)
 
-    return Starlette(
-        routes=[
-            Route("/v1/models", models),
-            Route("/v1/models/{name:path}", model),
+    same = {"created": service.created, "max_model_len": service.max_length}
+    return application(
+        [
             Route("/v1/completions", answers(reading.completion, COMPLETION), methods=["POST"]),
             Route("/v1/chat/completions", answers(reading.chat, CHAT), methods=["POST"]),
-            Route("/health", health),
-            Route("/metrics", metrics),
         ],
-        exception_handlers={ApiError: refused, HTTPException: no_page, Exception: failed},
+        allowed=allowed,
+        models={n: {**same, "parent": None if n == model_name else model_name} for n in service.models},
+        counts=lambda: {**dataclasses.asdict(engine.stats()), "rejected": service.rejected},
+        counters=_COUNTERS,
         lifespan=lifespan,
     )
-
-
-def _model(service: Service, name: str) -> dict[str, Any]:
-    said = {"id": name, "object": "model", "created": service.created, "owned_by": "easyfn"}
-    return {
-        **said,
-        "max_model_len": service.max_length,
-        "parent": None if name == service.model_name else service.model_name,
-    }

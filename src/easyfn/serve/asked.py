@@ -7,10 +7,12 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..engine.sampler import MOST_SCORES
 from . import body as bodies
 from .body import Body
+from .calls import Forced, tools_of
 from .errors import ApiError, bad
-from .messages import messages_of, tools_of
+from .messages import messages_of
 from .service import Service
 
 MOST_CHOICES = 256  # of one HTTP request
@@ -29,6 +31,7 @@ COMMON = {
     "add_special_tokens",
     "ignore_eos",
     "logit_bias",
+    "logprobs",
     "max_tokens",
     "min_tokens",
     "model",
@@ -49,6 +52,7 @@ CHAT = COMMON | {
     "chat_template_kwargs",
     "max_completion_tokens",
     "messages",
+    "top_logprobs",
     "tool_choice",
     "tools",
 }
@@ -70,6 +74,7 @@ class Asked:
     include_usage: bool
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the images of the prompt
     echo: tuple[str, ...] = ()  # the texts of the prompts, if the answers begin with them
+    forced: Forced | None = None  # the call that each answer is
 
 
 def completion(body: Body, service: Service) -> Asked:
@@ -85,7 +90,12 @@ def completion(body: Body, service: Service) -> Asked:
     prompts = [_ids(one, service, special) for one in given]
     echo = tuple(one if isinstance(one, str) else service.decode(one) for one in given)
     echoed = bodies.flag(body, "echo", False)
-    return _asked(body, service, model, adapter, "prompt", prompts, 16, echo if echoed else ())
+    scores = bodies.count(body, "logprobs", 0, MOST_SCORES)
+    if echoed and scores is not None:
+        raise bad(
+            "logprobs", "logprobs are those of new tokens, and echo would have those of the prompt, too: leave one"
+        )
+    return _asked(body, service, model, adapter, "prompt", prompts, 16, echo if echoed else (), scores=scores)
 
 
 def chat(body: Body, service: Service) -> Asked:
@@ -107,7 +117,13 @@ def chat(body: Body, service: Service) -> Asked:
     if own := set(more) & set(service.reserved):
         raise bad("chat_template_kwargs", f"chat_template_kwargs may not hold {', '.join(sorted(own))}")
     begin = bodies.flag(body, "add_generation_prompt", True)
-    (messages, pictures), tools = messages_of(body, service.images), tools_of(body)
+    messages, pictures = messages_of(body, service.images)
+    tools, forced = tools_of(body, service)
+    best = bodies.count(body, "top_logprobs", 0, MOST_SCORES, default=0)
+    scores = best if bodies.flag(body, "logprobs", False) else None
+    if best and scores is None:
+        raise bad("top_logprobs", "top_logprobs are told where logprobs is true")
+    more_asked = {"scores": scores, "forced": forced}
     try:
         text = service.template(messages, tools=tools, add_generation_prompt=begin, **more)
     except ValueError as error:
@@ -115,9 +131,9 @@ def chat(body: Body, service: Service) -> Asked:
     # The template writes the special tokens itself.
     special = bodies.flag(body, "add_special_tokens", False)
     if not pictures or service.images is None:
-        return _asked(body, service, model, adapter, "messages", [service.encode(text, special)], None)
+        return _asked(body, service, model, adapter, "messages", [service.encode(text, special)], None, **more_asked)
     prompt, inputs = service.images.prompt(text, pictures, special)
-    asked = _asked(body, service, model, adapter, "messages", [prompt], None)
+    asked = _asked(body, service, model, adapter, "messages", [prompt], None, **more_asked)
     return dataclasses.replace(asked, inputs=inputs)
 
 
@@ -142,6 +158,9 @@ def _asked(
     prompts: list[list[int]],
     usual: int | None,
     echo: tuple[str, ...] = (),
+    *,
+    scores: int | None = None,
+    forced: Forced | None = None,
 ) -> Asked:
     n = bodies.count(body, "n", 1, MOST_CHOICES, default=1)
     if n * len(prompts) > MOST_CHOICES:
@@ -155,8 +174,10 @@ def _asked(
     stop = bodies.texts(body, "stop", **_STOPS)
     ends = _ends(body, service, stop)
     options = {**sampling(body, service), **_lengths(body, service, param, prompts, usual), "eos_token_id": ends or -1}
-    if (constraint := _constraint(body, service, ends)) is not None:
+    if (constraint := _constraint(body, service, ends, forced)) is not None:
         options["constraint"] = constraint
+    if scores is not None:
+        options["logprobs"] = scores
     seed = bodies.count(body, "seed", -(2**63), 2**63 - 1)
     return Asked(
         model=model,
@@ -170,6 +191,7 @@ def _asked(
         stream=stream,
         include_usage=said.get("include_usage") is True,
         echo=echo,
+        forced=forced,
     )
 
 
@@ -243,13 +265,17 @@ def _ends(body: Body, service: Service, stop: tuple[str, ...]) -> list[int]:
     return [*dict.fromkeys([*own, *asked, *(service.special[word] for word in stop if word in service.special)])]
 
 
-def _constraint(body: Body, service: Service, ends: list[int]) -> Any:
-    said = body.get("response_format", {"type": "text"})
+def _constraint(body: Body, service: Service, ends: list[int], forced: Forced | None) -> Any:
+    said, param = body.get("response_format", {"type": "text"}), "response_format"
     kind = said.get("type") if isinstance(said, dict) else None
-    if kind == "text":
+    if kind == "text" and forced is None:
         return None
-    if kind == "json_object":
-        schema: Any = {"type": "object"}
+    if forced is not None:
+        if kind != "text":
+            raise bad("response_format", "the answer is a call of a tool (tool_choice), which has a schema of its own")
+        schema, param = forced.schema, "tools"
+    elif kind == "json_object":
+        schema = {"type": "object"}
     elif kind == "json_schema" and isinstance(said.get("json_schema"), dict):
         schema = said["json_schema"].get("schema", {"type": "object"})
     else:
@@ -259,4 +285,4 @@ def _constraint(body: Body, service: Service, ends: list[int]) -> Any:
     try:
         return service.constraint(schema, tuple(ends))
     except (ImportError, TypeError, ValueError) as error:
-        raise bad("response_format", f"response_format: {error}") from error
+        raise bad(param, f"{param}: {error}") from error

@@ -29,8 +29,6 @@ HARMLESS = frozenset(
 
 # What would change an answer and cannot be had: the values that turn each off, and what to do instead.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "logprobs": ((False,), "the scores stay on the device; ef.generate(output_scores=True) returns them"),
-    "top_logprobs": ((0,), "the scores stay on the device; ef.generate(output_scores=True) returns them"),
     "best_of": ((1,), "ask for n answers and choose"),
     "suffix": (("",), "the models that are served continue a text, and fill in none"),
     "functions": (([],), "give tools, which replaced it"),

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,8 +18,8 @@ from starlette.routing import Route
 from ..evaluation.embed import Reader, check_embeds, vectors
 from . import body as bodies
 from .body import Body, parse, read
-from .errors import ApiError, bad, failed, key_of, no_page, refused
-from .service import metrics_page, no_model
+from .errors import ApiError, bad, key_of
+from .pages import application, no_model
 
 MOST_TEXTS = 2048  # of one request, as OpenAI has it
 KNOWN = {"dimensions", "encoding_format", "input", "model", "truncate"}
@@ -111,35 +110,12 @@ def embeddings(
         finally:
             counts.running -= 1
 
-    about = {"id": model_name, "object": "model", "created": created, "owned_by": "easyfn"}
-    about |= {"max_model_len": reader.limit, "parent": None}
-
-    async def models(request: Request) -> Response:
-        allowed(request)
-        return JSONResponse({"object": "list", "data": [about]})
-
-    async def model_of(request: Request) -> Response:
-        allowed(request)
-        if request.path_params["name"] != model_name:
-            raise no_model(request.path_params["name"], [model_name])
-        return JSONResponse(about)
-
-    async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def metrics(request: Request) -> Response:
-        found = dataclasses.asdict(counts)
-        return metrics_page(found, counters=found.keys() - {"running"})
-
-    return Starlette(
-        routes=[
-            Route("/v1/embeddings", embed, methods=["POST"]),
-            Route("/v1/models", models),
-            Route("/v1/models/{name:path}", model_of),
-            Route("/health", health),
-            Route("/metrics", metrics),
-        ],
-        exception_handlers={ApiError: refused, HTTPException: no_page, Exception: failed},
+    return application(
+        [Route("/v1/embeddings", embed, methods=["POST"])],
+        allowed=allowed,
+        models={model_name: {"created": created, "max_model_len": reader.limit, "parent": None}},
+        counts=lambda: dataclasses.asdict(counts),
+        counters={field.name for field in dataclasses.fields(Counts)} - {"running"},
     )
 
 

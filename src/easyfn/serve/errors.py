@@ -10,6 +10,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 _KINDS = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
@@ -68,7 +69,15 @@ async def refused(request: Request, error: Exception) -> Response:
 
 async def no_page(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}").response()
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code in (404, 405):
+        there = [
+            f"{'/'.join(sorted((r.methods or set()) - {'HEAD'}))} {r.path}"
+            for r in request.app.routes
+            if isinstance(r, Route)
+        ]
+        message += f". There are {', '.join(there)}"
+    return ApiError(error.status_code, message).response()
 
 
 async def failed(request: Request, error: Exception) -> Response:

@@ -13,8 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from ..engine.request import EngineFull
 from .asked import Asked
+from .calls import called
 from .errors import ApiError
-from .replies import Envelope, Shape, event, usage
+from .pages import shutting_down
+from .replies import Envelope, Said, Shape, event, usage
 from .service import Service
 from .text import Answer
 
@@ -52,8 +54,10 @@ def _cancel(requests: list[Any]) -> None:
 class Job:
     """The answers to one HTTP request while they come."""
 
-    def __init__(self, service: Service, asked: Asked, requests: list[Any]) -> None:
+    def __init__(self, service: Service, asked: Asked, requests: list[Any], shape: Shape) -> None:
         self.asked = asked
+        self.shape = shape
+        self._word = service.word
         self.requests = requests
         self.answers = [
             Answer(request, service.tokenizer, asked.stop, asked.ends, () if service.encodes else request.prompt)
@@ -72,9 +76,12 @@ class Job:
 
         return tell
 
-    async def pieces(self) -> AsyncIterator[tuple[int, str, str | None]]:
-        """`(index, new text, reason of the end)` of all answers, as they come."""
-        left = len(self.answers)
+    async def pieces(self, whole: bool) -> AsyncIterator[tuple[int, Said, str | None]]:
+        """`(index, what is new, reason of the end)` of all answers, as they come; of `whole` ones, and of calls of tools, when
+        they end."""
+        left, whole = len(self.answers), whole or self.asked.forced is not None
+        held = [""] * left
+        told = [len(self.echo(i)) for i in range(left)]  # characters
         while left:
             i, token = await self._news.get()
             answer = self.answers[i]
@@ -85,8 +92,17 @@ class Job:
                 self.requests[i].cancel()
                 left -= 1
                 _check(answer)
-            if text or answer.reason is not None:
-                yield i, text, answer.reason
+            held[i] += text
+            if answer.reason is None and (whole or not held[i]):
+                continue
+            scored = self.shape.scores(answer.scored, self._word, told[i]) if answer.scored else None
+            told[i] += sum(len(self._word(one.token)) for one in answer.scored)
+            if self.asked.forced is not None:
+                text, calls, reason = called(self.asked.forced, held[i], str(answer.reason))
+                yield i, Said(text, scored, calls), reason
+            else:
+                yield i, Said(held[i], scored), answer.reason
+            answer.scored, held[i] = [], ""
 
     def cancel(self) -> None:
         _cancel(self.requests)
@@ -103,14 +119,14 @@ def _check(answer: Answer) -> None:
     if answer.reason == "error":
         raise ApiError(500, f"the engine failed: {answer.request.error}", code="engine_failed")
     if answer.reason == "cancelled":
-        raise ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "10"})
+        raise shutting_down()
 
 
-def respond(job: Job, shape: Shape) -> Any:
+def respond(job: Job) -> Any:
     """An ASGI response. When the client is gone, or anything goes wrong, the requests are cancelled."""
 
     async def response(scope: Scope, receive: Receive, send: Send) -> None:
-        envelope = Envelope(shape, job.asked.model)
+        envelope = Envelope(job.shape, job.asked.model)
         write = _stream(job, envelope, send) if job.asked.stream else _whole(job, envelope, scope, receive, send)
         answer, gone = asyncio.ensure_future(write), asyncio.ensure_future(_gone(receive))
         try:
@@ -132,10 +148,9 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _whole(job: Job, envelope: Envelope, scope: Scope, receive: Receive, send: Send) -> None:
-    texts: list[list[str]] = [[job.echo(i)] for i in range(len(job.answers))]
-    async for i, text, _ in job.pieces():
-        texts[i].append(text)
-    choices = [envelope.shape.whole(i, "".join(parts), job.answers[i].reason) for i, parts in enumerate(texts)]
+    choices: list[Any] = [None] * len(job.answers)
+    async for i, said, reason in job.pieces(whole=True):
+        choices[i] = envelope.shape.whole(i, said._replace(text=job.echo(i) + said.text), reason)
     await JSONResponse(envelope.whole(choices, job.usage()))(scope, receive, send)
 
 
@@ -151,11 +166,11 @@ async def _stream(job: Job, envelope: Envelope, send: Send) -> None:
         if (choice := shape.first(i, job.echo(i))) is not None:
             await write(envelope.piece([choice]))
     try:
-        async for i, text, reason in job.pieces():
-            if text:
-                await write(envelope.piece([shape.piece(i, text, None)]))
+        async for i, said, reason in job.pieces(whole=False):
+            if said != Said():
+                await write(envelope.piece([shape.piece(i, said, None)]))
             if reason is not None:
-                await write(envelope.piece([shape.piece(i, "", reason)]))
+                await write(envelope.piece([shape.piece(i, Said(), reason)]))
     except ApiError as error:  # the status was sent long ago
         await write(event(error.as_json()), more=False)
         return

@@ -1,4 +1,4 @@
-"""The messages and tools of a chat, as chat templates know them, and the pictures among them."""
+"""The messages of a chat, as chat templates know them, and the pictures among them."""
 
 from __future__ import annotations
 
@@ -73,13 +73,3 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
             return call
         return {**call, "function": function}
     return call
-
-
-def tools_of(body: Body) -> list[Any] | None:
-    """What the template is told of tools. The model's calls come as the text that it writes."""
-    tools, choice = body.get("tools"), body.get("tool_choice", "auto")
-    if tools is not None and (not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools)):
-        raise bad("tools", "tools must be a list of objects", "invalid_type")
-    if choice not in ("auto", "none"):
-        raise bad("tool_choice", f"tool_choice={choice!r} is not supported: the model chooses", "unsupported_parameter")
-    return tools if tools and choice == "auto" else None

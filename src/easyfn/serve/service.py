@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-from starlette.responses import PlainTextResponse, Response
 
 from ..generation.model import encodes
 from ..generation.options import resolve
 from ..io.template import RESERVED, ChatTemplate
 from ..lora.named import adapter_names
 from .body import Body
-from .errors import ApiError, bad
+from .errors import bad
 from .images import Images
+from .pages import no_model
+from .scores import words_of
 
 
 class Service:
@@ -46,6 +46,7 @@ class Service:
         self.max_length = min(engine.max_model_length, engine.stats().num_pages * engine.page_size)
         self.special = _special(tokenizer)
         self.rejected = 0
+        self.word = words_of(tokenizer)
         self._constraints = functools.lru_cache(maxsize=32)(self._constraint)
 
     @property
@@ -80,20 +81,6 @@ class Service:
         from ..generation.constraint import json_schema
 
         return json_schema(json.loads(schema), self.tokenizer, eos_token_id=eos)
-
-
-def no_model(name: str, models: Sequence[str]) -> ApiError:
-    message = f"the model {name!r} does not exist; there are {', '.join(models)}"
-    return ApiError(404, message, param="model", code="model_not_found")
-
-
-def metrics_page(found: Mapping[str, Any], counters: Collection[str]) -> Response:
-    """Numbers in Prometheus' text format: those that only grow are `counters`, the others gauges."""
-    lines = []
-    for name, value in found.items():
-        full = f"easyfn_{name}{'_total' if name in counters else ''}"
-        lines += [f"# TYPE {full} {'counter' if name in counters else 'gauge'}", f"{full} {value}"]
-    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
 
 def _encoder(tokenizer: Any) -> Any:

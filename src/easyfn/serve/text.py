@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..generation.stream import Text
+from .scores import Scored
 
 _CONTEXT = 4  # tokens of the prompt that the first new one is decoded beside: it may begin with a space
 
@@ -18,6 +19,7 @@ class Answer:
     ) -> None:
         self.request = request
         self.tokens = 0
+        self.scored: list[Scored] = []  # tokens that are text, if they have scores
         self.reason: str | None = None
         self._text = Text(tokenizer)
         self._text.ids = list(before[-_CONTEXT:])
@@ -35,6 +37,8 @@ class Answer:
         self.tokens += 1
         if token in self._ends:  # it is no text
             return ""
+        if self.tokens <= len(self.request.logprobs):
+            self.scored.append(Scored(token, *self.request.logprobs[self.tokens - 1]))
         return self._before_stop(self._text.add(token))
 
     def _before_stop(self, new: str) -> str:
