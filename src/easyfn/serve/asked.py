@@ -123,7 +123,10 @@ def chat(body: Body, service: Service) -> Asked:
     scores = best if bodies.flag(body, "logprobs", False) else None
     if best and scores is None:
         raise bad("top_logprobs", "top_logprobs are told where logprobs is true")
-    more_asked = {"scores": scores, "forced": forced}
+
+    def asked(prompt: list[int]) -> Asked:
+        return _asked(body, service, model, adapter, "messages", [prompt], None, scores=scores, forced=forced)
+
     try:
         text = service.template(messages, tools=tools, add_generation_prompt=begin, **more)
     except ValueError as error:
@@ -131,10 +134,9 @@ def chat(body: Body, service: Service) -> Asked:
     # The template writes the special tokens itself.
     special = bodies.flag(body, "add_special_tokens", False)
     if not pictures or service.images is None:
-        return _asked(body, service, model, adapter, "messages", [service.encode(text, special)], None, **more_asked)
+        return asked(service.encode(text, special))
     prompt, inputs = service.images.prompt(text, pictures, special)
-    asked = _asked(body, service, model, adapter, "messages", [prompt], None, **more_asked)
-    return dataclasses.replace(asked, inputs=inputs)
+    return dataclasses.replace(asked(prompt), inputs=inputs)
 
 
 def _ids(given: Any, service: Service, special: bool) -> list[int]:

@@ -30,7 +30,7 @@ def tools_of(body: Body, service: Service) -> tuple[list[Any] | None, Forced | N
     if choice == "none" or (choice == "auto" and not tools):
         return None, None
     if choice == "auto":
-        if not service.template.reads_tools:
+        if service.template is None or not service.template.reads_tools:
             raise bad(
                 "tools",
                 f"the chat template of {service.model_name} writes nothing of tools, so the model would not hear of them: give "
