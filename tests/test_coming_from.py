@@ -28,7 +28,7 @@ def calls(cell):
     return [c for c in code if "ef." in c and "(" in c and not any(word in c for word in OUTSIDE)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def names(tmp_path_factory):
     """What the names in the page stand for."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -76,7 +76,7 @@ def names(tmp_path_factory):
 @pytest.mark.parametrize("row", [r for r in ROWS if calls(r[1])], ids=lambda row: calls(row[1])[0][:40])
 def test_the_call(row, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    elsewhere, names = names
+    elsewhere, names = names[0], {**names[1], "folder": tmp_path / "out"}
     for code in calls(row[1]):
         for word, own in elsewhere.items():
             names = {**names, **own} if word in code else names
