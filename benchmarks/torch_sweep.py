@@ -180,6 +180,9 @@ def largest(row: dict) -> float:
 
 REASONS = (  # of what could not be built, by what the error says
     ("requires the", "it wants a library that is not installed"),
+    ("inference_session", "its forward pass takes a session of a video, which is no tensor"),
+    ("_forward_unimplemented", "it has no forward pass"),
+    ("module transformers has no attribute", "transformers does not export its class"),
     ("required positional argument", "its forward pass wants more than tokens or pixels"),
     ("You must specify", "its forward pass wants more than tokens or pixels"),
     ("parameters after shrinking", "still more than 100 million parameters"),
@@ -257,9 +260,17 @@ def short_first(types: dict) -> list[tuple]:
 
 
 def count(kind: str) -> int:
+    return len(types_of(kind))
+
+
+def types_of(kind: str) -> dict:
+    """The types of an auto class; of `AutoModel` those that have no head, for the others have been tried with theirs."""
     from transformers.models.auto import modeling_auto
 
-    return len(getattr(modeling_auto, CLASSES[kind]))
+    types = dict(getattr(modeling_auto, CLASSES[kind]))
+    heads = (k for k in CLASSES if k != kind) if kind == "AutoModel" else ()
+    elsewhere = {t for k in heads for t in getattr(modeling_auto, CLASSES[k])}
+    return {t: name for t, name in types.items() if t not in elsewhere}
 
 
 def kept(rows: list[dict]) -> str:
@@ -302,22 +313,16 @@ def main() -> None:
     if options.write is not None:
         here = Path(__file__).parent
         return write(options.write, here / "torch_sweep.jsonl", here.parent / "docs" / "torch.md")
-    from transformers.models.auto import modeling_auto
-
     warm()
     out = Path(options.out)
     rows = latest(out.read_text()) if out.exists() else []
     whole = {} if options.again else {(r["type"], r["name"]): r for r in rows}
     done = {(r["class"], r["type"]) for r in rows if equal(r) or not options.again}
-    only, elsewhere = set(options.only.split(",")) - {""}, set()
+    only = set(options.only.split(",")) - {""}
     end = time.time() + 60 * options.minutes
     for kind in options.kinds.split(","):
-        if kind == "AutoModel":  # a type with a head has been tried whole
-            elsewhere = {t for k in CLASSES if k != kind for t in getattr(modeling_auto, CLASSES[k])}
-        for model_type, name in short_first(getattr(modeling_auto, CLASSES[kind])):
+        for model_type, name in short_first(types_of(kind)):
             if (kind, model_type) in done or (only and model_type not in only) or time.time() > end:
-                continue
-            if model_type in elsewhere:
                 continue
             name = name if isinstance(name, str) else name[0]
             report = whole.get((model_type, name))  # the same class under another auto class

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from torch_sweep_inputs import INPUTS, Sizes
+
 SMALL = {  # a key of a config -> the most that a shrunken config has there
     "vocab_size": 99, "hidden_size": 32, "hidden_size_global": 32, "d_model": 32, "n_embd": 32, "embed_dim": 32,
     "hidden_dim": 32, "dim": 32, "width": 32, "num_hidden_layers": 2, "num_layers": 2, "n_layer": 2, "n_layers": 2,
@@ -31,10 +33,11 @@ SMALL = {  # a key of a config -> the most that a shrunken config has there
     "num_kv_shared_layers": 0, "num_nextn_predict_layers": 0, "first_k_dense_replace": 1, "text_hidden_size": 32,
     "audio_hidden_size": 32, "mamba_d_ssm": 64, "vision_hidden_size": 32, "adapter_in_dim": 32, "codebook_dim": 32,
     "index_kpool": 2, "n_groups": 2, "mamba_n_groups": 2, "mamba_ngroups": 2, "hc_sinkhorn_iters": 3, "upsample_groups": 32,
-    "context_size": 8, "mm_tokens_per_image": 4,
+    "context_size": 8, "mm_tokens_per_image": 4, "num_queries": 4, "encoder_hidden_size": 32, "num_frames": 4,
 }  # fmt: skip
 # Keys that follow from others, and that the class works out anew.
-DERIVED = {"out_features", "out_indices", "stage_names", "per_layer_config", "attention_layers", "layers_block_type"}
+DERIVED = {"out_features", "out_indices", "stage_names", "per_layer_config", "attention_layers", "layers_block_type",
+           "stage_block_stride", "stage_block_out_channels", "stage_block_in_channels"}  # fmt: skip
 # Rotary positions of text and pictures, whose parts are as wide as a small head.
 PARTS = {
     "rope_parameters": {
@@ -44,6 +47,9 @@ PARTS = {
         "partial_rotary_factor": 1.0,
     }
 }
+SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2], "num_time_features": 2, "moving_average": 3,
+          "label_length": 4, "feature_size": 6}  # fmt: skip
+SAM = {"output_channels": 32, "num_pos_feats": 16, "window_size": 2, "global_attn_indexes": [1], "mlp_dim": 64}
 # What no rule says: a type, or the end of a nested config's name -> its keys.
 OWN: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -96,6 +102,58 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_thinker": {"vision_start_token_id": 93}, "qwen3_omni_moe_thinker": {"vision_start_token_id": 93},
     "vipllava": {"vision_feature_layers": [-1, -2]},
     "aria": {"projector_patch_to_query_dict": {16: 4}},
+    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), SERIES),
+    "maskformer-swin": {"embed_dim": 24, "depths": [1, 1, 1, 1], "window_size": 2, "patch_size": 2},
+    "audio-spectrogram-transformer": {"max_length": 40, "frequency_stride": 4, "time_stride": 4},
+    "bridgetower": {"hidden_size": 128}, "bridgetower_text_model": {"hidden_size": 128},
+    "bridgetower_vision_model": {"hidden_size": 128},
+    "bros": {"hidden_size": 64, "dim_bbox_sinusoid_emb_2d": 16, "dim_bbox_sinusoid_emb_1d": 2, "dim_bbox_projection": 16},
+    "depth_pro": {"patch_size": 16, "intermediate_hook_ids": [1, 0], "fusion_hidden_size": 16,
+                  "intermediate_feature_dims": [16, 16], "scaled_images_feature_dims": [32, 32, 16],
+                  "merge_padding_value": 1,
+                  **{f"{part}_model_config": {"image_size": 16, "patch_size": 4} for part in ("image", "patch", "fov")}},
+    "efficientloftr": {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 512,
+                       "stage_num_blocks": [1, 1, 1, 1], "num_attention_layers": 1},
+    "fastspeech2_conformer_hifigan": {"model_in_dim": 16},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
+    "pocket_tts": {"flow_head_config": {"condition_dim": 32}},
+    "gradium_phonon_tts": {"flow_head_config": {"condition_dim": 32}},
+    "layoutlmv3": {"coordinate_size": 6, "shape_size": 4, "input_size": 32},
+    "lilt": {"hidden_size": 48},
+    "lw_detr_vit": {"num_windows": 4, "num_windows_side": 2, "window_block_indices": [0], "out_indices": [1, 2],
+                    "pretrain_image_size": 32},
+    "oneformer": {"task_seq_len": 7},
+    "lw_detr": {"projector_scale_factors": [1.0], "projector_in_channels": [32], "num_feature_levels": 1},
+    "align": {"projection_dim": 160},
+    "align_vision_model": {"width_coefficient": 0.5, "depth_coefficient": 1.0},
+    "clap_audio_model": {"depths": [1, 1, 1, 1], "patch_embeds_hidden_size": 16, "hidden_size": 128, "spec_size": 64,
+                         "num_attention_heads": [2, 2, 2, 2], "window_size": 2, "num_hidden_layers": 4, "num_mel_bins": 32},
+    "clvp_encoder": {"hidden_size": 128},
+    "dia_decoder": {"cross_hidden_size": 32, "cross_head_dim": 8, "cross_num_attention_heads": 4,
+                    "cross_num_key_value_heads": 4},
+    "mimi": {"vector_quantization_hidden_dimension": 32},
+    "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "muse_glimmer_assistant": {"sliding_window": 64},
+    "qwen3_asr_encoder": {"n_window": 16},
+    **{f"{kind}_vision_model": SAM for kind in ("sam", "sam_hq")},
+    **{f"{kind}_prompt_encoder": {"image_embedding_size": 4} for kind in ("sam", "sam_hq")},
+    "sam2_hiera_det_model": {"hidden_size": 16, "num_attention_heads": 1, "image_size": [64, 64],
+                             "embed_dim_per_stage": [16, 32, 64, 128], "blocks_per_stage": [1, 1, 1, 1],
+                             "window_size_per_stage": [4, 2, 2, 2], "global_attention_blocks": [2],
+                             "window_positional_embedding_background_size": [4, 4]},
+    "sam2_vision_model": {"backbone_channel_list": [128, 64, 32, 16], "fpn_hidden_size": 32,
+                          "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
+    "sam3_vit_model": {"window_size": 2, "global_attn_indexes": [1], "pretrain_image_size": 32},
+    "sam3_vision_model": {"fpn_hidden_size": 32, "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
+    "seggpt": {"image_size": [64, 32], "pretrain_image_size": 32, "intermediate_hidden_state_indices": [0, 1],
+               "merge_index": 0, "mlp_dim": 64},
+    "swin2sr": {"embed_dim": 24, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "patch_size": 1},
+    "tvp": {"max_img_size": 64, "visual_prompt_size": 8, "backbone_config": {
+        "hidden_sizes": [8, 16, 32, 64], "depths": [1, 1, 1, 1], "embedding_size": 8}},
+    "vjepa2": {"crop_size": 32, "frames_per_clip": 4, "pred_hidden_size": 32, "pred_num_attention_heads": 4,
+               "pred_num_hidden_layers": 2},
+    "xclip_vision_model": {"mit_hidden_size": 32, "mit_intermediate_size": 64, "mit_num_attention_heads": 4},
     "chameleon": {"vocabulary_map": {"<image>": 90}}, "emu3": {"vocabulary_map": {"<image>": 90}},
 }  # fmt: skip
 NAMES = ("id2label", "label2id", "rope", "quantization", "text_encoder_rope")
@@ -106,6 +164,7 @@ def shrunk(data: dict, kinds: bool = True, own: dict | None = None) -> dict:
     without `kinds`, none: the class makes them anew."""
     names = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
     layers = next((data[k] for k in names if isinstance(data.get(k), int)), 0)
+    layers = 0 if "depths" in data else layers  # of stages, as many as the lists say
     lists = {k: v for k, v in data.items() if isinstance(v, list) and layers > 2 and len(v) == layers}
     other = max(range(1, layers), key=lambda i: sum(v[i] != v[0] for v in lists.values())) if lists else 0
     out = {}
@@ -177,6 +236,8 @@ def inputs_for(torch: Any, module: Any, rows: int, length: int, images: bool = T
     text = getattr(config, "text_config", None) or config
     vocab = min(getattr(text, "vocab_size", None) or 90, 90)
     ids = lambda: torch.randint(4, vocab, (rows, length))
+    if own := INPUTS.get(type(module).__name__):
+        return own(Sizes(torch, config, rows, length))
     out = {}
     if "grid_thw" in names:
         first = next(n for n in names if n in ("hidden_states", "pixel_values"))
@@ -219,17 +280,21 @@ def sound(torch: Any, module: Any, main: str, out: dict, rows: int, length: int)
     """Sound in the first form that a class takes: waves with and without a channel, features by time and by frequency."""
     wide = getattr(module.config, "num_mel_bins", None) or getattr(module.config, "feature_size", None) or 16
     waves = ((rows, 400 + 40 * length), (rows, 1, 400 + 40 * length), (rows, 3840), (rows, 1, 3840))
-    features = ((rows, wide, 64), (rows, 64, wide), (rows, 64, 80), (rows, 64, 128))
+    features = ((rows, wide, 64), (rows, 64, wide), (rows, 64, 80), (rows, 64, 128), (rows, 64, 160))
+    masked = "input_features_mask" in inspect.signature(module.forward).parameters
     errors = []
     for shape in waves if main == "input_values" else features:
-        try:
-            given = {**out, main: torch.randn(shape)}
-            with torch.no_grad():
-                module(**given, **without_cache(module))
-            return given
-        except Exception as error:
-            errors.append(error)
-    raise errors[0]
+        for axis in (None, 1, 2) if masked else (None,):
+            try:
+                given = {**out, main: torch.randn(shape)}
+                if axis is not None:
+                    given["input_features_mask"] = torch.ones(rows, shape[axis], dtype=torch.long)
+                with torch.no_grad():
+                    module(**given, **without_cache(module))
+                return given
+            except Exception as error:
+                errors.append(error)
+    raise errors[1 if main == "input_values" else 0]
 
 
 def with_images(torch: Any, module: Any, text: dict, rows: int) -> dict:

@@ -209,6 +209,7 @@ def test_index_put(accumulate):
     check(A.index_put.default, x, [x > 0], torch.tensor(9.0), accumulate)
     mask = torch.tensor([True, False, True, True])
     check(A.index_put.default, x, [mask], t(3, 3, seed=2), accumulate)
+    check(A.index_put.default, x, [mask & False], t(0, 3), accumulate)
     wide, second, number = t(2, 4, 3), torch.tensor([False, True, True]), torch.tensor([-1])
     check(A.index_put.default, wide, [None, mask], t(2, 3, 3, seed=4), accumulate)
     check(A.index_put.default, wide, [None, mask], t(3, 1, seed=4), accumulate)
@@ -359,6 +360,9 @@ def test_norms_pools_and_resizing():
     for corners in (False, True):
         check(A.upsample_bilinear2d.vec, x, [9, 4], corners, None)
         check(A.upsample_bicubic2d.vec, x, [9, 4], corners, None)
+        for size in ([9, 4], [2, 3], [1, 1]):
+            check(A._upsample_bilinear2d_aa.vec, x, size, corners, None)
+            check(A._upsample_bicubic2d_aa.default, x, size, corners)
     check(A.upsample_nearest2d.vec, x, None, [2.0, 1.5])
     for way in itertools.product((0, 1, 2), (0, 1, 2), (False, True)):  # places, padding, corners
         check(A.grid_sampler_2d.default, x, t(2, 3, 3, 2) / 2, *way)
@@ -395,3 +399,18 @@ def test_as_many_entries_as_values_say():
 def test_what_depends_on_values_is_refused_in_words():
     with pytest.raises(TypeError, match=r"x\[mask\] has as many entries"):
         both(A.index.Tensor, t(3), [t(3) > 0])
+
+
+@pytest.mark.parametrize(("kind", "biased", "narrow"), [
+    ("lstm", True, 0), ("lstm", False, 2), ("gru", True, 0), ("rnn_tanh", False, 0), ("rnn_relu", True, 0),
+])  # fmt: skip
+def test_recurrent_layers(kind, biased, narrow):
+    """Two layers of both directions, from a state; of the LSTM also one that projects its state."""
+    module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}.get(kind, torch.nn.RNN)
+    more = {"nonlinearity": kind[4:]} if kind.startswith("rnn") else {"proj_size": narrow} if narrow else {}
+    layer = module(3, 4, num_layers=2, bias=biased, bidirectional=True, **more)
+    states = [t(4, 2, narrow or 4), t(4, 2, 4, seed=1)] if kind == "lstm" else t(4, 2, 4)
+    weights = [w.detach() for w in layer._flat_weights]
+    for batch_first in (True, False):
+        x = t(2, 5, 3) if batch_first else t(5, 2, 3)
+        check(getattr(A, kind).input, x, states, weights, biased, 2, 0.0, False, True, batch_first)

@@ -202,7 +202,7 @@ class Decides(nn.Module):
         steps = x.t().reshape(-1, 2).t().as_strided((2, 3), (2, 1))
         pairs = torch.tensor([n, n + mask.sum()]) + torch.repeat_interleave(mask.long() + 1).sum()
         picked = x[:, torch.where(mask)[0]] + x.masked_select(mask[:, None])[: size + 1, None]
-        runs = torch.unique_consecutive(mask.long()[:3] * 0 + size)
+        runs = nn.functional.pad(torch.unique_consecutive(mask.long()[:3] * 0 + size), (0, n))
         return y, x[mask] * 2, mask.nonzero(), rows, torch.arange(size), steps, pairs, picked, runs
 
 

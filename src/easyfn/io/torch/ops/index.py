@@ -68,6 +68,8 @@ def _put_beside(x: jax.Array, indices: list[Any], values: jax.Array, accumulate:
 
 def _put_by_mask(x: jax.Array, mask: jax.Array, values: jax.Array, accumulate: bool) -> jax.Array:
     """`x[mask] = values`: one value for all, or the values in order, one after another for each true entry."""
+    if not values.size:  # as many as there are true entries: none
+        return x
     rest = x.shape[mask.ndim :]
     wide = mask.reshape(mask.shape + (1,) * len(rest))
     if values.ndim <= len(rest) or (values.shape[0] == 1 and values.ndim == len(rest) + 1):
@@ -82,8 +84,6 @@ def _put_by_mask(x: jax.Array, mask: jax.Array, values: jax.Array, accumulate: b
 @op("aten.masked_scatter.default")
 def masked_scatter(x: Any, mask: Any, source: Any) -> Any:
     x, mask = jnp.broadcast_arrays(x, mask)
-    if not source.size:
-        return x
     return _put_by_mask(x.reshape(-1), mask.reshape(-1), source.reshape(-1).astype(x.dtype), False).reshape(x.shape)
 
 

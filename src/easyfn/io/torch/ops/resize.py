@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .table import torch_op
 
@@ -61,22 +62,41 @@ def _interpolated(x: Any, axis: int, size: int, corners: bool, scale: Any, cubic
     return out
 
 
-def _resize(cubic: bool) -> Any:
+def _antialiased(x: Any, axis: int, size: int, corners: bool, scale: Any, cubic: bool) -> Any:
+    """One axis, resized by all that lies under the kernel (linear, or Keys' with a = -0.5), which is as wide as the step."""
+    old = x.shape[axis]
+    step = ((old - 1) / (size - 1) if size > 1 else 0.0) if corners else 1 / scale if scale else old / size
+    wide = max(step, 1.0)
+    reach = (2 if cubic else 1) * wide
+    center, place = step * (np.arange(size) + 0.5)[:, None], np.arange(old)
+    inside = (place >= np.floor(center - reach + 0.5)) & (place < np.floor(center + reach + 0.5))
+    d = np.abs(place - center + 0.5) / wide
+    near, far = (1.5 * d - 2.5) * d * d + 1, ((-0.5 * d + 2.5) * d - 4) * d + 2
+    weights = np.where(d < 1, near, np.where(d < 2, far, 0)) if cubic else np.maximum(1 - d, 0)
+    weights = np.where(inside, weights, 0)
+    weights = (weights / weights.sum(1, keepdims=True)).astype(x.dtype)
+    return jnp.moveaxis(jnp.tensordot(x, weights, axes=([axis], [1])), -1, axis)
+
+
+def _resize(one_axis: Any, cubic: bool) -> Any:
     def run(x: Any, output_size: Any, align_corners: bool, *scales: Any) -> Any:
         axes = x.ndim - 2
         given = scales[0] if scales and isinstance(scales[0], (list, tuple)) else scales
         sizes = _sizes(x, axes, output_size, given)
         for n, size in enumerate(sizes):
             scale = given[n] if given and len(given) == axes else None
-            x = _interpolated(x, x.ndim - axes + n, size, align_corners, scale, cubic)
+            x = one_axis(x, x.ndim - axes + n, size, align_corners, scale, cubic)
         return x
 
     return run
 
 
 op("aten.upsample_bilinear2d.vec", "aten.upsample_bilinear2d.default", "aten.upsample_linear1d.vec",
-   "aten.upsample_linear1d.default", "aten.upsample_trilinear3d.vec")(_resize(False))  # fmt: skip
-op("aten.upsample_bicubic2d.vec", "aten.upsample_bicubic2d.default")(_resize(True))
+   "aten.upsample_linear1d.default", "aten.upsample_trilinear3d.vec")(_resize(_interpolated, False))  # fmt: skip
+op("aten.upsample_bicubic2d.vec", "aten.upsample_bicubic2d.default")(_resize(_interpolated, True))
+for _form in ("vec", "default"):
+    op(f"aten._upsample_bilinear2d_aa.{_form}")(_resize(_antialiased, False))
+    op(f"aten._upsample_bicubic2d_aa.{_form}")(_resize(_antialiased, True))
 
 
 @op("aten.grid_sampler_2d.default", "aten.grid_sampler.default")
