@@ -243,3 +243,24 @@ def test_every_family_on_a_mix_of_axes(family):
     known, mesh = case(family), MIXES[FAMILIES.index(family) % len(MIXES)]
     stacked = dataclasses.replace(known, make=lambda key: ef.stack(known.model), mesh=mesh, quantization=("nf4",))
     laws.shard_changes_nothing(stacked)
+
+
+@pytest.mark.parametrize("where", ["nn", "torch"])
+@pytest.mark.parametrize(
+    ("mesh", "groups"), [({"dp": 2, "tp": 4}, 16), ({"dp": 2, "fsdp": 2, "tp": 2}, 4), ({"dp": 8}, 4)]
+)
+def test_a_grouped_convolution_has_its_gradient(where, mesh, groups):
+    """Which XLA's partitioner adds up over devices that hold the same rows: findings/, jax-grouped-convolution-..."""
+    from easyfn.io.torch.ops.layers import conv
+    from easyfn.nn.conv import convolve
+
+    random = np.random.RandomState(0)
+    x, weight = (random.randn(*size).astype(np.float32) for size in ((8, 9, 16), (16, 16 // groups, 3)))
+    ours = lambda w, x: convolve(x, w, (1,), (1,), groups)
+    theirs = lambda w, x: conv(x.swapaxes(1, 2), w, None, 1, 1, 1, groups)
+    run = ours if where == "nn" else theirs
+    slope = jax.jit(jax.grad(lambda w, x: jnp.sum(jnp.tanh(run(w, x)))))
+    on = ef.make_mesh(**mesh)
+    split = jax.device_put(x, jax.NamedSharding(on, jax.P(tuple(a for a in mesh if a != "tp"))))
+    whole = jax.device_put(weight, jax.NamedSharding(on, jax.P()))
+    np.testing.assert_allclose(slope(whole, split), slope(weight, x), rtol=1e-4, atol=1e-4)

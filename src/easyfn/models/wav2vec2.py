@@ -114,7 +114,7 @@ class SampleLayers(eqx.Module):
 
 
 class Projection(eqx.Module):
-    layer_norm: LayerNorm
+    layer_norm: LayerNorm | None
     projection: Linear
 
 
@@ -154,13 +154,23 @@ class Wav2Vec2Block(eqx.Module):
 
 
 class Positions(eqx.Module):
+    """What a frame's neighbours say of its place: a convolution and an activation."""
+
     conv: WeightNormConv
+    act: str = eqx.field(static=True)
+
+    def __init__(self, c: Any) -> None:
+        self.conv = WeightNormConv(c.hidden_size, c.num_conv_pos_embeddings, c.num_conv_pos_embedding_groups)
+        self.act = c.feat_extract_activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return activation(self.act)(self.conv(x))
 
 
 class Encoder(eqx.Module):
     """A convolution over frames for positions, a norm before or after the layers, and the layers."""
 
-    pos_conv_embed: Positions
+    pos_conv_embed: Any
     layer_norm: LayerNorm
     layers: tuple[Any, ...]
 
@@ -179,17 +189,18 @@ class Wav2Vec2(eqx.Module):
     encoder: Encoder
     config: Any = eqx.field(static=True)
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, positions: Any = None) -> None:
         c = config
         self.feature_extractor = SampleLayers(tuple(SampleLayer(c, i) for i in range(len(c.conv_dim))))
+        normed = getattr(c, "feat_proj_layer_norm", True)
         self.feature_projection = Projection(
-            LayerNorm(c.conv_dim[-1], c.layer_norm_eps),
+            LayerNorm(c.conv_dim[-1], c.layer_norm_eps) if normed else None,
             Linear(c.conv_dim[-1], c.hidden_size, True, axes=("embed", None)),
         )
         masked = c.mask_time_prob > 0 or c.mask_feature_prob > 0
         self.masked_spec_embed = declare(c.hidden_size) if masked else None
         self.encoder = Encoder(
-            Positions(WeightNormConv(c.hidden_size, c.num_conv_pos_embeddings, c.num_conv_pos_embedding_groups)),
+            Positions(c) if positions is None else positions,
             LayerNorm(c.hidden_size, c.layer_norm_eps),
             tuple(Wav2Vec2Block(c) for _ in range(c.num_hidden_layers)),
         )
@@ -203,10 +214,11 @@ class Wav2Vec2(eqx.Module):
             raise ValueError(
                 f"{input_values.shape[1]} samples of sound are fewer than the first frame of this model needs"
             )
-        x = input_values[..., None].astype(dense(self.feature_projection.projection.weight).dtype)
+        x = input_values[..., None].astype(dense(self.feature_extractor.conv_layers[0].conv.weight).dtype)
         for layer in self.feature_extractor.conv_layers:
             x = layer(x)
-        x = self.feature_projection.projection(self.feature_projection.layer_norm(x))
+        norm = self.feature_projection.layer_norm
+        x = self.feature_projection.projection(x if norm is None else norm(x))
         x = dropout(x, c.feat_proj_dropout, context, 1_000_003)
         if mask_time_indices is not None and c.apply_spec_augment:
             if self.masked_spec_embed is None:
@@ -216,7 +228,7 @@ class Wav2Vec2(eqx.Module):
         segments = source_segments(self, context.segment_ids, frames)
         context = frame_context(context, segments)
         x = jnp.where(segments[..., None] > 0, x, jnp.zeros_like(x))
-        x = x + activation(c.feat_extract_activation)(encoder.pos_conv_embed.conv(x))
+        x = x + encoder.pos_conv_embed(x)
         x = x if c.do_stable_layer_norm else encoder.layer_norm(x)
         x, _, trace = fold(encoder.layers, dropout(x, c.hidden_dropout, context, 1_000_004), context)
         if context.wants("hidden_states"):
@@ -251,68 +263,76 @@ def _(model: Wav2Vec2) -> Inputs:
     return Inputs(fields, ("input_values",))
 
 
-def wav2vec2_ctc(config: Any) -> CTC:
-    """With scores over letters."""
-    if config.pad_token_id is None:
-        raise ValueError("wav2vec2: pad_token_id is the blank of CTC, and the config has none")
-    return CTC(Wav2Vec2(config))
-
-
 # The two parts of a normed weight, in files of torch's old way with them and of its new one.
 CONV = "encoder.pos_conv_embed.conv"
 WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
-
-def _names(model: Any) -> list[Rule]:
-    prefix = "" if isinstance(model, Wav2Vec2) else "wav2vec2."
-    ours = "" if isinstance(model, Wav2Vec2) else "model."
-    parts = [rename(f"{ours}{CONV}.{a}", f"{prefix}{CONV}.{b}") for a, b in WEIGHT_NORM.items()]
-    return [*parts, rename("model.{rest}", "wav2vec2.{rest}")]
-
-
-family(
-    "wav2vec2",
-    config=Wav2Vec2Config,
-    tasks={"ctc": wav2vec2_ctc, "base": Wav2Vec2, "audio-classification": lambda c: AudioClassifier(Wav2Vec2(c))},
-    architectures={
-        "Wav2Vec2ForCTC": "ctc",
-        "Wav2Vec2Model": "base",
-        "Wav2Vec2ForSequenceClassification": "audio-classification",
-    },
-    names=_names,
-    aliases={
-        f"{prefix}{CONV}.{new}": (f"{prefix}{CONV}.{old}",)
-        for prefix in ("", "wav2vec2.")
-        for old, new in WEIGHT_NORM.items()
-    },
-    # Layers and masks that training draws; adapters that are not here; pretraining and heads that are not here.
-    ignore=(
-        "layerdrop",
-        "add_adapter",
-        "adapter_attn_dim",
-        "adapter_kernel_size",
-        "adapter_stride",
-        "num_adapter_layers",
-        "output_hidden_size",
-        "num_feat_extract_layers",
-        "mask_time_length",
-        "mask_time_min_masks",
-        "mask_feature_length",
-        "mask_feature_min_masks",
-        "feat_quantizer_dropout",
-        "num_codevectors_per_group",
-        "num_codevector_groups",
-        "contrastive_logits_temperature",
-        "num_negatives",
-        "codevector_dim",
-        "proj_codevector_dim",
-        "diversity_loss_weight",
-        "tdnn_dim",
-        "tdnn_kernel",
-        "tdnn_dilation",
-        "xvector_output_dim",
-        "bos_token_id",
-        "eos_token_id",
-    ),
-    prefix="wav2vec2",
+# Layers and masks that training draws; adapters that are not here; pretraining and heads that are not here.
+IGNORED = (
+    "layerdrop",
+    "add_adapter",
+    "conv_pos_batch_norm",
+    "adapter_attn_dim",
+    "adapter_kernel_size",
+    "adapter_stride",
+    "num_adapter_layers",
+    "output_hidden_size",
+    "num_feat_extract_layers",
+    "mask_time_length",
+    "mask_time_min_masks",
+    "mask_feature_length",
+    "mask_feature_min_masks",
+    "feat_quantizer_dropout",
+    "num_codevectors_per_group",
+    "num_codevector_groups",
+    "contrastive_logits_temperature",
+    "num_negatives",
+    "codevector_dim",
+    "proj_codevector_dim",
+    "diversity_loss_weight",
+    "num_ctc_classes",
+    "num_clusters",
+    "replace_prob",
+    "tdnn_dim",
+    "tdnn_kernel",
+    "tdnn_dilation",
+    "xvector_output_dim",
+    "bos_token_id",
+    "eos_token_id",
 )
+
+
+def speech_family(model_type: str, prefix: str, classes: str, config: type, encoder: Any = Wav2Vec2) -> None:
+    """Registers an encoder of sound whose files name it `prefix`, with its heads; `classes` is how their names begin."""
+
+    def ctc(c: Any) -> CTC:
+        if c.pad_token_id is None:
+            raise ValueError(f"{model_type}: pad_token_id is the blank of CTC, and the config has none")
+        return CTC(encoder(c))
+
+    def rules(model: Any) -> list[Rule]:
+        ours, theirs = ("", "") if isinstance(model, Wav2Vec2) else ("model.", f"{prefix}.")
+        parts = [rename(f"{ours}{CONV}.{a}", f"{theirs}{CONV}.{b}") for a, b in WEIGHT_NORM.items()]
+        return [*parts, rename("model.{rest}", f"{prefix}.{{rest}}")]
+
+    family(
+        model_type,
+        config=config,
+        tasks={"ctc": ctc, "base": encoder, "audio-classification": lambda c: AudioClassifier(encoder(c))},
+        architectures={
+            f"{classes}ForCTC": "ctc",
+            f"{classes}Model": "base",
+            f"{classes}ForSequenceClassification": "audio-classification",
+        },
+        names=rules,
+        aliases={
+            f"{front}{CONV}.{new}": (f"{front}{CONV}.{old}",)
+            for front in ("", f"{prefix}.")
+            for old, new in WEIGHT_NORM.items()
+        },
+        ignore=IGNORED,
+        prefix=prefix,
+    )
+
+
+speech_family("wav2vec2", "wav2vec2", "Wav2Vec2", Wav2Vec2Config)

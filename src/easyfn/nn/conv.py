@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ..core.weight import Slot, Weight, dense, dot, shape_of, slots
 from .linear import along_last, declare
+from .parallel.rows import on_own_rows
 
 _AXES = "DHW"
 
@@ -24,15 +25,19 @@ def convolve(
     """The convolution of `x` `(batch, *spatial, in)` with `weight` `(out, in / groups, *kernel)`, summed in float32."""
     spatial = _AXES[-(weight.ndim - 2) :]
     common = jnp.result_type(weight.dtype, x.dtype)
-    return jax.lax.conv_general_dilated(
-        x.astype(common),
-        weight.astype(common),
-        stride,
-        [(p, p) for p in padding],
-        dimension_numbers=(f"N{spatial}C", f"OI{spatial}", f"N{spatial}C"),
-        feature_group_count=groups,
-        preferred_element_type=jnp.float32,
-    ).astype(common)
+
+    def one(x: jax.Array, weight: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x,
+            weight,
+            stride,
+            [(p, p) for p in padding],
+            dimension_numbers=(f"N{spatial}C", f"OI{spatial}", f"N{spatial}C"),
+            feature_group_count=groups,
+            preferred_element_type=jnp.float32,
+        ).astype(common)
+
+    return on_own_rows(one, x.astype(common), weight.astype(common), groups)
 
 
 class Conv(eqx.Module):

@@ -15,12 +15,7 @@ import numpy as np
 
 import easyfn as ef
 
-ROWS, LENGTH, HALF, SLOTS = (
-    2,
-    8,
-    4,
-    16,
-)  # every law uses these shapes and halves of them, so that compilations are shared
+ROWS = 2  # every law uses as many, and the length of its case or half of it, so that compilations are shared
 ANSWERS = ("logits", "last_hidden_state", "start_logits", "end_logits", "pooler_output", "embeddings")
 PER_TOKEN = ("last_hidden_state", "start_logits", "end_logits")
 
@@ -34,8 +29,9 @@ class Case:
     - `make`: from a PRNG key to a model of a few layers. Left out, the model is `ef.from_torch(torch())`.
     - `torch`: from nothing to a transformers model of the same architecture, in eval mode: for the laws about torch.
     - `name`: how the case is called in test ids; by default the config's `model_type`.
-    - `inputs`: what `ef.forward` gets beside what [`easyfn.sample_inputs`][] draws for 2 rows of 8 tokens (and an
+    - `inputs`: what `ef.forward` gets beside what [`easyfn.sample_inputs`][] draws for 2 rows of `length` tokens (and an
       `attention_mask`, where there are tokens): arrays with 2 rows. An input named here replaces the random one.
+    - `length`: how many tokens a row has, or samples where a model reads sound: an even number, by default 8.
     - `causal`: whether a token sees only tokens before it, as in a language model; `tokens` names the input of which
       this holds (`decoder_input_ids` for an encoder-decoder).
     - `tolerance`: how far numbers that should be equal may lie apart in float32, relative to the largest of them.
@@ -60,6 +56,7 @@ class Case:
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     causal: bool = True
     tokens: str = "input_ids"
+    length: int = 8
     tolerance: float = 2e-5
     quantization: tuple[str, ...] = ("8bit", "nf4")
     lora: Any = "all-linear"
@@ -70,6 +67,10 @@ class Case:
     def __post_init__(self) -> None:
         if self.make is None and self.torch is None:
             raise ValueError("Case: give make (a function from a PRNG key to a model), torch, or both")
+
+    @property
+    def half(self) -> int:
+        return self.length // 2
 
     @property
     def label(self) -> str:
@@ -103,17 +104,17 @@ class Case:
 
     def given(self) -> dict[str, Any]:
         """All inputs of a forward pass, `attention_mask` of ones included."""
-        drawn = ef.sample_inputs(self.model, ROWS, LENGTH, key=jax.random.key(7))
+        drawn = ef.sample_inputs(self.model, ROWS, self.length, key=jax.random.key(7))
         if "inputs_embeds" in self.inputs:
             drawn.pop("input_ids", None)
-        mask = {"attention_mask": np.ones((ROWS, LENGTH), np.int32)} if ef.inputs(self.model).sequence else {}
+        mask = {"attention_mask": np.ones((ROWS, self.length), np.int32)} if ef.inputs(self.model).sequence else {}
         return {name: jnp.asarray(value) for name, value in {**drawn, **mask, **self.inputs}.items()}
 
     def moved(self, columns: slice, to: slice, length: int) -> dict[str, Any]:
         """The inputs with some of their columns moved to another place of a row of `length`; the rest is masked junk."""
         inputs = {}
         for name, value in self.given().items():
-            if name.startswith("decoder_") or value.shape[:2] != (ROWS, LENGTH):
+            if name.startswith("decoder_") or value.shape[:2] != (ROWS, self.length):
                 inputs[name] = value
                 continue
             junk = jnp.zeros_like if name == "attention_mask" else lambda v: v[:, ::-1]

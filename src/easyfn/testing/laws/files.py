@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import easyfn as ef
 
-from ..case import HALF, Case, per_token, same, same_trees
+from ..case import Case, per_token, same, same_trees
 from .law import law
 
 
@@ -57,16 +57,17 @@ def torch_agrees(case: Case) -> None:
 
     inputs = case.given()
     if case.tokens == "input_ids":
-        inputs["attention_mask"] = inputs["attention_mask"].at[1, HALF:].set(0)
+        inputs["attention_mask"] = inputs["attention_mask"].at[1, case.half :].set(0)
     got = case.answers(ef.from_torch(case.module), **inputs)
     with torch.no_grad():
         out = case.module(**{name: torch.tensor(np.asarray(value)) for name, value in inputs.items()})
     want = {name: value.float().numpy() for name in got if (value := getattr(out, name, None)) is not None}
     got = {name: value for name, value in got.items() if name in want}
-    seen = np.asarray(inputs["attention_mask"])[..., None] > 0
-    for name in per_token(got):
-        mask = seen[..., 0] if got[name].ndim == 2 else seen
-        got[name], want[name] = np.where(mask, got[name], 0), np.where(mask, want[name], 0)
+    seen = np.asarray(inputs["attention_mask"]) > 0
+    for name, value in per_token(got).items():
+        if value.shape[:2] == seen.shape:  # and not frames, of which there are fewer than samples
+            mask = seen.reshape(*seen.shape, *[1] * (value.ndim - 2))
+            got[name], want[name] = np.where(mask, value, 0), np.where(mask, want[name], 0)
     same(case, got, want, "easyfn against transformers", tolerance=1e-4)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 import easyfn as ef
 
-from ..case import HALF, LENGTH, ROWS, SLOTS, Case, forward, per_token, same
+from ..case import ROWS, Case, forward, per_token, same
 from .law import law
 
 
@@ -63,19 +63,21 @@ def vmap_is_loop(case: Case) -> None:
 def future_does_not_leak(case: Case) -> None:
     """Changing a token changes nothing before it, and something after."""
     ids = case.given()[case.tokens]
-    other = ids.at[:, HALF].set((ids[:, HALF] + 1) % case.model.config.vocab_size)
+    other = ids.at[:, case.half].set((ids[:, case.half] + 1) % case.model.config.vocab_size)
     got, want = (per_token(case.answers(case.model, **{case.tokens: i})) for i in (other, ids))
-    before = lambda answers: {k: v[:, :HALF] for k, v in answers.items()}
+    before = lambda answers: {k: v[:, : case.half] for k, v in answers.items()}
     same(case, before(got), before(want), "a token looked into the future")
-    assert any(np.any(got[k][:, HALF:] != want[k][:, HALF:]) for k in got), "a changed token changed nothing after it"
+    assert any(np.any(got[k][:, case.half :] != want[k][:, case.half :]) for k in got), (
+        "a changed token changed nothing after it"
+    )
 
 
 @law(_decoder_only)
 def padding_is_invisible(case: Case) -> None:
     """A row gives the same answers alone, padded on the right and padded on the left, whatever the padding holds."""
-    alone = case.run(case.model, case.moved(slice(0, HALF), slice(0, HALF), HALF))[0]
-    for side, place in (("right", slice(0, HALF)), ("left", slice(HALF, LENGTH))):
-        padded = case.run(case.model, case.moved(slice(0, HALF), place, LENGTH))[0]
+    alone = case.run(case.model, case.moved(slice(0, case.half), slice(0, case.half), case.half))[0]
+    for side, place in (("right", slice(0, case.half)), ("left", slice(case.half, case.length))):
+        padded = case.run(case.model, case.moved(slice(0, case.half), place, case.length))[0]
         tokens = per_token(padded)
         got = {name: value[:, place] if name in tokens else value for name, value in padded.items()}
         same(case, got, alone, f"padding on the {side} changed the answers")
@@ -84,10 +86,10 @@ def padding_is_invisible(case: Case) -> None:
 @law(_decoder_only)
 def documents_do_not_see_each_other(case: Case) -> None:
     """Documents packed in a row with `segment_ids` are answered as if each stood alone."""
-    segments = jnp.repeat(jnp.array([[1, 2]]), HALF, axis=1).repeat(ROWS, axis=0)
+    segments = jnp.repeat(jnp.array([[1, 2]]), case.half, axis=1).repeat(ROWS, axis=0)
     together = per_token(case.answers(case.model, segment_ids=segments))
-    for part in (slice(0, HALF), slice(HALF, LENGTH)):
-        alone = per_token(case.run(case.model, case.moved(part, slice(0, HALF), HALF))[0])
+    for part in (slice(0, case.half), slice(case.half, case.length)):
+        alone = per_token(case.run(case.model, case.moved(part, slice(0, case.half), case.half))[0])
         same(case, {k: v[:, part] for k, v in together.items()}, alone, "a document saw another one")
 
 
@@ -95,8 +97,8 @@ def documents_do_not_see_each_other(case: Case) -> None:
 def cache_is_no_cache(case: Case) -> None:
     """Token by token, chunk by chunk or all at once: the same answers."""
     inputs, want = case.given(), per_token(case.answers(case.model))
-    for sizes in ([HALF, HALF], [HALF] + [1] * HALF):
-        cache, parts, start = ef.init_cache(case.model, ROWS, SLOTS), [], 0
+    for sizes in ([case.half, case.half], [case.half] + [1] * case.half):
+        cache, parts, start = ef.init_cache(case.model, ROWS, 2 * case.length), [], 0
         for size in sizes:
             chunk = {name: value[:, start : start + size] for name, value in inputs.items()}
             got, cache = case.run(case.model, chunk, cache)
@@ -111,8 +113,8 @@ def left_padding_is_invisible_to_the_cache(case: Case) -> None:
     """Tokens decoded after a prompt padded on the left are those decoded after the prompt alone."""
     same(
         case,
-        _decoded(case, slice(HALF, LENGTH), LENGTH),
-        _decoded(case, slice(0, HALF), HALF),
+        _decoded(case, slice(case.half, case.length), case.length),
+        _decoded(case, slice(0, case.half), case.half),
         "decoding after padding",
     )
 
@@ -120,14 +122,19 @@ def left_padding_is_invisible_to_the_cache(case: Case) -> None:
 @law(_causal)
 def right_padding_is_invisible_to_the_cache(case: Case) -> None:
     """Tokens decoded after a prompt padded on the right are those decoded after the prompt alone."""
-    same(case, _decoded(case, slice(0, HALF), LENGTH), _decoded(case, slice(0, HALF), HALF), "decoding after padding")
+    same(
+        case,
+        _decoded(case, slice(0, case.half), case.length),
+        _decoded(case, slice(0, case.half), case.half),
+        "decoding after padding",
+    )
 
 
 def _decoded(case: Case, place: slice, length: int) -> dict[str, np.ndarray]:
     """The answers to the second token after a prompt that takes `place` in rows of `length`."""
-    prompt = case.moved(slice(0, HALF), place, length)
-    _, cache = case.run(case.model, prompt, ef.init_cache(case.model, ROWS, SLOTS))
-    for t in (HALF, HALF + 1):
+    prompt = case.moved(slice(0, case.half), place, length)
+    _, cache = case.run(case.model, prompt, ef.init_cache(case.model, ROWS, 2 * case.length))
+    for t in (case.half, case.half + 1):
         got, cache = case.run(case.model, {name: value[:, t : t + 1] for name, value in case.given().items()}, cache)
     return per_token(got)
 
@@ -135,12 +142,14 @@ def _decoded(case: Case, place: slice, length: int) -> dict[str, np.ndarray]:
 @law(_causal)
 def generate_is_step_by_step(case: Case) -> None:
     """Greedy generation is the most likely token, one after the other, by whole forward passes."""
-    prompt = case.given()["input_ids"][:, :HALF]
-    made = np.asarray(ef.generate(case.model, prompt, max_new_tokens=HALF, do_sample=False).sequences)
-    assert made.shape[1] <= LENGTH and np.array_equal(made[:, :HALF], prompt), "the prompt is not at the front"
+    prompt = case.given()["input_ids"][:, : case.half]
+    made = np.asarray(ef.generate(case.model, prompt, max_new_tokens=case.half, do_sample=False).sequences)
+    assert made.shape[1] <= case.length and np.array_equal(made[:, : case.half], prompt), (
+        "the prompt is not at the front"
+    )
     stop = np.zeros(ROWS, bool)
-    for length in range(HALF, made.shape[1]):
-        row = np.pad(made, ((0, 0), (0, LENGTH - made.shape[1])))
+    for length in range(case.half, made.shape[1]):
+        row = np.pad(made, ((0, 0), (0, case.length - made.shape[1])))
         best = case.answers(case.model, input_ids=jnp.asarray(row))["logits"][:, length - 1].argmax(-1)
         assert np.all(stop | (best == made[:, length])), (
             f"token {length}: generated {made[:, length]}, likeliest {best}"

@@ -11,7 +11,7 @@ import numpy as np
 
 import easyfn as ef
 
-from ..case import HALF, LENGTH, ROWS, Case, forward
+from ..case import ROWS, Case, forward
 from .law import law
 
 
@@ -45,7 +45,7 @@ def gradient(model: Any, inputs: dict[str, jax.Array]) -> dict[str, np.ndarray]:
 def gradient_is_finite(case: Case) -> None:
     """Also where rows are padded: a masked place must not turn into NaN on the way back."""
     inputs = case.given()
-    mask = inputs["attention_mask"].at[0, :HALF].set(0).at[1, HALF:].set(0)
+    mask = inputs["attention_mask"].at[0, : case.half].set(0).at[1, case.half :].set(0)
     for path, g in gradient(case.model, {**inputs, "attention_mask": mask}).items():
         assert np.all(np.isfinite(g)), f"the gradient of {path} is not finite"
 
@@ -68,7 +68,7 @@ def gradients_reach_exactly_the_trainable(case: Case) -> None:
 def loss_counts_right(case: Case) -> None:
     """The mean over labels that are no padding and not ignored, and the sum over the same: by hand, in float64."""
     inputs = case.given()
-    mask = inputs["attention_mask"].at[0, HALF:].set(0)
+    mask = inputs["attention_mask"].at[0, case.half :].set(0)
     labels = np.array(inputs["input_ids"]).astype(np.int32)
     labels[1, :3] = -100
     batch = {**inputs, "attention_mask": mask, "labels": jnp.asarray(labels)}
@@ -89,5 +89,5 @@ _loss = eqx.filter_jit(lambda model, batch, cfg: ef.compute_loss(model, batch, c
 @law()
 def flops_are_positive(case: Case) -> None:
     """A pass costs something, and twice the rows cost twice as much; also of a model without numbers."""
-    one, two = (ef.flops(case.model, rows, LENGTH) for rows in (ROWS, 2 * ROWS))
+    one, two = (ef.flops(case.model, rows, case.length) for rows in (ROWS, 2 * ROWS))
     assert 0 < one < two and abs(two / one - 2) < 0.01, f"flops of {ROWS} and {2 * ROWS} rows: {one}, {two}"

@@ -10,7 +10,7 @@ import numpy as np
 
 import easyfn as ef
 
-from ..case import HALF, Case, run, same, same_trees, shaken
+from ..case import Case, run, same, same_trees, shaken
 from ..opaque import Opaque
 from .law import law
 from .training import answers_and_gradient
@@ -162,7 +162,9 @@ def shard_changes_nothing(case: Case) -> None:
         off, limit = np.abs(slopes[path] - want).max(initial=0), 1e-4 * max(np.abs(want).max(initial=0), 1e-2 * largest)
         assert off <= limit, f"the gradient of {path} is off by {off:.3g} on eight devices"
     if "input_ids" in inputs and ef.can_generate(case.model):
-        got, want = (ef.generate(m, inputs["input_ids"], max_new_tokens=HALF).sequences for m in (split, case.model))
+        got, want = (
+            ef.generate(m, inputs["input_ids"], max_new_tokens=case.half).sequences for m in (split, case.model)
+        )
         assert np.array_equal(got, want), "eight devices generate other tokens than one"
     adapted = ef.apply_lora(case.quantized(case.quantization[-1]), case.lora, rank=4, key=case.key)
     adapted = shaken(adapted, case.key)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ....nn.parallel.rows import on_own_rows
 from .table import torch_op
 
 op = torch_op.register
@@ -30,14 +31,10 @@ def _convolve(x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilatio
     else:
         pads = [(p, p) for p in _each(padding, axes)]
     dtype = jnp.result_type(x.dtype, weight.dtype)
-    y = lax.conv_general_dilated(
-        x.astype(dtype),
-        weight.astype(dtype),
-        _each(stride, axes),
-        pads,
-        rhs_dilation=_each(dilation, axes),
-        feature_group_count=groups,
+    one = lambda x, weight: lax.conv_general_dilated(
+        x, weight, _each(stride, axes), pads, rhs_dilation=_each(dilation, axes), feature_group_count=groups
     )
+    y = on_own_rows(one, x.astype(dtype), weight.astype(dtype), groups)
     y = y if bias is None else y + bias.reshape(-1, *([1] * axes)).astype(y.dtype)
     return y[0] if single else y
 
@@ -68,7 +65,7 @@ def conv_transpose(
     ):
         reach = d * (k - 1)
         pads.append((reach - p, reach - p + o))
-    y = lax.conv_general_dilated(
+    one = lambda x, kernel: lax.conv_general_dilated(
         x,
         kernel,
         [1] * axes,
@@ -77,6 +74,7 @@ def conv_transpose(
         rhs_dilation=_each(dilation, axes),
         feature_group_count=groups,
     )
+    y = on_own_rows(one, x, kernel, groups)
     y = y if bias is None else y + bias.reshape(-1, *([1] * axes))
     return y[0] if single else y
 

@@ -1,0 +1,13 @@
+"""UniSpeech-SAT: wav2vec 2.0's encoder under another name."""
+
+from cases import case, reference
+from families.wav2vec2 import KEYS, sound
+
+
+@case("unispeech-sat", task="ctc", causal=False, inputs=sound)
+def _():
+    from transformers import UniSpeechSatConfig, UniSpeechSatForCTC
+
+    return reference(
+        UniSpeechSatForCTC, UniSpeechSatConfig(**KEYS, do_stable_layer_norm=True, feat_extract_norm="layer")
+    )
