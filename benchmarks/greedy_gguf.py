@@ -178,6 +178,18 @@ FAMILIES = {
     "GraniteMoeConfig": {"num_local_experts": 4, **GRANITE},
     "GraniteMoeSharedConfig": {"num_local_experts": 4, "shared_intermediate_size": 48, **GRANITE},
     "GPTNeoXConfig": {},
+    "Qwen3NextConfig": {
+        "head_dim": 16,
+        "full_attention_interval": 3,
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 48,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "rope_parameters": HALF,
+        **EXPERTS,
+    },
     "GPT2Config": {"n_positions": 256, "n_embd": 64, "n_layer": 3, "n_head": 4},
 }
 

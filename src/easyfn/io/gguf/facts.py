@@ -211,6 +211,11 @@ def flat(pattern: str, back: Callable[[np.ndarray, Any], np.ndarray]) -> Change:
     return Change(pattern, lambda x, _: x.reshape(-1), back, lambda s: (math.prod(s),))
 
 
+def one_row(pattern: str) -> Change:
+    """A matrix of one row, which llama.cpp has as a vector."""
+    return Change(pattern, lambda x, _: x.reshape(1, -1), lambda x, _: x.reshape(-1), lambda s: (1, s[-1]))
+
+
 CONV = Change(  # a filter for each channel, without the axis of length one
     r"\.(ssm_conv1d|shortconv\.conv)\.weight$",
     lambda x, _: x.reshape(x.shape[0], 1, -1),

@@ -9,23 +9,29 @@ from typing import Any
 
 import numpy as np
 
+from ...names.rules import Rule
 from .facts import (
     CONV,
     DECODER,
     DT_BIAS,
     LOG_A,
     MAMBA2,
+    NORM_PLUS_ONE,
     Architecture,
     Change,
     Data,
     flat,
     float32,
     has,
+    one_row,
     read_decoder,
     read_head_dim,
+    read_partial,
     read_rope,
     write_decoder,
+    write_partial,
 )
+from .layouts import KindsApart
 from .mixtures import COUNTS, SIGMOID, WIDTH, only
 from .read import GGUF
 
@@ -258,7 +264,80 @@ def _write_jamba(config: Any) -> Data:
     }
 
 
+def _read_qwen3_next(keys: Data, data: Data, file: GGUF) -> None:
+    data["head_dim"] = width = keys.pop("attention.key_length", data["hidden_size"] // data["num_attention_heads"])
+    only(keys, "attention.value_length", width)
+    read_partial(keys, data, file, width)
+    data["linear_value_head_dim"] = keys.pop("ssm.inner_size") // data["linear_num_value_heads"]
+    every = keys.pop("full_attention_interval", 4)
+    recurrent = keys.pop("attention.recurrent_layers", [(i + 1) % every != 0 for i in range(data["num_hidden_layers"])])
+    data["layer_types"] = ["linear_attention" if is_recurrent else "full_attention" for is_recurrent in recurrent]
+    data |= {"norm_topk_prob": True, "mlp_only_layers": [], "decoder_sparse_step": 1}  # as llama.cpp has them
+    data["attention_bias"] = False
+
+
+def _said_qwen3_next(config: Any) -> Any:
+    c, every = config, config.full_attention_interval
+    derived = tuple("linear_attention" if (i + 1) % every else "full_attention" for i in range(c.num_hidden_layers))
+    return dataclasses.replace(
+        c, layer_types=c.layer_types or derived, full_attention_interval=4, mlp_only_layers=c.mlp_only_layers or ()
+    )
+
+
+def _write_qwen3_next(config: Any) -> Data:
+    c = config
+    kinds = _said_qwen3_next(c).layer_types
+    every = kinds.index("full_attention") + 1 if "full_attention" in kinds else len(kinds) + 1
+    if any((kind == "full_attention") != ((i + 1) % every == 0) for i, kind in enumerate(kinds)):
+        raise ValueError(f"save: llama.cpp has attention in every so many layers of Qwen3-Next, not in {kinds}")
+    if c.linear_key_head_dim != c.linear_value_head_dim:
+        raise ValueError(
+            f"save: llama.cpp has heads of one width in Qwen3-Next, and linear_key_head_dim={c.linear_key_head_dim}, "
+            f"linear_value_head_dim={c.linear_value_head_dim}"
+        )
+    return {
+        **write_partial(c),
+        "attention.key_length": c.head_dim,
+        "attention.value_length": c.head_dim,
+        "ssm.inner_size": c.linear_value_head_dim * c.linear_num_value_heads,
+        "full_attention_interval": every,
+    }
+
+
+def _own_qwen3_next(config: Any) -> tuple[Rule, ...]:
+    c = config
+    values = c.linear_num_value_heads // c.linear_num_key_heads * c.linear_value_head_dim
+    layout = KindsApart((c.linear_key_head_dim, c.linear_key_head_dim, values, values), ((0, 1, 2), (3,)))
+    theirs = ("blk.{i}.attn_qkv.weight", "blk.{i}.attn_gate.weight")
+    return (Rule("{rest}layers.{i}.mixer.in_proj_qkvz.weight", theirs, layout),)
+
+
 HYBRIDS = (
+    Architecture(
+        "qwen3next",
+        "qwen3_next",
+        {
+            **DECODER,
+            **COUNTS,
+            **WIDTH,
+            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+            "ssm.conv_kernel": "linear_conv_kernel_dim",
+            "ssm.state_size": "linear_key_head_dim",
+            "ssm.group_count": "linear_num_key_heads",
+            "ssm.time_step_rank": "linear_num_value_heads",
+        },
+        _read_qwen3_next,
+        _write_qwen3_next,
+        (
+            LOG_A,
+            CONV,
+            one_row(r"\.ffn_gate_inp_shexp\.weight$"),
+            NORM_PLUS_ONE._replace(pattern=r"(?<!ssm_)norm\.weight$"),
+        ),
+        names=(DT_BIAS,),
+        own=_own_qwen3_next,
+        said=_said_qwen3_next,
+    ),
     Architecture("lfm2", "lfm2", _LFM2, _read_lfm2, _write_lfm2, (CONV,), said=_said_lfm2),
     Architecture(
         "lfm2moe",

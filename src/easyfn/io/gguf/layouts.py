@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,3 +81,54 @@ class KeysAndValues:
                         yield 0, (one, columns, here), view.swapaxes(1, 2)
                     else:
                         yield 1, (one, here, columns), view
+
+
+@dataclasses.dataclass(frozen=True)
+class KindsApart:
+    """Rows that ours has head by head, in pieces of `widths`: the file has `parts`, each of some kinds of pieces, and in it one
+    kind of all heads after the other."""
+
+    widths: tuple[int, ...]
+    parts: tuple[tuple[int, ...], ...]
+
+    def number(self, shape: Shape) -> int:
+        return len(self.parts)
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        heads = shape[0] // sum(self.widths)
+        return [(heads * sum(self.widths[kind] for kind in part), *shape[1:]) for part in self.parts]
+
+    def join(self, parts: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+        heads, tail = shape[0] // sum(self.widths), parts[0].shape[1:]  # packed rows are of other lengths
+        pieces: dict[int, np.ndarray] = {}
+        for part, tensor in zip(self.parts, parts, strict=True):
+            at = 0
+            for kind in part:
+                rows = heads * self.widths[kind]
+                pieces[kind] = tensor[at : at + rows].reshape(heads, self.widths[kind], *tail)
+                at += rows
+        return np.concatenate([pieces[kind] for kind in sorted(pieces)], axis=1).reshape(shape[0], *tail)
+
+    def split(self, ours: Any) -> list[Any]:
+        tail, ends = ours.shape[1:], (0, *itertools.accumulate(self.widths))
+        rows = ours.reshape(-1, ends[-1], *tail)
+        kinds = [rows[:, low:high].reshape(-1, *tail) for low, high in itertools.pairwise(ends)]
+        return [np.concatenate([np.asarray(kinds[kind]) for kind in part]) for part in self.parts]
+
+    def cut(self, out: np.ndarray, index: Index, shape: Shape) -> Pieces:
+        heads, whole, asked = shape[0] // sum(self.widths), sum(self.widths), index[0]
+        for number, part in enumerate(self.parts):
+            begin = 0
+            for kind in part:
+                width = self.widths[kind]
+                for head in range(asked.start // whole, -(-asked.stop // whole)):
+                    at = head * whole + sum(self.widths[:kind])
+                    low, high = max(asked.start, at), min(asked.stop, at + width)
+                    if low < high:
+                        here = begin + head * width + low - at
+                        yield (
+                            number,
+                            (slice(here, here + high - low), *index[1:]),
+                            out[low - asked.start : high - asked.start],
+                        )
+                begin += heads * width

@@ -12,10 +12,10 @@ from .facts import (
     DECODER,
     PAIRS,
     Architecture,
-    Change,
     Data,
     dim_of,
     has,
+    one_row,
     read_decoder,
     read_partial,
     read_rope,
@@ -322,11 +322,7 @@ MIXTURES = (
             **write_decoder(c),
             "expert_shared_feed_forward_length": c.moe_intermediate_size * (c.moe_num_shared_experts or 0),
         },
-        (
-            Change(  # one row, which llama.cpp has as a vector
-                r"\.exp_probs_b\.bias$", lambda x, _: x.reshape(1, -1), lambda x, _: x.reshape(-1), lambda s: (1, s[-1])
-            ),
-        ),
+        (one_row(r"\.exp_probs_b\.bias$"),),
         names=(CORRECTION,),
     ),
     Architecture("olmoe", "olmoe", {**DECODER, **COUNTS}, _read_olmoe, write_decoder),
