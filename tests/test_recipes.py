@@ -163,6 +163,12 @@ def test_every_recipe_runs(here, monkeypatch, capsys):
     assert "fits" in capsys.readouterr().out.lower() and not Path("planned.run").exists()
 
 
+def test_a_plan_says_what_it_leaves_out(here, monkeypatch, capsys):
+    monkeypatch.setattr(running, "_planned", lambda args, recipe: "plan")
+    main(["dpo", "llama", "pairs.jsonl", "planned", "--dry-run"])
+    assert "A pair is two" in capsys.readouterr().out
+
+
 def test_early_stopping_keeps_the_best(here, monkeypatch, capsys):
     values = iter([3.0, 2.0, 2.5, 2.6, 1.0])
     monkeypatch.setattr(running.Loop, "_one", lambda self, at: {"loss": 1.0})
@@ -205,6 +211,7 @@ WRONG = {
     "rows": (["finetune", "llama", "text.txt", "out", "--length", "400"], "fewer than one batch"),
     "patience": (["finetune", "llama", "text.txt", "out", "--patience", "2"], "eval_fraction"),
     "pairs": (["dpo", "llama", "prompts.jsonl", "out"], "example 1"),
+    "a text": (["dpo", "llama", "text.txt", "out"], "dpo learns from pairs (chosen, rejected), in a .jsonl"),
     "reward": (["grpo", "llama", "prompts.jsonl", "out"], "needs reward"),
     "function": (["grpo", "llama", "prompts.jsonl", "out", "--reward", "reward.py:nothing"], "not found"),
     "track": (["finetune", "llama", "text.txt", "out", "--track", "wandbb"], "track is wandb, tensorboard, trackio"),

@@ -21,6 +21,7 @@ from .recipe import Recipe
 
 RATES = {"pretrain": 1e-3, "adapter": 3e-3, "full": 1e-4}
 TOKENS = (".npy", ".u16", ".bin")
+_ROWS = {"dpo": "pairs (chosen, rejected)", "grpo": "prompts"}  # that no running text holds
 
 
 def learning_rate(command: str, recipe: Recipe) -> float:
@@ -76,6 +77,8 @@ def examples_of(command: str, path: str, recipe: Recipe, tokenizer: Callable[[],
     file = Path(path)
     if not file.is_file():
         raise Wrong(f"there is no file {path}")
+    if command in _ROWS and file.suffix not in (".json", ".jsonl"):
+        raise Wrong(f"{path}: {command} learns from {_ROWS[command]}, in a .jsonl or .json file")
     if file.suffix in TOKENS:
         ids = np.load(file) if file.suffix == ".npy" else np.fromfile(file, np.uint16)
         return np.asarray(ids).reshape(-1).astype(np.int32)
@@ -96,7 +99,7 @@ def examples_of(command: str, path: str, recipe: Recipe, tokenizer: Callable[[],
         raise Wrong(f"{path} has no examples")
     names = {"dpo": "chosen_input_ids"}.get(command, "input_ids")
     if names not in found[0]:
-        raise Wrong(f"{path}: {command} learns from {'pairs (chosen, rejected)' if command == 'dpo' else 'texts'}")
+        raise Wrong(f"{path}: {command} learns from {_ROWS.get(command, 'texts')}")
     return found
 
 

@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
     recipe = read(args)
     if args.dry_run:
         print(_planned(args, recipe))
+        if beside := _NOT_PLANNED.get(args.command):
+            print(f"\n{args.command}: {beside}")
         return
     folder = Path(f"{recipe.out}.run")
     begun = _begun(args, recipe, folder)
@@ -66,6 +68,14 @@ def run(args: argparse.Namespace) -> None:
     else:
         save(model, recipe.out, recipe.model)
     _show(folder, recipe)
+
+
+# What the plan of a step on texts leaves out.
+_NOT_PLANNED = {
+    "dpo": "this is a step on --batch-size texts. A pair is two, and the reference's forward pass comes to it",
+    "grpo": "this is a step on --batch-size texts. A prompt has --group-size answers, and drawing them comes to it",
+    "distill": "this is the student's step. The teacher's weights and its forward pass come to it",
+}
 
 
 def _planned(args: argparse.Namespace, recipe: Recipe) -> Any:
