@@ -102,3 +102,15 @@ def test_treescope_draws_what_a_stack_holds(monkeypatch):
         ".layers[0]",
         "renderer",
     )
+
+
+def test_stages_that_are_alike(key):
+    """What a model calls by itself, and not by `fold`, may be alike and so in a run: stages, convolutions over samples."""
+    sizes = {"hidden_sizes": (8, 8, 8, 8), "depths": (1, 2, 2, 2), "num_channels": 3, "image_size": 64}
+    model = ef.init(ef.models.ConvNextConfig(**sizes), key=key)
+    pixels = jax.random.normal(key, (2, 3, 64, 64))
+    stacked = ef.stack(model)
+    assert len(stacked.stages) < 4
+    run = jax.jit(lambda m: ef.forward(m, pixel_values=pixels).last_hidden_state)
+    np.testing.assert_allclose(run(stacked), run(model), atol=1e-5)
+    assert jax.tree.structure(ef.unstack(stacked)) == jax.tree.structure(model)

@@ -45,6 +45,11 @@ def unstack(model: Any) -> Any:
     return rebuild(model, lambda _, child: unstack(child))
 
 
+def one_by_one(layers: tuple[Any, ...]) -> list[Any]:
+    """The layers of a tuple that are called by themselves and not by `fold`: taken out of runs, as they are inside."""
+    return [layer for part in layers for layer in (_layers(part) if isinstance(part, Stacked) else [part])]
+
+
 def _layers(part: Any) -> list[Any]:
     if isinstance(part, Pipelined):
         return [layer for run in part.rounds for layer in _layers(run)]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..config.fields import CommonFields, Size, alias
+from ..core.stack import one_by_one
 from ..core.weight import Slot, Weight, dense, slots
 from ..inputs.image import image_inputs
 from ..inputs.statement import Inputs, inputs
@@ -116,7 +117,7 @@ class ConvNext(eqx.Module):
         x = channels_last(pixel_values, dense(self.embeddings.patch_embeddings.weight))
         x = self.embeddings.layernorm(self.embeddings.patch_embeddings(x))
         states, index = [x], 0
-        for stage in self.stages:
+        for stage in one_by_one(self.stages):
             for part in stage.downsampling_layer:
                 x = part(x)
             x, _, _ = fold(stage.layers, x, inner, index=index)

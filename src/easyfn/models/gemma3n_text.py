@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ..config.fields import DecoderFields, Size, rope
 from ..core.frozen import Frozen
-from ..core.stack import unstack
+from ..core.stack import one_by_one
 from ..core.weight import dense
 from ..nn import Embedding, GatedMLP, Linear, RMSNorm, fold, hands_on
 from ..nn.activation import activation
@@ -217,12 +217,14 @@ class Gemma3nDecoder(eqx.Module):
             n: rope_table(p, c.head_dim, c.max_position_embeddings, context.position_ids) for n, p in self.rope.items()
         }
         context = context.replace(rope=tables, by_layer=by_layer)
-        streams = jnp.stack([x, *(_as_loud(p(x), x) for p in unstack(self.altup_projections))], axis=2)
+        streams = jnp.stack([x, *(_as_loud(p(x), x) for p in one_by_one(self.altup_projections))], axis=2)
         streams, cache, trace = fold(self.layers, streams, context, cache)
         if context.wants("hidden_states"):
             trace["hidden_states"] = tuple(jnp.moveaxis(h, 2, 0) for h in (*trace["hidden_states"], streams))
         first = streams[:, :, 0]
-        rest = (_as_loud(p(streams[:, :, i + 1]), first) for i, p in enumerate(unstack(self.altup_unembed_projections)))
+        rest = (
+            _as_loud(p(streams[:, :, i + 1]), first) for i, p in enumerate(one_by_one(self.altup_unembed_projections))
+        )
         x = self.norm(jnp.mean(jnp.stack([first, *rest]), axis=0))
         return Output(last_hidden_state=x, cache=cache, **trace)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..config.fields import CommonFields, Size
+from ..core.stack import one_by_one
 from ..core.weight import Slot, Weight, dense, slots, take
 from ..inputs.image import image_inputs
 from ..inputs.statement import Inputs, inputs
@@ -219,7 +220,7 @@ class Swin(eqx.Module):
         x = dropout(x, self.config.hidden_dropout_prob, context, 1_000_003)
         flat = lambda x: x.reshape(x.shape[0], -1, x.shape[-1])
         states, attentions, index = [flat(x)], (), 0
-        for stage in self.stages:
+        for stage in one_by_one(self.stages):
             x, _, trace = fold(stage.blocks, x, inner, index=index)
             attentions += trace.get("attentions", ())[-1:]  # of each stage its last, as transformers
             index += len(stage.blocks)

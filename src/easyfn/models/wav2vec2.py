@@ -3,6 +3,7 @@ convolution over frames."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 
 from ..config.config import only
 from ..config.fields import CommonFields, Size
+from ..core.frozen import Frozen
+from ..core.stack import one_by_one
 from ..core.weight import Slot, Weight, dense, slots
 from ..inputs.statement import Input, Inputs, inputs
 from ..names.rules import Rule, rename
@@ -24,6 +27,7 @@ from ..nn import (
     LayerNorm,
     Linear,
     Output,
+    RelativeBias,
     TranslationAttention,
     WeightNormConv,
     activation,
@@ -132,8 +136,9 @@ class Wav2Vec2Block(eqx.Module):
     final_layer_norm: LayerNorm
     config: Any = eqx.field(static=True)
 
-    def __init__(self, c: Any) -> None:
-        self.attention = TranslationAttention(c.hidden_size, c.num_attention_heads, c.attention_dropout)
+    def __init__(self, c: Any, attention: Any = None) -> None:
+        own = attention or TranslationAttention
+        self.attention = own(c.hidden_size, c.num_attention_heads, c.attention_dropout)
         self.layer_norm, self.final_layer_norm = (LayerNorm(c.hidden_size, c.layer_norm_eps) for _ in range(2))
         self.feed_forward = FeedForward(
             Linear(c.hidden_size, c.intermediate_size, True, axes=("mlp", "embed")),
@@ -168,11 +173,18 @@ class Positions(eqx.Module):
 
 
 class Encoder(eqx.Module):
-    """A convolution over frames for positions, a norm before or after the layers, and the layers."""
+    """A convolution over frames for positions, a norm before or after the layers, and the layers; WavLM's know how far apart
+    two frames are, by a `relative` bias that all share."""
 
     pos_conv_embed: Any
     layer_norm: LayerNorm
     layers: tuple[Any, ...]
+    relative: RelativeBias | None = None
+
+    @staticmethod
+    def of(c: Any, positions: Any = None, attention: Any = None, relative: RelativeBias | None = None) -> Encoder:
+        layers = tuple(Wav2Vec2Block(c, attention) for _ in range(c.num_hidden_layers))
+        return Encoder(positions or Positions(c), LayerNorm(c.hidden_size, c.layer_norm_eps), layers, relative)
 
 
 class Wav2Vec2(eqx.Module):
@@ -189,7 +201,7 @@ class Wav2Vec2(eqx.Module):
     encoder: Encoder
     config: Any = eqx.field(static=True)
 
-    def __init__(self, config: Any, positions: Any = None) -> None:
+    def __init__(self, config: Any, encoder: Encoder | None = None) -> None:
         c = config
         self.feature_extractor = SampleLayers(tuple(SampleLayer(c, i) for i in range(len(c.conv_dim))))
         normed = getattr(c, "feat_proj_layer_norm", True)
@@ -199,11 +211,7 @@ class Wav2Vec2(eqx.Module):
         )
         masked = c.mask_time_prob > 0 or c.mask_feature_prob > 0
         self.masked_spec_embed = declare(c.hidden_size) if masked else None
-        self.encoder = Encoder(
-            Positions(c) if positions is None else positions,
-            LayerNorm(c.hidden_size, c.layer_norm_eps),
-            tuple(Wav2Vec2Block(c) for _ in range(c.num_hidden_layers)),
-        )
+        self.encoder = encoder or Encoder.of(c)
         self.config = c
 
     def __call__(
@@ -214,8 +222,9 @@ class Wav2Vec2(eqx.Module):
             raise ValueError(
                 f"{input_values.shape[1]} samples of sound are fewer than the first frame of this model needs"
             )
-        x = input_values[..., None].astype(dense(self.feature_extractor.conv_layers[0].conv.weight).dtype)
-        for layer in self.feature_extractor.conv_layers:
+        layers = one_by_one(self.feature_extractor.conv_layers)
+        x = input_values[..., None].astype(dense(layers[0].conv.weight).dtype)
+        for layer in layers:
             x = layer(x)
         norm = self.feature_projection.layer_norm
         x = self.feature_projection.projection(x if norm is None else norm(x))
@@ -230,6 +239,8 @@ class Wav2Vec2(eqx.Module):
         x = jnp.where(segments[..., None] > 0, x, jnp.zeros_like(x))
         x = x + encoder.pos_conv_embed(x)
         x = x if c.do_stable_layer_norm else encoder.layer_norm(x)
+        if encoder.relative is not None:
+            context = context.replace(bias=encoder.relative(context))
         x, _, trace = fold(encoder.layers, dropout(x, c.hidden_dropout, context, 1_000_004), context)
         if context.wants("hidden_states"):
             trace["hidden_states"] = (*trace["hidden_states"], x)
@@ -302,8 +313,18 @@ IGNORED = (
 )
 
 
-def speech_family(model_type: str, prefix: str, classes: str, config: type, encoder: Any = Wav2Vec2) -> None:
-    """Registers an encoder of sound whose files name it `prefix`, with its heads; `classes` is how their names begin."""
+def speech_family(
+    model_type: str,
+    prefix: str,
+    classes: str,
+    config: type,
+    encoder: Any = Wav2Vec2,
+    names: Mapping[str, str] = Frozen(),
+) -> None:
+    """Registers an encoder of sound whose files name it `prefix`, with its heads; `classes` is how their names begin.
+
+    `names` are places of tensors in the encoder that files have elsewhere in it.
+    """
 
     def ctc(c: Any) -> CTC:
         if c.pad_token_id is None:
@@ -312,7 +333,8 @@ def speech_family(model_type: str, prefix: str, classes: str, config: type, enco
 
     def rules(model: Any) -> list[Rule]:
         ours, theirs = ("", "") if isinstance(model, Wav2Vec2) else ("model.", f"{prefix}.")
-        parts = [rename(f"{ours}{CONV}.{a}", f"{theirs}{CONV}.{b}") for a, b in WEIGHT_NORM.items()]
+        moved = {**{f"{CONV}.{a}": f"{CONV}.{b}" for a, b in WEIGHT_NORM.items()}, **names}
+        parts = [rename(f"{ours}{a}", f"{theirs}{b}") for a, b in moved.items()]
         return [*parts, rename("model.{rest}", f"{prefix}.{{rest}}")]
 
     family(
