@@ -113,9 +113,11 @@ def attempt(kind: str, model_type: str, name: str, dynamic: bool | None, reached
             break  # the example's own size says nothing more
         report["ran"] = True
     except BaseException as error:
+        text = f"{type(error).__name__}: {error}"
+        other = re.search(r"here the module would do something else: [^.]*\S*[^.]*", text)
         report |= {
             "failed": stage,
-            "error": f"{type(error).__name__}: {error}"[:700],
+            "error": other[0][:700] if other else text[:700],
             "note": str(getattr(error, "__notes__", ""))[:200],
         }
     report["seconds"] = round(time.time() - start, 1)
@@ -203,6 +205,8 @@ def why(row: dict) -> str:
     at = f" (`{place[2]}`, {'/'.join(place[1].split('/')[-2:])})" if place else ""
     if "data-dependent" in error or "DataDependent" in error:
         return f"decides by values, which `torch.export` cannot follow{at}"
+    if "would do something else" in error or "what its module did for the example" in error:
+        return "decides by values, and otherwise for other inputs than its example's, which it says when it runs"
     if "x[mask]" in error:
         return "picks as many entries as a mask says (`x[mask]`): converted, and refused in words when it runs"
     if "aten.rand" in error:

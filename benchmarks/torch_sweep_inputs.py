@@ -104,7 +104,7 @@ INPUTS: dict[str, Callable[[Sizes], dict[str, Any]]] = {  # by class
     "TimesFm2_5Model": lambda s: {"past_values": s.normal(64), "past_values_padding": s.ones(64) * 0},
     "DecisionTransformerModel": decisions,
     "ViTMAEModel": lambda s: {"pixel_values": s.normal(3, 32, 32), "noise": s.torch.rand(s.rows, 16)},
-    "UnivNetModel": lambda s: {"input_features": s.normal(8, s.config.num_mel_channels),
+    "UnivNetModel": lambda s: {"input_features": s.normal(8, s.config.num_mel_bins),
                                "noise_sequence": s.normal(8, s.config.model_in_channels)},
     **dict.fromkeys(("VivitModel", "VideoMAEModel", "TimesformerModel"), video),
     "TvpModel": lambda s: {**s.text(), "pixel_values": s.normal(s.config.num_frames, 3, 64, 64)},
@@ -158,6 +158,12 @@ INPUTS: dict[str, Callable[[Sizes], dict[str, Any]]] = {  # by class
     "FastSpeech2ConformerWithHifiGan": lambda s: {"input_ids": s.ids(most=70), "attention_mask": s.ones(s.length)},
     "Gemma3nAudioEncoder": lambda s: {"audio_mel": s.normal(64, s.config.input_feat_size),
                                       "audio_mel_mask": s.ones(64) == 0},
+    "Pix2StructForConditionalGeneration": lambda s: {
+        "flattened_patches": s.torch.cat([s.ids(16, 2, most=4, least=1).float(), s.normal(
+            16, s.config.vision_config.patch_embed_hidden_size)], -1),
+        "attention_mask": s.ones(16), "decoder_input_ids": s.ids()},
+    "IdeficsForVisionText2Text": lambda s: {**s.text(), "pixel_values": s.normal(1, 3, 32, 32),
+                                            "image_attention_mask": s.ones(s.length, 1)},
     "MuseGlimmerAssistantModel": lambda s: {
         "noise_embeds": s.normal(4, s.config.hidden_size),
         "context_hidden_states": s.normal(5, s.config.hidden_size * len(s.config.target_layer_ids))},

@@ -131,6 +131,7 @@ OWN: dict[str, dict[str, Any]] = {
     "clvp_encoder": {"hidden_size": 128},
     "dia_decoder": {"cross_hidden_size": 32, "cross_head_dim": 8, "cross_num_attention_heads": 4,
                     "cross_num_key_value_heads": 4},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
     "mimi": {"vector_quantization_hidden_dimension": 32},
     "moonshine": {"encoder_num_key_value_heads": 4, "decoder_num_key_value_heads": 4},
     "moonshine_streaming": {"num_key_value_heads": 4},
@@ -319,7 +320,8 @@ def with_images(torch: Any, module: Any, text: dict, rows: int) -> dict:
     if rest:
         raise ValueError("as many features for each picture")
     put = lambda x, value: torch.cat([x[:, :1], torch.full((rows, each), value), x[:, 1:]], 1)
-    out = {"input_ids": put(text["input_ids"], token), **given}
+    words = torch.where(text["input_ids"] == token, text["input_ids"] + 1, text["input_ids"])
+    out = {"input_ids": put(words, token), **given}
     if "attention_mask" in text:
         out["attention_mask"] = put(text["attention_mask"], 1)
     if "mm_token_type_ids" in inspect.signature(module.forward).parameters:
