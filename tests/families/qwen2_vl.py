@@ -11,7 +11,14 @@ TEXT: dict[str, Any] = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 5e3, "mrope_section": [1, 1, 2]},
     "eos_token_id": None,
 }
-VISION: dict[str, Any] = {"depth": 3, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2}
+AXIAL = {"rope_type": "axial", "rope_theta": 100.0}
+VISION: dict[str, Any] = {
+    "depth": 3,
+    "num_heads": 2,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "rope_parameters": AXIAL,
+}
 
 
 @images("qwen2-vl", task="causal-lm", inputs=grids())

@@ -5,7 +5,7 @@ from typing import Any
 from cases import SMALL, images, reference
 from image_prompts import grids
 
-from .qwen2_vl import IDS
+from .qwen2_vl import AXIAL, IDS
 
 TEXT: dict[str, Any] = {
     **SMALL,
@@ -19,6 +19,7 @@ TEXT: dict[str, Any] = {
     "eos_token_id": None,
 }
 VISION: dict[str, Any] = {
+    "rope_parameters": AXIAL,
     "depth": 3,
     "num_heads": 2,
     "patch_size": 4,

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from ..config.config import only
 from ..config.fields import CommonFields, Size
+from ..core.frozen import Frozen
 from ..names.rules import Rule, rename
 from ..nn import CausalLM
 from ..registry.family import Family, family
@@ -18,13 +20,20 @@ class GridVisionFields(CommonFields):
     """The keys of every tower of patches."""
 
     # Other names of what is here, or one value.
-    ignored: ClassVar = ("in_chans", "spatial_patch_size", "rope_parameters")
+    ignored: ClassVar = ("in_chans", "spatial_patch_size")
     depth: int = 32
     num_heads: Size = 16
     in_channels: Size = 3
     patch_size: Size = 14
     spatial_merge_size: Size = 2
     temporal_patch_size: Size = 2
+    rope_parameters: Frozen = Frozen(rope_type="axial", rope_theta=10000.0)
+
+    @staticmethod
+    def normalize(data: dict[str, Any]) -> dict[str, Any]:
+        """Files before transformers 5 do not say how the places of patches turn."""
+        only(said := {"rope_type": "axial", **(data.get("rope_parameters") or {})}, "rope_type", "axial")
+        return {**data, "rope_parameters": said}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,9 @@ def qwen2_5_vl(c: Qwen2_5_VLConfig) -> GridImageText:
     patch = (v.hidden_size, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
     merger = Merger(norm(), v.hidden_size, v.out_hidden_size, v.spatial_merge_size)
     window = v.window_size // v.spatial_merge_size // v.patch_size * v.spatial_merge_size
-    tower = GridTower(v, patch, blocks, merger, merge=v.spatial_merge_size, window=window)
+    tower = GridTower(
+        v, patch, blocks, merger, merge=v.spatial_merge_size, window=window, theta=v.rope_parameters["rope_theta"]
+    )
     text = qwen2(c.text_config, rope=mrope(c.text_config))
     return GridImageText(c, tower, text, video_step=float(v.tokens_per_second))
 

@@ -84,7 +84,7 @@ def qwen2_vl(c: Qwen2VLConfig) -> GridImageText:
     merger = Merger(norm(), v.embed_dim, v.hidden_size, v.spatial_merge_size)
     return GridImageText(
         c,
-        GridTower(v, patch, blocks, merger, merge=v.spatial_merge_size),
+        GridTower(v, patch, blocks, merger, merge=v.spatial_merge_size, theta=v.rope_parameters["rope_theta"]),
         qwen2(c.text_config, rope=mrope(c.text_config)),
     )
 

@@ -84,6 +84,7 @@ def qwen3_tower(v: Qwen3VisionFields) -> GridTower:
         (v.hidden_size, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size),
         blocks,
         Merger(norm(), *size),
+        theta=v.rope_parameters["rope_theta"],
         merge=v.spatial_merge_size,
         bias=True,
         positions=Embedding(v.num_position_embeddings, v.hidden_size, axes=(None, "embed")),
