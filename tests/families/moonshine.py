@@ -23,7 +23,14 @@ def sound(samples: int = 3000) -> dict[str, np.ndarray]:
     return {"input_values": values, "decoder_input_ids": tokens(3, 7, pad=False)[0]}
 
 
-@case("moonshine", task="seq2seq-lm", causal=False, encoder_decoder=True, inputs=sound)
+@case(
+    "moonshine",
+    task="seq2seq-lm",
+    causal=False,
+    encoder_decoder=True,
+    inputs=sound,
+    expected_failures={"flops_are_positive": "8 samples, as many as tokens, are no frame of sound"},
+)
 def _():
     return _moonshine("MoonshineForConditionalGeneration")
 

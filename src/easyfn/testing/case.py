@@ -107,8 +107,11 @@ class Case:
         drawn = ef.sample_inputs(self.model, ROWS, self.length, key=jax.random.key(7))
         if "inputs_embeds" in self.inputs:
             drawn.pop("input_ids", None)
-        mask = {"attention_mask": np.ones((ROWS, self.length), np.int32)} if ef.inputs(self.model).sequence else {}
-        return {name: jnp.asarray(value) for name, value in {**drawn, **mask, **self.inputs}.items()}
+        given, stated = {**drawn, **self.inputs}, ef.inputs(self.model)
+        if stated.sequence:
+            first = next(given[name] for name in stated.main if name in given)
+            given = {"attention_mask": np.ones(first.shape[:2], np.int32), **given}
+        return {name: jnp.asarray(value) for name, value in given.items()}
 
     def moved(self, columns: slice, to: slice, length: int) -> dict[str, Any]:
         """The inputs with some of their columns moved to another place of a row of `length`; the rest is masked junk."""
