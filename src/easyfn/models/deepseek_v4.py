@@ -136,9 +136,9 @@ def _tables(data: dict[str, Any]) -> dict[str, Any]:
     given = dict(data.pop("rope_scaling", None) or data.get("rope_parameters") or {})
     if isinstance(given.get("main"), Mapping) and isinstance(given.get("compress"), Mapping):
         return {**data, "rope_parameters": {"main": given["main"], "compress": given["compress"]}}
-    main = {"rope_type": "default", "rope_theta": base or 10000.0, "partial_rotary_factor": partial}
+    main = {"rope_type": "default", "rope_theta": 10000.0 if base is None else base, "partial_rotary_factor": partial}
     scaled = {k: v for k, v in given.items() if k not in ("main", "compress", "type")}
-    scaled |= {"rope_theta": far or 160000.0, "partial_rotary_factor": partial}
+    scaled |= {"rope_theta": 160000.0 if far is None else far, "partial_rotary_factor": partial}
     scaled.setdefault("rope_type", given.get("type", "default"))
     if scaled["rope_type"] == "yarn":
         scaled.setdefault("attention_factor", 1.0)
