@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ..core.tree import Stacked, layers_in
 from ..core.verb import verb
+from ..core.weight import shape_of
 from .cache.cache import at_layer, layer_cache
 from .context import Context, along_batch
 
@@ -92,7 +93,8 @@ _compiled = jax.jit(_once)
 
 
 def _known(*trees: Any) -> bool:
-    """Whether all nodes are easyfn's own: in a layer of the user's, Python may look at the numbers of an eager pass."""
+    """Whether all layers are easyfn's own, of weights in any format: in one of the user's, Python may look at the numbers of
+    an eager pass."""
     return all(
         all(isinstance(leaf, jax.Array) for leaf in leaves) and _easyfns(tree)
         for leaves, tree in map(jax.tree.flatten, trees)
@@ -102,11 +104,10 @@ def _known(*trees: Any) -> bool:
 @functools.lru_cache(4096)
 def _easyfns(tree: Any) -> bool:
     node = tree.node_data()
-    if node is not None and not (
-        node[0] in (tuple, list, dict, type(None)) or node[0].__module__.startswith("easyfn.")
-    ):
-        return False
-    return all(map(_easyfns, tree.children()))
+    if node is None or shape_of.knows(node[0]):  # a leaf, or a weight
+        return True
+    ours = node[0] in (tuple, list, dict, type(None)) or node[0].__module__.startswith("easyfn.")
+    return ours and all(map(_easyfns, tree.children()))
 
 
 def _with_added(x: jax.Array, added: jax.Array | None, index: Any) -> jax.Array:
