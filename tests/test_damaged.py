@@ -38,9 +38,6 @@ def survives(read, what):
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # Orbax's coroutines, left where it stops
 @pytest.mark.parametrize("name", KINDS)
 def test_damaged(name, tmp_path):
     if name.startswith("token"):
