@@ -12,7 +12,7 @@ import easyfn as ef
 def tiny(*, seed: int = 0, task: str | None = None, **config: Any) -> Any:
     """A random Llama of two layers, in float32: 64 tokens, width 32, four heads on two key heads.
 
-    `config` are keys of [`easyfn.models.LlamaConfig`][] that replace these or add to them; `task` names another head, as in
+    `config` are keys of `ef.models.LlamaConfig` that replace these or add to them; `task` names another head, as in
     [`easyfn.init`][].
 
     ```python
