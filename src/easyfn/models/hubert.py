@@ -22,4 +22,4 @@ class HubertConfig(Wav2Vec2Config):
         return Wav2Vec2Config.normalize(data)
 
 
-speech_family("hubert", "hubert", "Hubert", HubertConfig)
+speech_family("hubert", "hubert", "Hubert", HubertConfig, ignore=("conv_pos_batch_norm",))

@@ -136,9 +136,8 @@ class Wav2Vec2Block(eqx.Module):
     final_layer_norm: LayerNorm
     config: Any = eqx.field(static=True)
 
-    def __init__(self, c: Any, attention: Any = None) -> None:
-        own = attention or TranslationAttention
-        self.attention = own(c.hidden_size, c.num_attention_heads, c.attention_dropout)
+    def __init__(self, c: Any, attention: Any = TranslationAttention) -> None:
+        self.attention = attention(c.hidden_size, c.num_attention_heads, c.attention_dropout)
         self.layer_norm, self.final_layer_norm = (LayerNorm(c.hidden_size, c.layer_norm_eps) for _ in range(2))
         self.feed_forward = FeedForward(
             Linear(c.hidden_size, c.intermediate_size, True, axes=("mlp", "embed")),
@@ -182,7 +181,9 @@ class Encoder(eqx.Module):
     relative: RelativeBias | None = None
 
     @staticmethod
-    def of(c: Any, positions: Any = None, attention: Any = None, relative: RelativeBias | None = None) -> Encoder:
+    def of(
+        c: Any, positions: Any = None, attention: Any = TranslationAttention, relative: RelativeBias | None = None
+    ) -> Encoder:
         layers = tuple(Wav2Vec2Block(c, attention) for _ in range(c.num_hidden_layers))
         return Encoder(positions or Positions(c), LayerNorm(c.hidden_size, c.layer_norm_eps), layers, relative)
 
@@ -282,7 +283,6 @@ WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "par
 IGNORED = (
     "layerdrop",
     "add_adapter",
-    "conv_pos_batch_norm",
     "adapter_attn_dim",
     "adapter_kernel_size",
     "adapter_stride",
@@ -320,10 +320,11 @@ def speech_family(
     config: type,
     encoder: Any = Wav2Vec2,
     names: Mapping[str, str] = Frozen(),
+    ignore: tuple[str, ...] = (),
 ) -> None:
     """Registers an encoder of sound whose files name it `prefix`, with its heads; `classes` is how their names begin.
 
-    `names` are places of tensors in the encoder that files have elsewhere in it.
+    `names` are places of tensors in the encoder that files have elsewhere in it; `ignore` are keys beside those of all.
     """
 
     def ctc(c: Any) -> CTC:
@@ -352,7 +353,7 @@ def speech_family(
             for front in ("", f"{prefix}.")
             for old, new in WEIGHT_NORM.items()
         },
-        ignore=IGNORED,
+        ignore=(*IGNORED, *ignore),
         prefix=prefix,
     )
 

@@ -112,10 +112,10 @@ def _easyfns(tree: Any) -> bool:
 
 def _with_added(x: jax.Array, added: jax.Array | None, index: Any) -> jax.Array:
     """What layer `index` says, and what the context adds to it, if anything."""
-    if added is None or (isinstance(index, int) and index >= added.shape[1]):
+    if added is None:
         return x
     own = jnp.take(added, jnp.minimum(index, added.shape[1] - 1), axis=1).astype(x.dtype)
-    return x + (own if isinstance(index, int) else jnp.where(index < added.shape[1], own, 0))
+    return x + jnp.where(index < added.shape[1], own, 0)
 
 
 def _remat(once: Any, policy: str | None) -> Any:

@@ -26,13 +26,11 @@ from .facts import (
     one_row,
     read_decoder,
     read_head_dim,
-    read_partial,
     read_rope,
     write_decoder,
-    write_partial,
 )
 from .layouts import KindsApart
-from .mixtures import COUNTS, SIGMOID, WIDTH, only
+from .mixtures import COUNTS, SIGMOID, WIDTH, only, read_wide, write_wide
 from .read import GGUF
 
 KEY_HEADS = "attention.head_count_kv"
@@ -265,9 +263,7 @@ def _write_jamba(config: Any) -> Data:
 
 
 def _read_qwen3_next(keys: Data, data: Data, file: GGUF) -> None:
-    data["head_dim"] = width = keys.pop("attention.key_length", data["hidden_size"] // data["num_attention_heads"])
-    only(keys, "attention.value_length", width)
-    read_partial(keys, data, file, width)
+    read_wide(keys, data, file)
     data["linear_value_head_dim"] = keys.pop("ssm.inner_size") // data["linear_num_value_heads"]
     every = keys.pop("full_attention_interval", 4)
     recurrent = keys.pop("attention.recurrent_layers", [(i + 1) % every != 0 for i in range(data["num_hidden_layers"])])
@@ -296,9 +292,7 @@ def _write_qwen3_next(config: Any) -> Data:
             f"linear_value_head_dim={c.linear_value_head_dim}"
         )
     return {
-        **write_partial(c),
-        "attention.key_length": c.head_dim,
-        "attention.value_length": c.head_dim,
+        **write_wide(c),
         "ssm.inner_size": c.linear_value_head_dim * c.linear_num_value_heads,
         "full_attention_interval": every,
     }

@@ -173,19 +173,27 @@ def _by_sigmoid(metadata: Mapping[str, Any]) -> bool:
     return metadata.get("deepseek2.expert_gating_func", SIGMOID if size in ((47, 154880), (48, 154880)) else 0) == 2
 
 
-def _read_minimax_m2(keys: Data, data: Data, file: GGUF) -> None:
-    only(keys, "expert_feed_forward_length", data["intermediate_size"])
-    only(keys, "expert_gating_func", SIGMOID)
+def read_wide(keys: Data, data: Data, file: GGUF) -> None:
+    """Heads of a width of their own, the same for keys and values, of which a part turns."""
     data["head_dim"] = width = keys.pop("attention.key_length", data["hidden_size"] // data["num_attention_heads"])
     only(keys, "attention.value_length", width)
     read_partial(keys, data, file, width)
 
 
+def write_wide(config: Any) -> Data:
+    width = dim_of(config)
+    return {**write_partial(config), "attention.key_length": width, "attention.value_length": width}
+
+
+def _read_minimax_m2(keys: Data, data: Data, file: GGUF) -> None:
+    only(keys, "expert_feed_forward_length", data["intermediate_size"])
+    only(keys, "expert_gating_func", SIGMOID)
+    read_wide(keys, data, file)
+
+
 def _write_minimax_m2(config: Any) -> Data:
-    wide = {"attention.key_length": dim_of(config), "attention.value_length": dim_of(config)}
     return {
-        **write_partial(config),
-        **wide,
+        **write_wide(config),
         "expert_gating_func": SIGMOID,
         "expert_feed_forward_length": config.intermediate_size,
     }
@@ -194,9 +202,7 @@ def _write_minimax_m2(config: Any) -> Data:
 def _read_glm4_moe(keys: Data, data: Data, file: GGUF) -> None:
     only(keys, "expert_gating_func", SIGMOID)
     data["num_hidden_layers"] -= keys.pop("nextn_predict_layers", 0)
-    data["head_dim"] = width = keys.pop("attention.key_length", data["hidden_size"] // data["num_attention_heads"])
-    only(keys, "attention.value_length", width)
-    read_partial(keys, data, file, width)
+    read_wide(keys, data, file)
     data["norm_topk_prob"] = keys.pop("expert_weights_norm", False)
     _read_groups(keys, data)
     data["attention_bias"] = has(file, "blk.0.attn_q.bias")
@@ -204,10 +210,8 @@ def _read_glm4_moe(keys: Data, data: Data, file: GGUF) -> None:
 
 
 def _write_glm4_moe(config: Any) -> Data:
-    wide = {"attention.key_length": dim_of(config), "attention.value_length": dim_of(config)}
     return {
-        **write_partial(config),
-        **wide,
+        **write_wide(config),
         "expert_gating_func": SIGMOID,
         "expert_weights_norm": config.norm_topk_prob,
         **_write_groups(config),
