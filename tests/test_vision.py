@@ -161,6 +161,10 @@ def test_sizes():
         )
     with pytest.raises(TypeError, match="takes no bool_masked_pos"):
         ef.forward(model, pixel_values=pixels[:, :2], bool_masked_pos=mask)
+    for name, told in (("dinov2_with_registers", False), ("ijepa-classifier", True), ("vit_msn-classifier", True)):
+        more = {"interpolate_pos_encoding": True} if told else {}
+        want = torch_run(IMAGES[name].torch(), {"pixel_values": pixels}, **more)
+        agree(ef.forward(model_of(name), pixel_values=pixels, **more), want)
 
 
 def test_masked_patches():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..config.fields import CommonFields, Size
 from ..names.rules import Rule
@@ -37,10 +38,13 @@ class Dinov2Config(CommonFields):
     use_mask_token: bool = True
 
 
-def dinov2(c: Dinov2Config) -> ImageEncoder:
+def dinov2(c: Dinov2Config, *, registers: int | None = None) -> ImageEncoder:
+    """The encoder; with `registers`, so many tokens that have no position and mean nothing."""
     bias = (c.qkv_bias, c.qkv_bias, c.qkv_bias, True)
     wide = c.hidden_size * c.mlp_ratio
-    tokens = ClassTokens(c, mask_token=(1, c.hidden_size) if c.use_mask_token else None)
+    mask = (1, c.hidden_size) if c.use_mask_token else None
+    # With registers the reference resamples positions with antialiasing, without them not.
+    tokens = ClassTokens(c, mask_token=mask, registers=registers, antialias=registers is not None)
 
     def block() -> EncoderBlock:
         attention = SelfAttention(
@@ -60,10 +64,20 @@ def dinov2(c: Dinov2Config) -> ImageEncoder:
 ATTENTION = {a: b for a, b in LEGACY.items() if a.startswith("attention.")}
 
 
-def _rules(config: Dinov2Config, attention: dict[str, str]) -> list[Rule]:
-    swiglu = {"mlp.gate_up_proj": "mlp.weights_in", "mlp.down_proj": "mlp.weights_out"}
-    mlp = swiglu if config.use_swiglu_ffn else {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}
-    return block_names("layers", "encoder.layer", attention | mlp)
+# Of the backbone for detection and segmentation.
+BACKBONE = ("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")
+
+
+def dinov2_names(prefix: str, attention: dict[str, str] = ATTENTION) -> Callable[[Any], list[Rule]]:
+    """The names of the encoder and of the classifier, where files call the parts of `attention` so."""
+
+    def names(model: Any) -> list[Rule]:
+        swiglu = {"mlp.gate_up_proj": "mlp.weights_in", "mlp.down_proj": "mlp.weights_out"}
+        plain = {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"}
+        mlp = swiglu if model.config.use_swiglu_ffn else plain
+        return head_names(model, ImageEncoder, block_names("layers", "encoder.layer", attention | mlp), prefix)
+
+    return names
 
 
 family(
@@ -74,9 +88,8 @@ family(
         "image-classification": lambda c: ImageClassifier(dinov2(c), pooling="cls_mean"),
     },
     architectures={"Dinov2Model": "base", "Dinov2ForImageClassification": "image-classification"},
-    names=lambda model: head_names(model, ImageEncoder, _rules(model.config, ATTENTION), "dinov2"),
-    modules=lambda model: head_names(model, ImageEncoder, _rules(model.config, {}), "dinov2"),
-    # of the backbone for detection and segmentation
-    ignore=("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states"),
+    names=dinov2_names("dinov2"),
+    modules=dinov2_names("dinov2", {}),
+    ignore=BACKBONE,
     prefix="dinov2",
 )

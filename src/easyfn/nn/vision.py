@@ -50,36 +50,43 @@ class ClassTokens(eqx.Module):
     """Learned tokens and positions that stand before and on the patches of an image.
 
     `cls_token` and the other tokens have shape `(1, 1, embed)`, `position_embeddings` `(1, tokens + patches, embed)`; a model
-    that was pretrained with masked patches has a `mask_token` that replaces those of `bool_masked_pos`.
+    that was pretrained with masked patches has a `mask_token` that replaces those of `bool_masked_pos`. `registers` are so
+    many tokens without a position, behind the first. Without `first` there are patches alone.
     """
 
-    cls_token: Weight
+    cls_token: Weight | None
     distillation_token: Weight | None
+    register_tokens: Weight | None
     mask_token: Weight | None
     patch_embeddings: Any
     position_embeddings: Weight | None
     grid: tuple[int, int] = eqx.field(static=True)
     patch: tuple[int, int] = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
+    antialias: bool = eqx.field(static=True)
 
     def __init__(
         self,
         config: Any,
         *,
+        first: bool = True,
         distilled: bool = False,
+        registers: int | None = None,
         mask_token: tuple[int, ...] | None = None,
         positions: bool = True,
+        antialias: bool = False,
     ) -> None:
         size = config.hidden_size
         image, self.patch = pair(config.image_size), pair(config.patch_size)
         self.grid = (image[0] // self.patch[0], image[1] // self.patch[1])
-        self.cls_token = declare(1, 1, size)
+        self.cls_token = declare(1, 1, size) if first else None
         self.distillation_token = declare(1, 1, size) if distilled else None
+        self.register_tokens = None if registers is None else declare(1, registers, size)
         self.mask_token = declare(*mask_token) if mask_token else None
         self.patch_embeddings = Projected(Conv(config.num_channels, size, self.patch, stride=self.patch))
-        count = 1 + distilled + self.grid[0] * self.grid[1]
+        count = first + distilled + self.grid[0] * self.grid[1]
         self.position_embeddings = declare(1, count, size) if positions else None
-        self.dropout = config.hidden_dropout_prob
+        self.dropout, self.antialias = config.hidden_dropout_prob, antialias
 
     def __call__(
         self, context: Context, pixel_values: jax.Array, bool_masked_pos: Any = None, interpolate: bool = False
@@ -95,7 +102,13 @@ class ClassTokens(eqx.Module):
         x = jnp.concatenate([*first, x], axis=1)
         if self.position_embeddings is not None:
             table = dense(self.position_embeddings)[0]
-            x = x + grid_positions(table, self.grid, grid, len(extra), interpolate=interpolate)[None].astype(x.dtype)
+            table = grid_positions(
+                table, self.grid, grid, len(extra), interpolate=interpolate, antialias=self.antialias
+            )
+            x = x + table[None].astype(x.dtype)
+        if self.register_tokens is not None:
+            rows = dense(self.register_tokens).astype(x.dtype)
+            x = jnp.concatenate([x[:, :1], jnp.broadcast_to(rows, (x.shape[0], *rows.shape[1:])), x[:, 1:]], axis=1)
         return dropout(x, self.dropout, context, 1_000_003), context
 
 
@@ -104,7 +117,8 @@ def _(tokens: ClassTokens) -> dict[str, Slot]:
     other = Slot("other", (None, None, "embed"))
     shape = () if tokens.mask_token is None else shape_of(tokens.mask_token)
     zero = Slot("other", (*(None for _ in shape[1:]), "embed"), "zeros")
-    return {"cls_token": other, "distillation_token": other, "position_embeddings": other, "mask_token": zero}
+    names = ("cls_token", "distillation_token", "register_tokens", "position_embeddings")
+    return {**dict.fromkeys(names, other), "mask_token": zero}
 
 
 def masked_patches(mask_token: Any, x: jax.Array, bool_masked_pos: Any) -> jax.Array:
