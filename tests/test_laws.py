@@ -14,9 +14,9 @@ from easyfn.testing import Case, laws
 
 DECODER = {"decoder_input_ids": np.random.default_rng(3).integers(3, cases.VOCAB, (2, 8))}
 
-# A format meets one of each kind of layer; nf4 packs pairs, and Mamba's steps have an odd rank.
+# A format meets one of each kind of layer; nf4 packs pairs, and Mamba's steps and Zamba2's adapters have an odd rank.
 FORMATS = {"llama": ("8bit", "nf4"), "mixtral": ("8bit", "nf4")}
-FORMATS |= dict.fromkeys(("mamba", "falcon_mamba", "jamba"), ("8bit",))
+FORMATS |= dict.fromkeys(("mamba", "falcon_mamba", "jamba", "zamba2"), ("8bit",))
 
 
 def case(name: str) -> Case:
