@@ -25,8 +25,9 @@ from .statement import Input, Inputs, inputs
 
 
 def image_inputs(config: Any, *, settings: tuple[str, ...] = ("interpolate_pos_encoding",), **more: Input) -> Inputs:
-    """`pixel_values` of a config's channels, of its `image_size` in samples; `settings` are switches of the model's own."""
-    height, width = pair(config.image_size)
+    """`pixel_values` of a config's channels, of its `image_size` in samples (224 where it has none); `settings` are switches
+    of the model's own."""
+    height, width = pair(getattr(config, "image_size", 224))
     fields = {"pixel_values": Input("image", ("batch", config.num_channels, "height", "width"), optional=False)}
     fields |= {name: Input("setting", None) for name in settings} | more
     return Inputs(fields, ("pixel_values",), {"height": height, "width": width})

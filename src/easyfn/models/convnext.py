@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,10 +26,9 @@ from .vision import head_names
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvNextConfig(CommonFields):
-    """The keys of a ConvNeXt `config.json`."""
+class ConvNextFields(CommonFields):
+    """The keys that both ConvNeXt have."""
 
-    model_type: ClassVar[str] = "convnext"
     num_channels: Size = 3
     patch_size: int | tuple[int, ...] = 4
     num_stages: int = 4
@@ -36,35 +36,48 @@ class ConvNextConfig(CommonFields):
     depths: tuple[int, ...] = (3, 3, 9, 3)
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
-    layer_scale_init_value: float | int = 1e-6
     drop_path_rate: float | int = 0.0
     image_size: int | tuple[int, ...] = 224
     num_hidden_layers: ClassVar = alias("num_stages")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvNextConfig(ConvNextFields):
+    """The keys of a ConvNeXt `config.json`."""
+
+    model_type: ClassVar[str] = "convnext"
+    layer_scale_init_value: float | int = 1e-6
+
+
 class ConvNextLayer(eqx.Module):
-    """`x + scale * pwconv2(act(pwconv1(norm(dwconv(x)))))` on `(batch, height, width, channels)`."""
+    """`x + scale * pwconv2(grn(act(pwconv1(norm(dwconv(x))))))` on `(batch, height, width, channels)`.
+
+    The first has a `scale`, which begins at the number given where that is not 0, and the second a `grn(size)`.
+    """
 
     dwconv: Conv
     layernorm: LayerNorm
     pwconv1: Linear
+    grn: Any
     pwconv2: Linear
     layer_scale_parameter: Weight | None
     act: str = eqx.field(static=True)
     start: float = eqx.field(static=True)
     rate: float = eqx.field(static=True)
 
-    def __init__(self, c: ConvNextConfig, size: int, rate: float) -> None:
+    def __init__(self, c: ConvNextFields, size: int, rate: float, *, scale: float = 0.0, grn: Any = None) -> None:
         self.dwconv = Conv(size, size, (7, 7), padding=3, groups=size)
         self.layernorm = LayerNorm(size, 1e-6)
         self.pwconv1 = Linear(size, 4 * size, True, axes=("mlp", "embed"))
+        self.grn = None if grn is None else grn(4 * size)
         self.pwconv2 = Linear(4 * size, size, True, axes=("embed", "mlp"))
-        self.layer_scale_parameter = declare(size) if c.layer_scale_init_value > 0 else None
-        self.act, self.start, self.rate = c.hidden_act, float(c.layer_scale_init_value), rate
+        self.layer_scale_parameter = declare(size) if scale > 0 else None
+        self.act, self.start, self.rate = c.hidden_act, float(scale), rate
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, dict[str, Any]]:
         h = self.layernorm(self.dwconv(x))
-        h = self.pwconv2(activation(self.act)(self.pwconv1(h)))
+        h = activation(self.act)(self.pwconv1(h))
+        h = self.pwconv2(h if self.grn is None else self.grn(h))
         if self.layer_scale_parameter is not None:
             h = h * along_last(dense(self.layer_scale_parameter).astype(h.dtype), h)
         return x + drop_path(h, self.rate, context, 1), cache, {}
@@ -94,15 +107,16 @@ class ConvNext(eqx.Module):
     embeddings: ConvNextEmbeddings
     stages: tuple[ConvNextStage, ...]
     layernorm: LayerNorm
-    config: ConvNextConfig = eqx.field(static=True)
+    config: ConvNextFields = eqx.field(static=True)
 
-    def __init__(self, c: ConvNextConfig) -> None:
+    def __init__(self, c: ConvNextFields, **own: Any) -> None:
+        """`own` are the arguments of a [`ConvNextLayer`][easyfn.models.convnext.ConvNextLayer] beside size and rate."""
         sizes, patch = c.hidden_sizes, pair(c.patch_size)
         rates = np.split(np.linspace(0, c.drop_path_rate, sum(c.depths)), np.cumsum(c.depths)[:-1])
 
         def stage(i: int) -> ConvNextStage:
             down = () if i == 0 else (LayerNorm(sizes[i - 1], 1e-6), Conv(sizes[i - 1], sizes[i], (2, 2), stride=2))
-            return ConvNextStage(down, tuple(ConvNextLayer(c, sizes[i], float(r)) for r in rates[i]))
+            return ConvNextStage(down, tuple(ConvNextLayer(c, sizes[i], float(r), **own) for r in rates[i]))
 
         self.embeddings = ConvNextEmbeddings(
             Conv(c.num_channels, sizes[0], patch, stride=patch), LayerNorm(sizes[0], 1e-6)
@@ -134,20 +148,23 @@ def _(model: ConvNext) -> Inputs:
     return image_inputs(model.config, settings=())
 
 
-def _names(model: Any) -> list[Any]:
-    return head_names(model, ConvNext, [rename("stages.{rest}", "encoder.stages.{rest}")], "convnext")
+def convnext_family(name: str, config: type, build: Callable[[Any], ConvNext]) -> None:
+    """Registers a ConvNeXt whose transformers classes begin with `name`."""
+    kind = config.model_type  # type: ignore[attr-defined]
+    rules = [rename("stages.{rest}", "encoder.stages.{rest}")]
+    family(
+        kind,
+        config=config,
+        tasks={
+            "base": build,
+            "image-classification": lambda c: ImageClassifier(build(c), pooling="pooler", size=c.hidden_sizes[-1]),
+        },
+        architectures={f"{name}Model": "base", f"{name}ForImageClassification": "image-classification"},
+        names=lambda model: head_names(model, ConvNext, rules, kind),
+        # of the backbone for detection and segmentation
+        ignore=("out_features", "out_indices", "stage_names"),
+        prefix=kind,
+    )
 
 
-family(
-    "convnext",
-    config=ConvNextConfig,
-    tasks={
-        "base": ConvNext,
-        "image-classification": lambda c: ImageClassifier(ConvNext(c), pooling="pooler", size=c.hidden_sizes[-1]),
-    },
-    architectures={"ConvNextModel": "base", "ConvNextForImageClassification": "image-classification"},
-    names=_names,
-    # of the backbone for detection and segmentation
-    ignore=("out_features", "out_indices", "stage_names"),
-    prefix="convnext",
-)
+convnext_family("ConvNext", ConvNextConfig, lambda c: ConvNext(c, scale=c.layer_scale_init_value))

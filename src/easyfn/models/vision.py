@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..names.rules import Rule, rename
+import numpy as np
+
+from ..core.stack import unstack
+from ..core.tree import nodes
+from ..names.rules import Rule, file_name, rename
+from ..nn.norm import BatchNorm
+from ..registry.family import family_of
 
 # How transformers' files call the parts of a block since ViT, whatever its modules call them today.
 LEGACY = {
@@ -43,6 +49,14 @@ def under(rules: Sequence[Rule], ours: str, theirs: str) -> list[Rule]:
 def head_names(model: Any, base: type, rules: Sequence[Rule], prefix: str) -> list[Rule]:
     """Rules of a base model, or of a head that holds it in its field `model`, which files call `prefix`."""
     return list(rules) if isinstance(model, base) else under(rules, "model", prefix)
+
+
+def batches_tracked(model: Any) -> dict[str, np.ndarray]:
+    """How many batches made the numbers of a norm, which torch's files say beside them: nobody reads it, and it is 0."""
+    rules = family_of(model).names(model)
+    norms = [path for path, node in nodes(unstack(model)) if isinstance(node, BatchNorm)]
+    files = (file_name(f"{path}.running_mean", rules).removesuffix("running_mean") for path in norms)
+    return {f"{name}num_batches_tracked": np.zeros((), np.int64) for name in files}
 
 
 # The blocks of CLIP's towers, and of all that came after.

@@ -112,7 +112,7 @@ if TYPE_CHECKING:
     from .moe.plain import PlainExperts as PlainExperts
     from .moe.router import Router as Router, Routing as Routing, experts_per_token as experts_per_token, route as route
     from .moe.scaled import ScaledRouter as ScaledRouter
-    from .norm import HeadNorm as HeadNorm, LayerNorm as LayerNorm, RMSNorm as RMSNorm
+    from .norm import BatchNorm as BatchNorm, HeadNorm as HeadNorm, LayerNorm as LayerNorm, RMSNorm as RMSNorm
     from .output import Output as Output
     from .parallel.pipeline import schedule as schedule
     from .pooling import (

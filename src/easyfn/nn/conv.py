@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.weight import Slot, Weight, dense, dot, shape_of, slots
 from .linear import along_last, declare
@@ -93,6 +94,13 @@ class Conv(eqx.Module):
 
     def _biased(self, y: jax.Array) -> jax.Array:
         return y if self.bias is None else y + along_last(dense(self.bias).astype(y.dtype), y)
+
+
+def max_pool(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+    """The largest of each square of `x` `(batch, height, width, channels)`; what is added around it is never the largest."""
+    pad = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    low = np.asarray(-np.inf, x.dtype)  # no array of JAX: of a traced one nobody knows that it is the lowest
+    return jax.lax.reduce_window(x, low, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), pad)
 
 
 def within_documents(conv: Conv, x: jax.Array, segment_ids: jax.Array) -> jax.Array:

@@ -48,7 +48,7 @@ def pool_image(out: Output, pooling: str, extra: int = 1, seen: Any = None) -> j
     """One vector `(batch, embed)` for each image, see `ImageClassifier`."""
     x: Any = out.pooler_output if pooling == "pooler" else out.last_hidden_state
     if pooling == "pooler":
-        return x
+        return x.reshape(x.shape[0], -1)
     real = None if seen is None else (jnp.asarray(seen) != 0)[:, extra:, None]
     mean = lambda: jnp.mean(x[:, extra:].astype(jnp.float32), axis=1, where=real).astype(x.dtype)
     if pooling == "cls":

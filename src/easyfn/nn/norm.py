@@ -102,6 +102,36 @@ class HeadNorm(eqx.Module):
         return (_scaled(_centred(x.astype(jnp.float32)), self.eps) * weight).astype(x.dtype)
 
 
+class BatchNorm(eqx.Module):
+    """`(x - mean) / sqrt(var + eps) * weight + bias` over the last axis, by the mean and variance that a file holds (Ioffe
+    and Szegedy, 2015).
+
+    These are buffers: a batch that trains is normed by them too, and changes nothing in them.
+    """
+
+    weight: Weight
+    bias: Weight
+    running_mean: Weight
+    running_var: Weight
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        self.weight, self.bias, self.running_mean, self.running_var = (declare(dim) for _ in range(4))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        parts = (self.running_mean, self.running_var, self.weight, self.bias)
+        mean, var, weight, bias = (along_last(dense(part).astype(jnp.float32), x) for part in parts)
+        return ((x.astype(jnp.float32) - mean) * (jax.lax.rsqrt(var + self.eps) * weight) + bias).astype(x.dtype)
+
+
+@slots.register(BatchNorm)
+def _(norm: BatchNorm) -> dict[str, Slot]:
+    learned = {"weight": Slot("norm", ("norm",), "ones"), "bias": Slot("bias", ("norm",), "zeros")}
+    held = {"running_mean": Slot("buffer", ("norm",), "zeros"), "running_var": Slot("buffer", ("norm",), "ones")}
+    return {**learned, **held}
+
+
 @slots.register(RMSNorm)
 def _(norm: RMSNorm) -> dict[str, Slot]:
     return {"weight": Slot("norm", ("norm",), "zeros" if norm.offset else "ones", norm.float32)}
