@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ..names.rules import Rule, rename
 from ..nn import (
     MaskedLM,
     MultipleChoice,
     NextSentence,
     PooledClassifier,
     QuestionAnswering,
-    SentenceEmbedding,
     TextEncoder,
     TokenClassifier,
     sentence_embedding,
 )
 from ..registry.family import family
-from .encoders import EncoderFields
+from .encoders import PREDICTIONS, EncoderFields, encoder_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,21 +24,6 @@ class BertConfig(EncoderFields):
     """The keys of a BERT `config.json`."""
 
     model_type: ClassVar[str] = "bert"
-
-
-def _names(model: Any) -> list[Rule]:
-    if isinstance(model, TextEncoder):
-        return []
-    if isinstance(model, SentenceEmbedding):
-        return [rename("model.{rest}", "{rest}")]  # sentence-transformers saves the bare BertModel
-    return [
-        rename("dense.{rest}", "cls.predictions.transform.dense.{rest}"),
-        rename("norm.{rest}", "cls.predictions.transform.LayerNorm.{rest}"),
-        rename("decoder.{rest}", "cls.predictions.decoder.{rest}"),
-        rename("bias", "cls.predictions.bias"),
-        rename("seq_relationship.{rest}", "cls.seq_relationship.{rest}"),
-        rename("model.{rest}", "bert.{rest}"),
-    ]
 
 
 family(
@@ -67,7 +50,7 @@ family(
         "BertForQuestionAnswering": "question-answering",
         "BertForMultipleChoice": "multiple-choice",
     },
-    names=_names,
+    names=encoder_names("bert", heads=[*PREDICTIONS, ("seq_relationship.{rest}", "cls.seq_relationship.{rest}")]),
     # directionality, pooler_*: TensorFlow's words, which transformers never read
     ignore=(
         "position_embedding_type",

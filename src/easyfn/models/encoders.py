@@ -11,7 +11,9 @@ from ..config.fields import CommonFields, Size, head_dim, rope
 from ..core.frozen import Frozen
 from ..names.rules import Rule, concatenated, rename
 from ..nn import (
+    MLP,
     AddNormBlock,
+    Block,
     ClassificationHead,
     EncoderEmbeddings,
     EncoderLayers,
@@ -37,6 +39,13 @@ LM_HEAD: Pairs = (
     ("norm.{rest}", "lm_head.layer_norm.{rest}"),
     ("decoder.{rest}", "lm_head.decoder.{rest}"),
     ("bias", "lm_head.bias"),
+)
+# The same as BERT's files name them.
+PREDICTIONS: Pairs = (
+    ("dense.{rest}", "cls.predictions.transform.dense.{rest}"),
+    ("norm.{rest}", "cls.predictions.transform.LayerNorm.{rest}"),
+    ("decoder.{rest}", "cls.predictions.decoder.{rest}"),
+    ("bias", "cls.predictions.bias"),
 )
 # Buffers that older files hold; and the twin of the tied bias.
 BUFFERS = (r"embeddings\.(position|token_type)_ids$", r"decoder\.bias$")
@@ -172,6 +181,31 @@ def encoder_names(
         return [*(rename(ours, theirs) for ours, theirs in outer_names), *inner]
 
     return names
+
+
+def pre_norm_layer(c: Any, *, act: str, rope: str | None = None, mlp_dropout: float | None = None) -> Block:
+    """A layer of BERT's parts with the norms before them (ESM, XLM-RoBERTa-XL)."""
+    rate = c.attention_probs_dropout_prob
+    attention = full_attention(c, qkv_bias=True, out_bias=True, dropout=rate, rope=rope)
+    mlp = MLP(c.hidden_size, c.intermediate_size, act, bias=True)
+    norm = lambda: LayerNorm(c.hidden_size, c.layer_norm_eps)
+    return Block(attention, mlp, norm(), norm(), dropout=c.hidden_dropout_prob, mlp_dropout=mlp_dropout)
+
+
+def pre_norm_names(first: str, second: str) -> Pairs:
+    """Such layers in files, where the norms are `first` and `second` of a layer."""
+    parts = {
+        "self_attn.q_proj": "attention.self.query",
+        "self_attn.k_proj": "attention.self.key",
+        "self_attn.v_proj": "attention.self.value",
+        "self_attn.o_proj": "attention.output.dense",
+        "input_layernorm": first,
+        "mlp.up_proj": "intermediate.dense",
+        "mlp.down_proj": "output.dense",
+        "post_attention_layernorm": second,
+    }
+    layer = "encoder.layer.{i}."
+    return [(f"{layer}{ours}.{{rest}}", f"{layer}{theirs}.{{rest}}") for ours, theirs in parts.items()]
 
 
 def first_token_head(config: Any, *, act: str = "tanh") -> ClassificationHead:

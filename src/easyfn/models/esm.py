@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from ..config.config import labels, only
 from ..config.fields import CommonFields, Size, head_dim
 from ..core.weight import HALF, Slot, Weight, dense, slots
-from ..nn import MLP, Block, Context, Embedding, LayerNorm, Linear, MaskedLM, Output, TextEncoder
+from ..nn import Block, Context, Embedding, LayerNorm, Linear, MaskedLM, Output, TextEncoder
 from ..nn.encoder import learned_positions
 from ..nn.fold import fold
 from ..nn.linear import along_last, declare
-from .decoders import full_attention
-from .encoders import BUFFERS, IGNORED, encoder_family
+from .encoders import BUFFERS, IGNORED, encoder_family, pre_norm_layer, pre_norm_names
 
 MASKED_IN_TRAINING = 0.15 * 0.8  # the share of tokens that were `<mask>` when ESM was trained
 
@@ -157,19 +156,8 @@ class EsmLayers(eqx.Module):
 
     def __init__(self, c: EsmConfig) -> None:
         rotary = c.position_embedding_type == "rotary"
-        rate, attention_rate = c.hidden_dropout_prob, c.attention_probs_dropout_prob
         rope = "default" if rotary else None
-        norm = lambda: LayerNorm(c.hidden_size, c.layer_norm_eps)
-        self.layer = tuple(
-            Block(
-                full_attention(c, qkv_bias=True, out_bias=True, dropout=attention_rate, rope=rope),
-                MLP(c.hidden_size, c.intermediate_size, "gelu", bias=True),
-                norm(),
-                norm(),
-                dropout=rate,
-            )
-            for _ in range(c.num_hidden_layers)
-        )
+        self.layer = tuple(pre_norm_layer(c, act="gelu", rope=rope) for _ in range(c.num_hidden_layers))
         self.rotary_embeddings = Frequencies(head_dim(c), c.rope_theta) if rotary else None
         self.contact_head = ContactHead(c.num_hidden_layers * c.num_attention_heads)
 
@@ -218,16 +206,6 @@ def predict_contacts(model: Any, input_ids: Any, attention_mask: Any = None) -> 
     return head(found[..., 1:-1, 1:-1])
 
 
-PARTS = {
-    "self_attn.q_proj": "attention.self.query",
-    "self_attn.k_proj": "attention.self.key",
-    "self_attn.v_proj": "attention.self.value",
-    "self_attn.o_proj": "attention.output.dense",
-    "input_layernorm": "attention.LayerNorm",
-    "mlp.up_proj": "intermediate.dense",
-    "mlp.down_proj": "output.dense",
-    "post_attention_layernorm": "LayerNorm",
-}
 FREQUENCIES = "rotary_embeddings.inv_freq"
 encoder_family(
     "Esm",
@@ -237,7 +215,7 @@ encoder_family(
     lm_head=lambda c: MaskedLM(esm(c, pooler=False), tied=c.tie_word_embeddings, act="gelu", bias="apart"),
     lacks=("question-answering", "multiple-choice"),
     layers=[
-        *((f"encoder.layer.{{i}}.{a}.{{rest}}", f"encoder.layer.{{i}}.{b}.{{rest}}") for a, b in PARTS.items()),
+        *pre_norm_names("attention.LayerNorm", "LayerNorm"),
         ("encoder.rotary_embeddings.{rest}", "rotary_embeddings.{rest}"),
         ("encoder.contact_head.{rest}", "contact_head.{rest}"),
         ("norm.{rest}", "encoder.emb_layer_norm_after.{rest}"),

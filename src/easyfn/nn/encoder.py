@@ -16,7 +16,7 @@ from ..core.tree import layers_in
 from .activation import activation
 from .attention.attention import attend
 from .attention.core import merge_heads, split_heads
-from .attention.rope import checked_rope, rope_table
+from .attention.rope import checked_rope, rope_table, rotate
 from .cache.cache import layer_cache
 from .context import Context, dropout, encoder_mask
 from .fold import fold
@@ -98,15 +98,19 @@ class AddNorm(eqx.Module):
 
 
 class SelfAttention(eqx.Module):
-    """Multi-head attention of an encoder, without its output projection."""
+    """Multi-head attention of an encoder, without its output projection.
+
+    `rotated`: the parts, of `"qkv"`, whose neighbours are rotated by the table `"default"` of `context.rope`.
+    """
 
     query: Linear
     key: Linear
     value: Linear
     heads: int = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
+    rotated: str = eqx.field(static=True)
 
-    def __init__(self, hidden_size: int, heads: int, dropout: float) -> None:
+    def __init__(self, hidden_size: int, heads: int, dropout: float, *, rotated: str = "") -> None:
         if hidden_size % heads:
             raise ValueError(f"hidden_size={hidden_size} is no multiple of num_attention_heads={heads}")
         self.query = Linear(hidden_size, hidden_size, True, axes=("heads", "embed"))
@@ -114,9 +118,15 @@ class SelfAttention(eqx.Module):
         self.value = Linear(hidden_size, hidden_size, True, axes=("heads", "embed"))
         self.heads = heads
         self.dropout = dropout
+        self.rotated = rotated
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
         q, k, v = (split_heads(part(x), self.heads) for part in (self.query, self.key, self.value))
+        if self.rotated:
+            assert context.rope is not None
+            table = context.rope["default"]
+            turn = lambda name, part: rotate(part, table, True) if name in self.rotated else part
+            q, k, v = turn("q", q), turn("k", k), turn("v", v)
         out, weights = attend(
             q,
             k,

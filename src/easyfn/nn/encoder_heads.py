@@ -190,8 +190,9 @@ class LastMarkClassifier(eqx.Module):
 class PooledClassifier(eqx.Module):
     """One answer per row, `logits` of shape `(batch, num_labels)`, read off the pooled or the first token.
 
-    `classifier` is a `Linear`, which reads the base model's `pooler_output`, or a `ClassificationHead`, which reads what
-    `pooling` makes of the hidden states: one of `easyfn.nn.POOLINGS`, or `"late"`, the mean of the answers of all tokens.
+    `classifier` is a `Linear`, which reads the `pooler_output` of a base model that has one, or a `ClassificationHead`; else
+    it reads what `pooling` makes of the hidden states: one of `easyfn.nn.POOLINGS`, or `"late"`, the mean of the answers of
+    all tokens.
     """
 
     model: Any
@@ -222,7 +223,7 @@ class PooledClassifier(eqx.Module):
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
         out = self.model(context, cache, **inputs)
         x = out.last_hidden_state
-        if not isinstance(self.classifier, ClassificationHead):
+        if not isinstance(self.classifier, ClassificationHead) and out.pooler_output is not None:
             x = out.pooler_output
         elif self.pooling != "late":
             x = pool(x, context, self.pooling).astype(x.dtype)
