@@ -138,3 +138,13 @@ def test_phimoe_scales_beyond_its_length_as_it_is_told():
     )  # nothing changes
     with pytest.raises(ValueError, match="phimoe has the rope_type 'default' or 'longrope', not 'yarn'"):
         ef.read_config({**SMALL, "model_type": "phimoe", "rope_parameters": {**said, "rope_type": "yarn"}})
+
+
+def test_truncate_of_one_kind_is_refused():
+    """transformers looks for it beside the kinds, where it never is."""
+    from easyfn.config.config import read
+
+    config = ef.models.ModernBertDecoderConfig
+    table = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16, "truncate": False}
+    with pytest.raises(ValueError, match=r"rope_parameters.full_attention.truncate=False"):
+        read(config, {"model_type": "modernbert-decoder", "rope_parameters": {"full_attention": table}})

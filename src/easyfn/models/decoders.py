@@ -266,6 +266,13 @@ def rope_by_kind(
         kind: {"rope_theta": base, **_object(given.get(kind), f"rope_parameters.{kind}"), **scaling.get(kind, {})}
         for kind, base in bases.items()
     }
+    for kind, table in nested.items():
+        if not table.get("truncate", True):
+            raise UnknownConfigKey(
+                f"config.json: rope_parameters.{kind}.truncate={table['truncate']!r}: transformers does not read it of one "
+                "kind of layers, and others may, so it is not known which frequencies are meant; leave it out for "
+                "transformers' (truncate=True)"
+            )
     return {**data, "rope_parameters": nested}
 
 

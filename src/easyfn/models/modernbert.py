@@ -66,16 +66,21 @@ class ModernBertConfig(CommonFields):
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         only(data, "is_decoder", False)
-        only(data, "rope_theta")  # there are two
         if data.get("sparse_prediction"):  # the loss is the same: unmasked tokens have no label
             only(data, "sparse_pred_ignore_index", -100)
-        data = labels(data)
-        every = data.get("global_attn_every_n_layers") or 3
-        if data.get("layer_types") is None and "num_hidden_layers" in data:
-            data["layer_types"] = global_first(data["num_hidden_layers"], every)
-        full, local = (data.pop(f"{name}_rope_theta", None) for name in ("global", "local"))
-        kinds = ("full_attention", "sliding_attention")
-        return rope_by_kind(data, sliding=local or 10000.0, full=full or 160000.0, scaled=kinds)
+        return kinds_and_tables(data)
+
+
+def kinds_and_tables(data: dict[str, Any]) -> dict[str, Any]:
+    """The content of a `config.json` with `layer_types`, and rotary settings for each kind."""
+    only(data, "rope_theta")  # there are two
+    data = labels(data)
+    every = data.get("global_attn_every_n_layers") or 3
+    if data.get("layer_types") is None and "num_hidden_layers" in data:
+        data["layer_types"] = global_first(data["num_hidden_layers"], every)
+    full, local = (data.pop(f"{name}_rope_theta", None) for name in ("global", "local"))
+    kinds = ("full_attention", "sliding_attention")
+    return rope_by_kind(data, sliding=local or 10000.0, full=full or 160000.0, scaled=kinds)
 
 
 def global_first(layers: int, every: int = 3) -> tuple[str, ...]:
@@ -88,20 +93,21 @@ def norm(c: ModernBertConfig) -> LayerNorm:
     return LayerNorm(c.hidden_size, c.norm_eps, bias=c.norm_bias)
 
 
+def modernbert_block(
+    c: ModernBertConfig, i: int, kind: str, window: int | None, *, fused: str | None = "rows"
+) -> Block:
+    """Layer `i`: the norm of the embeddings is the first layer's as well."""
+    bias, rate = c.attention_bias, c.attention_dropout
+    attention = full_attention(c, fused=fused, qkv_bias=bias, out_bias=bias, dropout=rate, window=window, rope=kind)
+    mlp = FusedGatedMLP(
+        c.hidden_size, c.intermediate_size, c.hidden_activation, bias=c.mlp_bias, inner_dropout=c.mlp_dropout
+    )
+    return Block(attention, mlp, norm(c) if i else None, norm(c), dropout=rate, mlp_dropout=0.0)
+
+
 def modernbert(c: ModernBertConfig, *, pooler: bool = False) -> TextEncoder:
-    """The encoder, which never has a pooler: the norm of the embeddings is the first layer's as well."""
+    """The encoder, which never has a pooler."""
     kinds = c.layer_types or global_first(c.num_hidden_layers)
-
-    def block(i: int, kind: str, window: int | None) -> Block:
-        bias, rate = c.attention_bias, c.attention_dropout
-        attention = full_attention(
-            c, fused="rows", qkv_bias=bias, out_bias=bias, dropout=rate, window=window, rope=kind
-        )
-        mlp = FusedGatedMLP(
-            c.hidden_size, c.intermediate_size, c.hidden_activation, bias=c.mlp_bias, inner_dropout=c.mlp_dropout
-        )
-        return Block(attention, mlp, norm(c) if i else None, norm(c), dropout=rate, mlp_dropout=0.0)
-
     windows = layer_windows(c, kinds, c.local_attention // 2 + 1)
     return TextEncoder(
         c,
@@ -109,7 +115,9 @@ def modernbert(c: ModernBertConfig, *, pooler: bool = False) -> TextEncoder:
         embeddings=EncoderEmbeddings(c, positions=False, norm=norm(c)),
         rope={kind: c.rope_parameters[kind] for kind in sorted(set(kinds))},
         head_dim=head_dim(c),
-        layers=EncoderLayers(tuple(block(i, *each) for i, each in enumerate(zip(kinds, windows, strict=True)))),
+        layers=EncoderLayers(
+            tuple(modernbert_block(c, i, *each) for i, each in enumerate(zip(kinds, windows, strict=True)))
+        ),
         norm=norm(c),
     )
 
@@ -135,6 +143,17 @@ def _masked_lm(c: ModernBertConfig) -> MaskedLM:
     )
 
 
+# What only flash attention reads, what `kinds_and_tables` has looked at, and what transformers never read.
+UNREAD = (
+    "deterministic_flash_attn",
+    "reference_compile",
+    "repad_logits_with_grad",
+    "initializer_cutoff_factor",
+    "cls_token_id",
+    "layer_norm_eps",
+    "global_attn_every_n_layers",
+    "position_embedding_type",
+)
 LAYER = "encoder.layer.{i}."
 encoder_family(
     "ModernBert",
@@ -176,18 +195,6 @@ encoder_family(
             for ours, theirs in (("dense", "head.dense"), ("norm", "head.norm"), ("out_proj", "classifier"))
         ),
     ],
-    # What only flash attention reads, what `normalize` has looked at, and what transformers never read.
-    ignore=(
-        "deterministic_flash_attn",
-        "reference_compile",
-        "repad_logits_with_grad",
-        "sparse_prediction",
-        "sparse_pred_ignore_index",
-        "initializer_cutoff_factor",
-        "cls_token_id",
-        "layer_norm_eps",
-        "global_attn_every_n_layers",
-        "position_embedding_type",
-    ),
+    ignore=(*UNREAD, "sparse_prediction", "sparse_pred_ignore_index"),
     ignore_tensors=(),
 )

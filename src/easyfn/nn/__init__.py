@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from .fold import fold as fold, hands_on as hands_on
     from .heads import (
         CausalLM as CausalLM,
+        PredictionHead as PredictionHead,
         SequenceClassifier as SequenceClassifier,
         head_logits as head_logits,
         input_embeddings as input_embeddings,

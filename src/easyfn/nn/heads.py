@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from ..core.verb import verb
 from ..core.weight import Slot, Weight, affine, slots
-from .context import Context, called
+from .activation import activation
+from .context import Context, called, dropout
 from .linear import Linear, declare
 from .output import Output
 from .pooling import last_token_by_id
@@ -21,11 +22,29 @@ def width_of(model: Any) -> int:
     return getattr(model, "width", model.config.hidden_size)
 
 
+class PredictionHead(eqx.Module):
+    """What hidden states go through before they are scored: `norm(act(dense(x)))` on `(..., embed)` (BERT, ModernBERT)."""
+
+    dense: Linear
+    norm: Any
+    act: str = eqx.field(static=True)
+
+    def __init__(self, hidden_size: int, norm: Any, *, act: str, bias: bool = True) -> None:
+        activation(act)
+        self.dense = Linear(hidden_size, hidden_size, bias, axes=("mlp", "embed"))
+        self.norm = norm
+        self.act = act
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(activation(self.act)(self.dense(x)))
+
+
 class CausalLM(eqx.Module):
     """A decoder with a vocabulary head. `lm_head` is `None` when it is tied to the input embeddings; then `bias` is the
-    head's own, where it has one."""
+    head's own, where it has one. Hidden states go through `transform` before it, where there is one."""
 
     model: Any
+    transform: Any
     lm_head: Linear | None
     bias: Weight | None
     config: Any = eqx.field(static=True)
@@ -33,10 +52,18 @@ class CausalLM(eqx.Module):
     scale: float = eqx.field(static=True)
 
     def __init__(
-        self, model: Any, *, tied: bool, bias: bool = False, softcap: float | None = None, scale: float = 1.0
+        self,
+        model: Any,
+        *,
+        tied: bool,
+        bias: bool = False,
+        softcap: float | None = None,
+        scale: float = 1.0,
+        transform: Any = None,
     ) -> None:
         config = model.config
         self.model = model
+        self.transform = transform
         self.lm_head = (
             None if tied else Linear(width_of(model), config.vocab_size, bias, axes=("vocab", "embed"), role="head")
         )
@@ -82,6 +109,7 @@ def vocabulary_scores(
 
 @head_logits.register(CausalLM)
 def _(model: CausalLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
+    hidden = hidden if model.transform is None else model.transform(hidden)
     logits = vocabulary_scores(model, model.lm_head, hidden, bias=model.bias, dtype=dtype)
     if model.scale != 1.0:
         logits = logits * jnp.asarray(model.scale, logits.dtype)
@@ -127,20 +155,26 @@ def max_positions(model: Any) -> int | None:
 class SequenceClassifier(eqx.Module):
     """A decoder that classifies by the hidden state of each row's last token, as `LlamaForSequenceClassification`.
 
-    The last token is neither padding nor, where `input_ids` are given, the config's `pad_token_id`.
+    The last token is neither padding nor, where `input_ids` are given, the config's `pad_token_id`. Its hidden state goes
+    through `transform` where there is one, and is dropped at the rate `dropout` in training.
     """
 
     model: Any
+    transform: Any
     score: Linear
     config: Any = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, transform: Any = None, bias: bool = False, dropout: float = 0.0) -> None:
         self.model = model
-        self.score = Linear(width_of(model), model.config.num_labels, axes=(None, "embed"), role="head")
+        self.transform = transform
+        self.score = Linear(width_of(model), model.config.num_labels, bias, axes=(None, "embed"), role="head")
         self.config = model.config
+        self.dropout = dropout
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
         called(self, context)
         out = self.model(context, cache, **inputs)
         hidden = last_token_by_id(out.last_hidden_state, context, inputs.get("input_ids"), self.config)
-        return out.replace(logits=self.score(hidden))
+        hidden = hidden if self.transform is None else self.transform(hidden)
+        return out.replace(logits=self.score(dropout(hidden, self.dropout, context, 1_000_004)))
