@@ -12,6 +12,8 @@ import pytest
 
 import easyfn as ef
 from cases import IMAGES, in_test_all
+from easyfn.testing import Case, laws
+from easyfn.testing.case import forward
 
 ANSWERS = ("last_hidden_state", "pooler_output", "logits", "hidden_states", "attentions")
 ANSWERS += ("image_embeds", "text_embeds", "logits_per_image", "logits_per_text")
@@ -94,6 +96,14 @@ def test_files_both_ways(name, tmp_path):
     want = torch_run(case.torch(), inputs)
     for key, value in torch_run(again, inputs).items():
         close(value, want[key], key, 1e-6)
+
+
+def test_laws_speak_of_two_towers():
+    """Batches are drawn with an image for each text, and what is answered is compared."""
+    held = Case(name="clip", make=lambda key: IMAGES["clip"].model(), causal=False)
+    laws.flops_are_positive(held)
+    answers, _ = jax.eval_shape(forward, held.model, held.given())
+    assert {"text_embeds", "image_embeds", "logits_per_image"} <= set(answers)
 
 
 # Patches, stages of convolutions, windows, two towers, and one way each of placing images in a text.

@@ -79,7 +79,7 @@ def _(model: TwoTowers) -> Inputs:
         if one.shape is not None
     }
     fields = {"input_ids": ids, **types, **image.fields, **beside}
-    return Inputs(fields, ("input_ids", "pixel_values"), {**image.sizes, "images": 2})
+    return Inputs(fields, ("input_ids", "pixel_values"), image.sizes)
 
 
 @inputs.register(ImageText)

@@ -16,8 +16,9 @@ def sample_inputs(model: Any, batch_size: int, sequence_length: int, *, key: jax
     """A batch that a model takes: `jax.ShapeDtypeStruct`s, which is what `flops` runs it on, or numbers drawn with `key`.
 
     By default what [`easyfn.inputs`][] states: the first main input and all that are not optional, in the sizes that it
-    names. Token ids leave out the first three of the vocabulary, which are special by custom. A model whose
-    inputs depend on each other (places for images among the ids) registers its own.
+    names; where texts are compared with images, an image for each text. Token ids leave out the first three of the
+    vocabulary, which are special by custom. A model whose inputs depend on each other (places for images among the ids)
+    registers its own.
 
     ```python
     import jax, easyfn as ef
@@ -27,7 +28,8 @@ def sample_inputs(model: Any, batch_size: int, sequence_length: int, *, key: jax
     ```
     """
     stated = inputs(model)
-    sizes = {"decoder_seq": sequence_length, **stated.sizes, "batch": batch_size, "seq": sequence_length}
+    usual = {"decoder_seq": sequence_length, "images": batch_size}
+    sizes = {**usual, **stated.sizes, "batch": batch_size, "seq": sequence_length}
     first = next(name for name in stated.main if name in stated.fields)
     found = {}
     for n, (name, one) in enumerate(stated.fields.items()):

@@ -16,7 +16,10 @@ import numpy as np
 import easyfn as ef
 
 ROWS = 2  # every law uses as many, and the length of its case or half of it, so that compilations are shared
-ANSWERS = ("logits", "last_hidden_state", "start_logits", "end_logits", "pooler_output", "embeddings")
+ANSWERS = (
+    *("logits", "last_hidden_state", "start_logits", "end_logits", "pooler_output", "embeddings"),
+    *("text_embeds", "image_embeds", "logits_per_image"),
+)
 PER_TOKEN = ("last_hidden_state", "start_logits", "end_logits")
 
 
