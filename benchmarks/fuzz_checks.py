@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_draws import pixels
+from fuzz_draws import pixels, said_in_tables
 
 ANSWERS = [
     *("logits", "last_hidden_state", "pooler_output", "start_logits", "end_logits", "seq_relationship_logits"),
@@ -118,10 +118,8 @@ def files(model: Any, folder: Path, read_by_them: Any, want: dict[str, np.ndarra
         if any(off(answered[k], want[k], mask) > 1e-5 for k in want):  # by another attention than the eager one
             return f"files: other numbers in {lost[:6]}"
     read = [AutoConfig.from_pretrained(folder / n) for n in "ab"]
-    fields = {f.name for f in dataclasses.fields(read[0])} - {
-        "transformers_version",
-        "dtype",
-    }  # not what is left of old keys
+    left = {"transformers_version", "dtype"} | said_in_tables(read[0].to_dict())
+    fields = {f.name for f in dataclasses.fields(read[0])} - left  # not what is left of old keys
     old, new = ({k: v for k, v in config.to_dict().items() if k in fields} for config in read)
     if apart := [k for k in old.keys() | new.keys() if old.get(k) != new.get(k)]:
         listed = ", ".join(f"{k}={new.get(k)!r} and not {old.get(k)!r}" for k in sorted(apart)[:3])

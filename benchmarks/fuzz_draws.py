@@ -23,8 +23,6 @@ LEFT = frozenset(
     vision_start_token_id vision_end_token_id forced_eos_token_id forced_bos_token_id initializer_std init_std
     use_mamba_kernels router_jitter_noise gradient_checkpointing""".split()  # noqa: SIM905
 )
-# Older spellings, which nothing reads where `rope_parameters` has a table for each kind of layer.
-TABLED = frozenset({"rope_theta", "compress_rope_theta", "partial_rotary_factor"})
 WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
 KV_HEADS = ("num_key_value_heads", "num_kv_heads")
@@ -77,12 +75,18 @@ OTHER_HEADS = {
 
 def keys_of(data: dict[str, Any]) -> list[str]:
     """What can be changed in a config's JSON, without what is nested."""
-    tables = data.get("rope_parameters")
-    tabled = isinstance(tables, dict) and any(isinstance(table, dict) for table in tables.values())
-    left = LEFT | TABLED if tabled else LEFT
+    left = LEFT | said_in_tables(data)
     return sorted(
         k for k in data if k not in left and not k.startswith("_") and "dropout" not in k and "pdrop" not in k
     )
+
+
+def said_in_tables(data: dict[str, Any]) -> set[str]:
+    """Older spellings of what every table in `rope_parameters` says: nothing reads them beside it."""
+    value = data.get("rope_parameters") or {}
+    tables = [table for table in value.values() if isinstance(table, dict)] or [value]
+    older = ("rope_theta", "compress_rope_theta", "partial_rotary_factor")
+    return {key for key in older if all(key.removeprefix("compress_") in table for table in tables)}
 
 
 def parts(config: Any) -> Iterator[tuple[str, Any]]:
