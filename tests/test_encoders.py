@@ -22,6 +22,9 @@ def batch(name, left=False):
     if (getattr(case.torch().config, "type_vocab_size", 0) or 0) > 1:
         inputs["token_type_ids"] = np.random.RandomState(1).randint(0, 2, ids.shape)
     draw = np.random.RandomState(2)
+    if sides := getattr(case.torch().config, "max_2d_position_embeddings", None):  # left, top, right, bottom
+        corners = draw.randint(0, sides, (2, *ids.shape, 2))
+        inputs["bbox"] = np.concatenate([corners.min(0), corners.max(0)], axis=-1)
     labels = {
         "masked-lm": {
             "labels": np.where((draw.rand(*ids.shape) < 0.4) & (mask > 0), draw.randint(0, VOCAB, ids.shape), -100)
@@ -90,6 +93,16 @@ def test_positions_count_by_id_and_are_rows_of_the_table(name):
     for inputs in ({"input_ids": ids}, {"input_ids": ids, "position_ids": places}):
         got = ef.forward(model, **inputs).logits
         np.testing.assert_allclose(got, theirs(hf, inputs).logits.numpy(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dpr", "dpr-context"])
+def test_pad_ids_are_padding_of_dpr(name):
+    """With a mask and without, as in transformers."""
+    inputs, _ = batch(name)
+    want = theirs(CASES[name].torch(), inputs).pooler_output.numpy()
+    for given in (inputs, {name: value for name, value in inputs.items() if name != "attention_mask"}):
+        np.testing.assert_allclose(ef.forward(CASES[name].model(), **given).pooler_output, want, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(theirs(CASES[name].torch(), given).pooler_output.numpy(), want, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["roberta", "modernbert", "debertav2-apart"])

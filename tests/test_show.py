@@ -179,7 +179,7 @@ def test_any_pytree():
 
 # Sinusoids that transformers keeps as parameters; and the gates of experts that compute nothing, of two layers (findings/).
 FIXED = {
-    **dict.fromkeys(("marian", "pegasus"), ("embed_positions.weight",)),
+    **dict.fromkeys(("marian", "pegasus", "roformer"), ("embed_positions.weight",)),
     "whisper": ("encoder.embed_positions.weight",),
 }
 IDLE = {"longcat_flash": 2 * 3 * 48 * 48}

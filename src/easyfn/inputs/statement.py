@@ -99,7 +99,9 @@ def inputs(model: Any) -> Inputs:
     """
     names, inner = accepted(model), getattr(model, "model", None)
     under = set() if inner is None else accepted(inner)
-    own = {name: by_custom(name, getattr(model, "config", None)) for name in sorted(names - under)}
+    config = getattr(model, "config", None)
+    unread = set() if hasattr(config, "max_2d_position_embeddings") else {"bbox"}  # of encoders those that read layouts
+    own = {name: by_custom(name, config) for name in sorted(names - under - unread)}
     if under:
         below = inputs(inner)
         return below.replace(fields={**{n: one for n, one in below.fields.items() if n in names}, **own})
@@ -121,6 +123,8 @@ def by_custom(name: str, config: Any) -> Input:
         return Input("embeddings", ("batch", side, width))
     if plain == "token_type_ids":
         return Input("index", ("batch", side), getattr(config, "type_vocab_size", None))
+    if plain == "bbox":
+        return Input("index", ("batch", side, 4), getattr(config, "max_2d_position_embeddings", None))
     if plain == "position_ids":
         return Input("index", ("batch", side))
     if plain in ("attention_mask", "segment_ids"):

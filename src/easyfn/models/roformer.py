@@ -37,6 +37,7 @@ class RoFormerConfig(EncoderFields):
     embedding_size: Size | None = None
     max_position_embeddings: Size = 1536
     rotary_value: bool = False
+    head_dropout = property(lambda c: c.hidden_dropout_prob)
 
     @staticmethod
     def normalize(data: dict[str, Any]) -> dict[str, Any]:

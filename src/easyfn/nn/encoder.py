@@ -230,11 +230,13 @@ class EncoderEmbeddings(eqx.Module):
     - Without `positions` there is no table of them; token types are left out where the config has none.
     - Embeddings that are narrower than the layers go through `project` before the norm, where it is given (DeBERTa).
     - `norm` is by default a `LayerNorm`, and `None` for none.
+    - `layout` makes of the boxes that tokens stand in, `bbox`, what is added for them (LayoutLM).
     """
 
     word_embeddings: Embedding
     position_embeddings: Embedding | None
     token_type_embeddings: Embedding | None
+    layout: Any
     embed_proj: Linear | None
     LayerNorm: Any
     dropout: float = eqx.field(static=True)
@@ -248,12 +250,14 @@ class EncoderEmbeddings(eqx.Module):
         positions: bool = True,
         project: Linear | None = None,
         norm: Any = "default",
+        layout: Any = None,
     ) -> None:
         size = getattr(config, "embedding_size", None) or config.hidden_size
         table = lambda rows: Embedding(rows, size, axes=(None, "embed")) if rows else None
         self.word_embeddings = Embedding(config.vocab_size, size)
         self.position_embeddings = table(config.max_position_embeddings if positions else 0)
         self.token_type_embeddings = table(config.type_vocab_size)
+        self.layout = layout
         self.embed_proj = project
         width = size if project is None else config.hidden_size
         self.LayerNorm = LayerNorm(width, config.layer_norm_eps) if isinstance(norm, str) else norm
@@ -266,6 +270,7 @@ class EncoderEmbeddings(eqx.Module):
         input_ids: Any,
         inputs_embeds: jax.Array | None,
         token_type_ids: Any,
+        bbox: Any = None,
     ) -> jax.Array:
         x = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if self.token_type_embeddings is not None:
@@ -273,6 +278,8 @@ class EncoderEmbeddings(eqx.Module):
             x = x + chosen_rows(self.token_type_embeddings, types, "token_type_ids")
         if self.position_embeddings is not None:
             x = x + learned_positions(self.position_embeddings, context.position_ids)
+        if self.layout is not None:
+            x = x + self.layout(np.zeros((*x.shape[:2], 4), np.int32) if bbox is None else bbox)
         x = x if self.embed_proj is None else self.embed_proj(x)
         x = x if self.LayerNorm is None else self.LayerNorm(x)
         return dropout(x, self.dropout, context, 1_000_003)
@@ -335,11 +342,13 @@ class TextEncoder(eqx.Module):
         input_ids: Any = None,
         inputs_embeds: jax.Array | None = None,
         token_type_ids: Any = None,
+        bbox: Any = None,
     ) -> Output:
         if cache is not None:
             raise ValueError(f"{type(self.config).__name__} is an encoder: it keeps no cache")
         context = context.replace(causal=False)
-        x = self.embeddings(context, input_ids, inputs_embeds, token_type_ids)
+        boxes = {} if bbox is None else {"bbox": bbox}
+        x = self.embeddings(context, input_ids, inputs_embeds, token_type_ids, **boxes)
         if self.embeddings_project is not None:
             x = self.embeddings_project(x)
         if self.relative_attention_bias is not None:
