@@ -1,6 +1,6 @@
 """A server under clients that stream, vanish, ask for too much and send rubbish: what it holds and says at the end.
 
-    python benchmarks/soak.py --minutes 10 --clients 8
+    python benchmarks/soak.py --minutes 10 --clients 16 --num-pages 10 --max-waiting 8
 
 Greedy answers are compared with `ef.generate`; at the end no page may be held, and SIGTERM under load must drain.
 """
@@ -24,6 +24,7 @@ import easyfn as ef
 
 TINY = Path(__file__).parent.parent / "examples" / "tiny"
 NEW, PROMPTS = 24, 12
+SCORES: dict[tuple[int, ...], tuple[float, ...]] = {}  # of prompts, as they were told first
 
 
 def expected() -> list[tuple[list[int], str]]:
@@ -53,7 +54,20 @@ class Client(threading.Thread):
     def run(self) -> None:
         while time.monotonic() < self.until[0]:
             kind = self.draw.choice(
-                ["greedy"] * 4 + ["stream", "stream", "vanish", "rubbish", "sampled", "scores", "burst"]
+                ["greedy"] * 4
+                + [
+                    "stream",
+                    "stream",
+                    "vanish",
+                    "rubbish",
+                    "sampled",
+                    "scores",
+                    "burst",
+                    "echo",
+                    "late",
+                    "schema",
+                    "response",
+                ]
             )
             try:
                 self.seen[f"{kind} {getattr(self, kind)()}"] += 1
@@ -62,11 +76,11 @@ class Client(threading.Thread):
             except (OSError, http.client.HTTPException) as error:
                 self.seen[f"{kind} {type(error).__name__}"] += 1
 
-    def post(self, body: object, read: bool = True) -> tuple[int, bytes]:
+    def post(self, body: object, read: bool = True, path: str = "/v1/completions") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             data = body if isinstance(body, bytes) else json.dumps({"model": "tiny", **body}).encode()
-            connection.request("POST", "/v1/completions", data, {"Content-Type": "application/json"})
+            connection.request("POST", path, data, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             return answer.status, answer.read() if read else answer.read(200)
         finally:
@@ -106,6 +120,26 @@ class Client(threading.Thread):
     def sampled(self) -> int:
         return self.post({**self.ask()[0], "temperature": 1.2, "seed": self.draw.randint(-9, 9), "n": 2})[0]
 
+    def echo(self) -> int:
+        body, _ = self.ask()
+        status, data = self.post({**body, "max_tokens": 0, "echo": True, "logprobs": 1})
+        if status == 200:
+            scores = tuple(json.loads(data)["choices"][0]["logprobs"]["token_logprobs"][1:])
+            first = SCORES.setdefault(tuple(body["prompt"]), scores)  # whatever it ran beside
+            self.judge(str(np.allclose(first, scores, atol=1e-4)), "True")
+        return status
+
+    def late(self) -> int:
+        return self.post({**self.ask()[0], "max_tokens": 60, "max_seconds": 0.2})[0]
+
+    def schema(self) -> int:
+        most = self.draw.choice([4, 8, 5000])  # the last takes longer than it may
+        form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "string", "maxLength": most}}}
+        return self.post({**self.ask()[0], "ignore_eos": False, "response_format": form})[0]
+
+    def response(self) -> int:  # the model has no chat template: refused by name
+        return self.post({"input": "a"}, path="/v1/responses")[0]
+
     def burst(self) -> int:
         return self.post({**self.ask()[0], "n": 12})[0]
 
@@ -119,7 +153,8 @@ def metrics(port: int) -> dict[str, float]:
     connection.request("GET", "/metrics")
     lines = connection.getresponse().read().decode().splitlines()
     connection.close()
-    return {name: float(value) for name, value in (line.split() for line in lines if not line.startswith("#"))}
+    found = {name: float(value) for name, value in (line.split() for line in lines if not line.startswith("#"))}
+    return {name: value for name, value in found.items() if "_bucket" not in name}
 
 
 def memory(pid: int) -> int:
@@ -132,10 +167,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--num-pages", default="20", help="few: requests give way")
+    parser.add_argument("--max-waiting", default="12", help="few: requests are refused")
     args = parser.parse_args()
     known = expected()
     command = [sys.executable, "-m", "easyfn", "serve", str(TINY), "--port", "0", "--dtype", "float32"]
-    sizes = ["--max-model-length", "128", "--max-batch-size", "4", "--max-waiting", "12", "--num-pages", "20"]
+    sizes = ["--max-model-length", "128", "--max-batch-size", "4"]
+    sizes += ["--max-waiting", args.max_waiting, "--num-pages", args.num_pages]
     server = subprocess.Popen([*command, *sizes], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     lines = iter(server.stdout.readline, "")
     ready = next(line for line in lines if "is served" in line)

@@ -170,6 +170,61 @@ def test_scores_of_the_likeliest_tokens(llama):
         engine.submit(PROMPTS[0], max_new_tokens=2, logprobs=21)
 
 
+def test_times_and_trouble(llama, monkeypatch):
+    engine = small(llama)
+    assert engine.trouble(0.0) is None  # nothing to do
+    requests = [engine.submit(p, max_new_tokens=n) for p, n in zip(PROMPTS, NEW, strict=True)]
+    assert "no step has ended" in engine.trouble(0.0)
+    finish(engine, requests)
+    assert engine.trouble(0.0) is None
+    times = engine.times
+    assert sum(times.queue.counts) == sum(times.time_to_first_token.counts) == sum(times.request.counts) == len(PROMPTS)
+    assert sum(times.time_per_output_token.counts) == sum(NEW) - len(NEW)
+    named = times.request.cumulative()
+    assert named[-1] == ("+Inf", len(PROMPTS)) and [n for _, n in named] == sorted(n for _, n in named)
+    assert 0 < times.time_to_first_token.sum < times.request.sum
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_step", lambda: 1 / 0)
+        for _ in range(3):
+            assert engine.trouble() is None
+            with pytest.raises(ZeroDivisionError):
+                engine.step()
+        assert engine.trouble() == "the last 3 steps failed"
+    engine.run([PROMPTS[0]], max_new_tokens=1)
+    assert engine.trouble() is None
+
+
+def test_scores_of_the_prompt(llama):
+    """Through pieces, a second turn, beside rows that ask for none, with pages that know the beginning already, and alone."""
+    engine = small(llama)
+    prompts = [PROMPTS[3], PROMPTS[1], PROMPTS[2]]
+    for _ in range(2):  # the second time the first pages are known
+        first, second, third = (
+            engine.submit(p, max_new_tokens=n, prompt_logprobs=k)
+            for p, n, k in zip(prompts, (16, 16, 9), (2, 0, None), strict=True)
+        )
+        finish(engine, [first, second, third])
+    only = engine.submit(PROMPTS[3], max_new_tokens=0, prompt_logprobs=2)
+    finish(engine, [only])
+    assert engine.stats().preemptions > 0 and third.prompt_logprobs == []
+    assert (only.tokens, only.finish_reason) == ([], "length") and engine.stats().free_pages == 15
+    for request, count in ((first, 2), (second, 0), (only, 2)):
+        scores = np.asarray(jax.nn.log_softmax(ef.forward(llama, np.asarray([request.prompt])).logits[0, :-1]))
+        assert request.prompt_logprobs[0] is None and len(request.prompt_logprobs) == len(request.prompt)
+        for row, token, (own, best) in zip(scores, request.prompt[1:], request.prompt_logprobs[1:], strict=True):
+            np.testing.assert_allclose(own, row[token], atol=1e-4)
+            assert list(best) == np.argsort(-row)[:count].tolist()
+    for prompt in (
+        RANDOM.randint(3, VOCAB, LENGTH),
+        [5],
+    ):  # as long as there is room for, and one of which nothing is said
+        request = engine.submit(prompt, max_new_tokens=0, prompt_logprobs=0)
+        finish(engine, [request])
+        assert len(request.prompt_logprobs) == len(prompt)
+    with pytest.raises(ValueError, match="an encoder reads"):
+        small(CASES["t5"].model()).submit(PROMPTS[0], max_new_tokens=2, prompt_logprobs=0)
+
+
 def test_few_programs_and_none_after_the_warm_up(llama, greedy):
     engine = small(llama)
     engine.warm_up()

@@ -38,6 +38,7 @@ def number(kind: type, least: int | float, most: int | float = float("inf")) -> 
 whole = number(int, 1)
 count = number(int, 0)
 positive = number(float, 0.0)
+seconds = number(float, 0.001)
 share = number(float, 0.0, 1.0)
 port = number(int, 0, 65535)
 

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .checked import count, dtype, method, port, share, whole
+from .checked import count, dtype, method, port, seconds, share, whole
 
 
 def run(args: argparse.Namespace) -> None:
@@ -75,7 +75,7 @@ def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
 
     path = Path(args.checkpoint)
     name = args.model_name or (path.resolve().name if path.exists() else args.checkpoint)
-    key = args.api_key or os.environ.get("EASYFN_API_KEY")
+    key = _keys(args)
     if key is None and not _loopback(args.host):
         print(f"easyfn serve: {args.host} is open to others, and there is no --api-key", file=sys.stderr)
     print(f"loading {args.checkpoint}; {address}/health says when it is ready", flush=True)
@@ -86,6 +86,7 @@ def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
         if args.adapter:
             raise ValueError("--adapter is for models that generate; merge it first: easyfn convert --adapter")
         options = {"api_key": key, "max_waiting": args.max_waiting, "length": args.max_model_length}
+        options["origins"] = args.allow_origin
         door.open(ef.serve.embeddings(model, tokenizer, model_name=name, **options), None)
         print(f"{name} is served at {address}/v1/embeddings", flush=True)
         return
@@ -100,13 +101,34 @@ def _prepare(args: argparse.Namespace, door: Any, address: str) -> None:
         prefill_chunk=args.prefill_chunk,
         max_waiting=args.max_waiting,
     )
-    app = ef.serve.app(engine, tokenizer, model_name=name, chat_template=template, api_key=key, processor=processor)
+    app = ef.serve.app(
+        engine,
+        tokenizer,
+        model_name=name,
+        chat_template=template,
+        api_key=key,
+        origins=args.allow_origin,
+        max_seconds=args.max_seconds,
+        processor=processor,
+    )
     if not args.no_warm_up:
         door.stage = "warming up"
         print("warming up", flush=True)
         engine.warm_up()
     door.open(app, engine)
     print(f"{name} is served at {address}/v1", flush=True)
+
+
+def _keys(args: argparse.Namespace) -> list[str] | None:
+    """The keys that let clients in; `None` for everybody."""
+    one = args.api_key or os.environ.get("EASYFN_API_KEY")
+    keys = [one] if one else []
+    if args.api_key_file is not None:
+        lines = [line.strip() for line in Path(args.api_key_file).read_text("utf-8").splitlines()]
+        keys += (found := [line for line in lines if line and not line.startswith("#")])
+        if not found:  # an empty list would let everybody in
+            raise ValueError(f"--api-key-file: {args.api_key_file} holds no key; write one in each line")
+    return keys or None
 
 
 def _processor(checkpoint: str, model: Any) -> Any:
@@ -156,6 +178,15 @@ def add(commands: Any) -> None:
     p.add_argument("--host", default="127.0.0.1", help="0.0.0.0 is open to others: give an --api-key")
     p.add_argument("--port", type=port, default=8000, help="0: a free one")
     p.add_argument("--api-key", help="what clients must give (default: EASYFN_API_KEY of the environment, or none)")
+    p.add_argument("--api-key-file", metavar="FILE", help="more keys, one in each line; # begins a comment")
+    p.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="of web pages that may ask from a browser (CORS), several times for several; '*' for all",
+    )
+    p.add_argument("--max-seconds", type=seconds, help="in which a request must be done, waiting and all (504)")
     p.add_argument("--model-name", help="what clients call the model (default: its folder's name, or its hub id)")
     p.add_argument("--chat-template", metavar="FILE", help="a .jinja file (default: the checkpoint's)")
     p.add_argument("--dtype", type=dtype, help="float32, bfloat16, float16 (default: as stored)")

@@ -138,8 +138,8 @@ class Device:
     # --- one piece of a prompt
 
     def prefill(self, row: Row, budget: int) -> tuple[int, News | None]:
-        """The next piece of a row, of at most `budget` tokens: its length, and, after the last one, the new token. A piece of
-        length 0 was not run: the budget is too small."""
+        """The next piece of a row, of at most `budget` tokens: its length, and what came of it; after the last one, when the row
+        has `started`, that is the new token. A piece of length 0 was not run: the budget is too small."""
         left, fresh, request = row.target - row.length, row.length == 0, row.request
         beside = request._wanted.inputs if fresh else {}
         if beside:  # images are read with their whole prompt, which may be the only piece of a step
@@ -162,9 +162,8 @@ class Device:
         )
         self.board, news = run()
         row.length += count
-        if count < left:
-            return size, None
-        row.started, request._memory = True, None
+        if count == left:
+            row.started, request._memory = True, None
         return size, news
 
     def _width(self, length: int, size: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from .device import Device
 from .programs import News
 from .request import EngineFull, Request
 from .scheduler import Row, Scheduler
+from .times import Times
 from .wanted import Wanted, read
 
 
@@ -67,6 +69,8 @@ class Engine:
     - `config`: a `GenerationConfig` for the requests that bring none. `processors`: as in [`easyfn.generate`][], for all
       rows; each row is a batch of its own to them. `tokenizer`: for `stop_strings=`.
     - `dtype`: of the cache, by default the model's. `runtime`: see `easyfn.Runtime`.
+
+    `times` are histograms of how long requests waited, and of their tokens; `trouble()` says what is wrong, if anything is.
 
     Programs are compiled for a few shapes when they are needed first, or all at once by `warm_up()`. Every method may be
     called from any thread. If a step fails, all requests end with `finish_reason="error"`, and the engine goes on empty.
@@ -146,6 +150,11 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._submitted = self._steps = self._tokens = 0
+        self._failures, self._progress = (
+            0,
+            time.monotonic(),
+        )  # failures since the last good step, and when anything went on
+        self.times = Times()
 
     # --- requests
 
@@ -159,6 +168,7 @@ class Engine:
         constraint: Any = None,
         tokenizer: Any = None,
         logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
         **options: Any,
     ) -> Request:
         """Puts one prompt in line and returns at once.
@@ -173,11 +183,15 @@ class Engine:
         - `logprobs`: so many of the likeliest tokens are told at each step, at most 20, with their log-probabilities and that of
           the token chosen: in `Request.logprobs`. They are the model's own, before temperature, penalties and constraints.
 
+        - `prompt_logprobs`: the same of the tokens of the prompt, in `Request.prompt_logprobs`; all of it is run then, whatever
+          pages know. With `max_new_tokens=0` nothing follows.
+
         Raises `ValueError` for bad input, for options that `generate` refuses and those that a row of a running batch
         cannot have (by name), and for what would never fit; [`easyfn.EngineFull`][] if `max_waiting` requests wait.
         """
         words = lambda strings: self._table(strings, self.tokenizer if tokenizer is None else tokenizer)
-        wanted = read(self.model, ids, self.config if config is None else config, constraint, options, words, logprobs)
+        usual = self.config if config is None else config
+        wanted = read(self.model, ids, usual, constraint, options, words, logprobs, prompt_logprobs)
         self._check_room(wanted)
         data = self._key(key) if wanted.sample else None
         which = -1
@@ -190,6 +204,8 @@ class Engine:
                 raise EngineFull(f"{self.max_waiting} requests wait already (max_waiting): come again later")
             request = Request(self, self._submitted, wanted, data, which)
             self._submitted += 1
+            if not self._busy():
+                self._progress = time.monotonic()
             self._arrived.append(request)
             self._work.notify_all()
         return request
@@ -244,10 +260,15 @@ class Engine:
         raises what went wrong."""
         with self._stepping:
             try:
-                return self._step()
+                told = self._step()
             except Exception as error:
+                self._failures += 1
                 self._fail(error)
                 raise
+            finally:
+                self._progress = time.monotonic()
+            self._failures = 0
+            return told
 
     def _step(self) -> list[Request]:
         scheduler, device = self._scheduler, self._device
@@ -263,13 +284,21 @@ class Engine:
             running = scheduler.running
         for request in gone:
             request._end("cancelled")
+        now = time.monotonic()
+        for request in (row.request for row in running if row.request._queued):
+            request._queued = False
+            self.times.queue.add(now - request._arrived)
         results: list[tuple[Row, News, int]] = []
+        read: list[tuple[Request, int, int, Any]] = []  # pieces of prompts that are scored
         begun, budget = [row for row in running if row.started], self.prefill_chunk
         for row in running:
             if not row.started:
+                start = row.length
                 size, news = device.prefill(row, budget)
                 budget -= size
-                if news is not None:
+                if news is not None and row.request._unread:
+                    read.append((row.request, start, row.length - start, news.prompt))
+                if news is not None and row.started:
                     results.append((row, news, 0))
                 if size == 0:
                     break
@@ -281,8 +310,11 @@ class Engine:
         tokens = {id(news): np.asarray(news.tokens) for _, news, _ in results}  # the host waits here, once
         scored = {id(news): news for row, news, _ in results if row.request._wanted.logprobs is not None}
         scores = {name: jax.device_get(news.scores) for name, news in scored.items()}
+        for request, start, count, prompt in read:
+            request._read(start, count, jax.device_get(prompt))
         for row, news, place in results:
             row.request._take(int(tokens[id(news)][place]), scores.get(id(news)), place)
+            self._time(row.request)
         with self._lock:
             self._tokens += len(results)
             for row in running:
@@ -290,6 +322,14 @@ class Engine:
                 if row.request.done:
                     scheduler.leave(row)
         return gone + [row.request for row, _, _ in results]
+
+    def _time(self, request: Request) -> None:
+        """Counts how long a token took."""
+        now, first = time.monotonic(), request._latest == request._arrived
+        (self.times.time_to_first_token if first else self.times.time_per_output_token).add(now - request._latest)
+        request._latest = now
+        if request.done:
+            self.times.request.add(now - request._arrived)
 
     def _fail(self, error: Exception) -> None:
         """Tells every request, and begins anew."""
@@ -323,6 +363,17 @@ class Engine:
                 compiles=self._device.programs.compiles,
                 tokens=self._tokens,
             )
+
+    def trouble(self, patience: float = 120.0) -> str | None:
+        """What is wrong with the engine, `None` if nothing is: its thread has ended; its last three steps failed; or there is
+        work and no step has ended for `patience` seconds (a program that compiles takes its time, too: `warm_up()`)."""
+        with self._lock:
+            if self._thread is not None and not self._thread.is_alive():
+                return "the thread that steps has ended"
+            if self._failures >= 3:
+                return f"the last {self._failures} steps failed"
+            waited = time.monotonic() - self._progress
+            return f"no step has ended for {waited:.0f} s" if self._busy() and waited > patience else None
 
     # --- a thread that steps
 

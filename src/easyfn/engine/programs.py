@@ -24,7 +24,9 @@ from ..inputs.statement import accepted
 from ..nn.cache.cache import Cache
 from ..nn.context import Runtime
 from ..nn.heads import head_logits
-from .sampler import EOS, NUMBERS, Asked, Scores, next_tokens, scores_of
+from .sampler import EOS, INDEX, NUMBERS, Asked, Scores, next_tokens, scores_of
+
+_READ = 64  # tokens of a prompt whose logits are there at once
 
 
 class Board(NamedTuple):
@@ -40,6 +42,7 @@ class News(NamedTuple):
 
     tokens: jax.Array  # [rows]
     scores: Scores
+    prompt: Scores | None = None  # of a piece: what its tokens say of those that follow them
 
 
 class Given(NamedTuple):
@@ -153,7 +156,8 @@ class Programs:
     def _decode(self, leaves: Any, board: Board, given: Given) -> tuple[Board, News]:
         length, active = given.length, given.count > 0
         token = jnp.take_along_axis(board.ids, length[:, None], axis=1)
-        logits, layers = self._forward(leaves, jnp.maximum(token, 0), active[:, None], board.layers, given, fresh=False)
+        mask = active[:, None]
+        logits, layers, _ = self._forward(leaves, jnp.maximum(token, 0), mask, board.layers, given, fresh=False)
         news, memories = self._choose(logits[:, 0], given, board.ids, length + 1, board.memories)
         rows = jnp.arange(active.shape[0])
         ids = board.ids.at[rows, jnp.where(active, length + 1, board.ids.shape[1])].set(news.tokens, mode="drop")
@@ -185,8 +189,9 @@ class Programs:
             cut = lambda x, a: lax.dynamic_slice_in_dim(x, row, 1, axis=a)
             own = [x if a is None else cut(x, a) for x, a in zip(parts, axes, strict=True)]
         layers = jax.tree.unflatten(tree, own)
-        hidden, layers = self._forward(
-            leaves, tokens, mask, layers, given, fresh=fresh, source=source, last=count - 1, **beside
+        follow = lax.dynamic_slice_in_dim(history, start + 1, size, axis=1)
+        logits, layers, read = self._forward(
+            leaves, tokens, mask, layers, given, fresh=fresh, source=source, follow=follow, **beside
         )
         put = lambda x, new, a: lax.dynamic_update_slice_in_dim(x, _fit(new, x, a).astype(x.dtype), row, axis=a)
         new = [n if a is None else put(x, n, a) for x, n, a in zip(parts, jax.tree.leaves(layers), axes, strict=True)]
@@ -194,7 +199,7 @@ class Programs:
         vocab = self.facts.vocab_size
         begun = begin(self.facts.processors, history, vocab)
         kept = jax.tree.map(lambda b, k: jnp.where(is_new, b, k), begun, kept)
-        news, kept = self._choose(hidden[:, 0], given, history, given.length + given.count, kept)
+        news, kept = self._choose(logits[:, 0], given, history, given.length + given.count, kept)
         write = lambda x, k: lax.dynamic_update_slice_in_dim(x, k, row, axis=0)
         ids = history.at[0, start + count].set(news.tokens[0], mode="drop")
         board = Board(
@@ -202,7 +207,7 @@ class Programs:
             lax.dynamic_update_slice_in_dim(board.ids, ids, row, axis=0),
             jax.tree.map(write, board.memories, kept),
         )
-        return board, news
+        return board, news._replace(prompt=read)
 
     def _forward(
         self,
@@ -214,10 +219,11 @@ class Programs:
         *,
         fresh: bool,
         source: Any = None,
-        last: Any = None,
+        follow: Any = None,
         **beside: Any,
-    ) -> tuple[jax.Array, Any]:
-        """Logits `(rows, 1, vocab)` of one column, and the caches."""
+    ) -> tuple[jax.Array, Any, Scores | None]:
+        """Logits `(rows, 1, vocab)` of one column, the caches, and of a piece of a prompt the scores of the tokens that
+        `follow` each of its own."""
         model = jax.tree.unflatten(self.tree, leaves)
         if self.facts.adapters:
             model = by_row(model, given.adapter, tokens.shape[0])
@@ -234,11 +240,12 @@ class Programs:
         if "logits_to_keep" in accepted(model):
             inputs["logits_to_keep"] = 1
         out = forward(model, **inputs, cache=cache, fresh=fresh, runtime=self.facts.runtime)
-        if last is None:
-            return out.logits, out.cache.layers
+        if follow is None:
+            return out.logits, out.cache.layers, None
         # Of a piece with padding at its end the last token's: the head runs on that one alone.
-        hidden = lax.dynamic_slice_in_dim(out.last_hidden_state, last, 1, axis=1)
-        return head_logits(model, hidden), out.cache.layers
+        hidden = lax.dynamic_slice_in_dim(out.last_hidden_state, given.count[0] - 1, 1, axis=1)
+        read = None if second else _read(model, out.last_hidden_state[0], follow[0], given.numbers)
+        return head_logits(model, hidden), out.cache.layers, read
 
     def _choose(
         self, logits: jax.Array, given: Given, ids: jax.Array, length: jax.Array, memories: tuple[Any, ...]
@@ -247,7 +254,25 @@ class Programs:
         asked = Asked(given.numbers, given.eos, keys, given.bias, given.biased)
         processors = self.facts.processors
         tokens, memories = next_tokens(logits, asked, ids, length, given.prompt_length, processors, memories)
-        return News(tokens, scores_of(logits, tokens, given.numbers)), memories
+        return News(tokens, scores_of(logits, tokens, given.numbers[:, INDEX["logprobs"]] > 0)), memories
+
+
+def _read(model: Any, hidden: jax.Array, follow: jax.Array, numbers: jax.Array) -> Scores:
+    """Scores of the tokens that `follow` `(size,)`, from hidden states `(size, embed)`, a few at a time: all logits of a long
+    piece would be the largest array of the step. Nothing is computed where they are not asked for."""
+    size, asked = len(follow), numbers[:, INDEX["prompt_logprobs"]] > 0
+    few = min(_READ, size)
+    cut = lambda x: jnp.pad(x, [(0, -size % few), *[(0, 0)] * (x.ndim - 1)]).reshape(-1, few, *x.shape[1:])
+
+    def part(both: tuple[jax.Array, jax.Array]) -> Scores:
+        return scores_of(head_logits(model, both[0][None])[0], jnp.maximum(both[1], 0), jnp.asarray(True))
+
+    parts = (cut(hidden), cut(follow))
+    whole = lambda x: x.reshape(-1, *x.shape[2:])[:size]
+    make = lambda parts: jax.tree.map(whole, lax.map(part, parts))
+    shapes = jax.eval_shape(make, parts)
+    nothing = lambda parts: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return lax.cond(jnp.any(asked), make, nothing, parts)
 
 
 def begin(processors: tuple[Any, ...], ids: jax.Array, vocab_size: int) -> tuple[Any, ...]:

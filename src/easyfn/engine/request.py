@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ class Request:
     - `tokens`: the new tokens so far. `done`: whether there will be no more.
     - `finish_reason`: `"stop"` (an id or a string that ends it), `"length"`, `"cancelled"`, `"error"`, or `None`.
     - `logprobs`: of each new token its log-probability and, by id, those of the likeliest, if `submit` was given `logprobs`.
+    - `prompt_logprobs`: the same of each token of the prompt, `None` of the first, if `submit` was given `prompt_logprobs`; they
+      are there before the first new token.
     - Iterating yields the new tokens as they come; `result()` waits for all of them. Both step the engine, unless its
       thread does.
 
@@ -53,9 +56,13 @@ class Request:
         self.prompt = wanted.prompt
         self.tokens: list[int] = []
         self.logprobs: list[tuple[float, dict[int, float]]] = []
+        self.prompt_logprobs: list[tuple[float, dict[int, float]] | None]
+        self.prompt_logprobs = [] if wanted.prompt_logprobs is None else [None]
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self.cancelled = False
+        self._arrived = self._latest = time.monotonic()  # the latest: when its last token came
+        self._queued = True
         self._engine = engine
         self._all = list(wanted.prompt)  # and the new tokens
         self._wanted = wanted
@@ -126,11 +133,26 @@ class Request:
             self._failure = error
             return None
 
+    @property
+    def _unread(self) -> bool:
+        """Whether scores of its prompt are still to come."""
+        return self._wanted.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt)
+
+    def _read(self, start: int, count: int, scores: Scores) -> None:
+        """What `count` tokens from place `start` say of those after them; a second turn says the same once more."""
+        most = self._wanted.prompt_logprobs
+        for own, best, ids in zip(*(np.asarray(x[:count]).tolist() for x in scores), strict=True):
+            start += 1
+            if start == len(self.prompt_logprobs) < len(self.prompt):
+                self.prompt_logprobs.append((own, dict(zip(ids[:most], best[:most], strict=True))))
+
     def _take(self, token: int, scores: Scores | None = None, place: int = 0) -> None:
         """One more token, and perhaps the last; `scores` of all rows, of which `place` is this one's."""
         if self._failure is not None:
             return self._end("error", self._failure)
         w = self._wanted
+        if len(self._all) >= w.max_length:  # it was for its prompt alone
+            return self._end("length")
         reason = "stop" if token in w.eos else None
         if w.stop is not None:
             after = int(w.stop[self._stop, token])

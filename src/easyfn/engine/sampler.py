@@ -44,6 +44,7 @@ NUMBERS: dict[str, float] = {
     "remove_invalid_values": 0.0,
     "renormalize_logits": 0.0,
     "logprobs": 0.0,  # one more than the likeliest tokens whose scores are told
+    "prompt_logprobs": 0.0,  # the same of the prompt's own
 }
 INDEX = {name: i for i, name in enumerate(NUMBERS)}
 EOS = 8  # ids that `exponential_decay_length_penalty` can raise
@@ -69,8 +70,8 @@ class Scores(NamedTuple):
     ids: jax.Array  # [rows, MOST_SCORES] whose they are
 
 
-def scores_of(logits: jax.Array, token: jax.Array, numbers: jax.Array) -> Scores:
-    """Of logits `(rows, vocab)`; zeros where no row asks for them."""
+def scores_of(logits: jax.Array, token: jax.Array, asked: jax.Array) -> Scores:
+    """Of logits `(rows, vocab)`; zeros where none of the rows is `asked`."""
     few = min(MOST_SCORES, logits.shape[-1])
 
     def make(logits: jax.Array) -> Scores:
@@ -83,7 +84,7 @@ def scores_of(logits: jax.Array, token: jax.Array, numbers: jax.Array) -> Scores
         rows = logits.shape[0]
         return Scores(jnp.zeros((rows,)), jnp.zeros((rows, few)), jnp.zeros((rows, few), jnp.int32))
 
-    return lax.cond(jnp.any(numbers[:, INDEX["logprobs"]] > 0), make, nothing, logits)
+    return lax.cond(jnp.any(asked), make, nothing, logits)
 
 
 class Asked(NamedTuple):

@@ -51,7 +51,8 @@ class Scheduler:
             request = self.waiting[0]
             known = request._all
             names, shared = [b"adapter %d" % request._adapter], []
-            if self.prefix_cache and not request._wanted.inputs:  # at least one token is run, for its logits
+            # At least one token is run, for its logits; all of them where their own scores are to be read.
+            if self.prefix_cache and not request._wanted.inputs and not request._unread:
                 names += digests(known[:-1], self.page_size, names[0])
                 shared = self.pages.known(names[1:])
             spare = any(self.rows)  # a slot more, lest a row that runs must give way for the first new token

@@ -64,6 +64,7 @@ class Wanted:
     sample: bool
     inputs: dict[str, np.ndarray]  # beside the prompt: images
     logprobs: int | None  # how many of the likeliest tokens are told
+    prompt_logprobs: int | None  # the same of the prompt's own
     moved: int  # by how much positions after the prompt are larger than its tokens are many
 
 
@@ -75,6 +76,7 @@ def read(
     options: Mapping[str, Any],
     stop_table: Callable[[tuple[str, ...]], np.ndarray],
     logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
 ) -> Wanted:
     """Raises `ValueError` for bad input, and for options by name."""
     for name in options:
@@ -82,6 +84,9 @@ def read(
             raise ValueError(f"submit takes no {name}: {_ELSEWHERE[name]}")
     options = dict(options)
     second = encodes(model)
+    read_only = prompt_logprobs is not None and options.get("max_new_tokens") == 0  # which `generate` refuses
+    if read_only:
+        options["max_new_tokens"] = 1
     given = options.pop("decoder_input_ids", None) if second else None
     beside = {} if second else apart(model, options)
     ids = _one(model, ids, "ids")
@@ -95,8 +100,12 @@ def read(
     if c.exponential_decay_length_penalty is not None and len(c.eos) > EOS:
         raise ValueError(f"submit: exponential_decay_length_penalty is for at most {EOS} eos_token_id")
     checks.vocabulary(model, c)
-    if logprobs is not None and not 0 <= logprobs <= MOST_SCORES:
-        raise ValueError(f"submit: logprobs={logprobs} must be between 0 and {MOST_SCORES}")
+    scores = {"logprobs": logprobs, "prompt_logprobs": prompt_logprobs}
+    for name, many in scores.items():
+        if many is not None and not 0 <= many <= MOST_SCORES:
+            raise ValueError(f"submit: {name}={many} must be between 0 and {MOST_SCORES}")
+    if second and prompt_logprobs is not None:
+        raise ValueError("submit: prompt_logprobs are of a prompt that new tokens follow; here an encoder reads it")
     if constraint is not None:
         constrained([constraint], c.eos, 1)
     start = c.decoder_start_token_id if c.decoder_start_token_id is not None else c.bos_token_id
@@ -107,11 +116,13 @@ def read(
     vocab_size = (second and getattr(model.config, "decoder_vocab_size", None)) or model.config.vocab_size
     beside = held(model, ids, beside)
     max_length = checks.longest(model, c, len(prompt), None, in_pieces=True)
+    max_length -= read_only
     words = (c.stop_strings,) if isinstance(c.stop_strings, str) else c.stop_strings
     raised = np.full((EOS,), -1, np.int32)
     raised[: len(c.eos[:EOS])] = c.eos[:EOS]
     numbers = numbers_of(c)
-    numbers[INDEX["logprobs"]] = 0 if logprobs is None else 1 + logprobs
+    for name, many in scores.items():
+        numbers[INDEX[name]] = 0 if many is None else 1 + many
     return Wanted(
         prompt=tuple(prompt.tolist()),
         source=tuple(ids.tolist()) if second else (),
@@ -132,6 +143,7 @@ def read(
         sample=bool(c.do_sample),
         inputs=beside,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         moved=0 if second else moved(model, ids, beside),
     )
 

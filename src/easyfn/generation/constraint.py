@@ -209,19 +209,23 @@ def json_schema(
 
 def _constraint(pattern: str, tokenizer: Any, eos_token_id: Any, what: str) -> Constraint:
     machine = automaton(pattern)
-    ends = _ends(tokenizer, eos_token_id)
-    texts = token_texts(tokenizer)
-    size = max(*texts, *ends) + 1
-    hidden = {*_special(tokenizer), *ends}
-    tables = token_tables(machine, {i: text for i, text in texts.items() if i not in hidden}, ends, size)
+    tables = token_tables(machine, *vocabulary(tokenizer, eos_token_id))
     if tables is None:
         raise ValueError(
             f"constraint: no tokens of the vocabulary make a text of {what}; does the tokenizer have its letters as tokens?"
         )
-    return _placed([tables])
+    return placed([tables])
 
 
-def _placed(tables: Sequence[Tables], rows: np.ndarray | None = None) -> Constraint:
+def vocabulary(tokenizer: Any, eos_token_id: Any) -> tuple[dict[int, bytes], tuple[int, ...], int]:
+    """What each token writes, those that end a row, and the size of the vocabulary."""
+    ends = _ends(tokenizer, eos_token_id)
+    texts = token_texts(tokenizer)
+    hidden = {*_special(tokenizer), *ends}
+    return {i: text for i, text in texts.items() if i not in hidden}, ends, max(*texts, *ends) + 1
+
+
+def placed(tables: Sequence[Tables], rows: np.ndarray | None = None) -> Constraint:
     """Several tables as one, on the device."""
     count = 1 << (len(tables) - 1).bit_length()
     vocab, states, kinds = map(max, zip(*((len(t.classes), *t.after.shape) for t in tables), strict=True))
@@ -287,4 +291,4 @@ def _by_row(constraints: Sequence[Any], prompts: int) -> Constraint | None:
     rows = np.asarray([-1 if c is None else number[id(c)] for c in constraints], np.int32)
     if not apart:
         return None
-    return _placed([Tables(np.asarray(c.classes)[0], np.asarray(c.after)[0]) for c in apart], rows)
+    return placed([Tables(np.asarray(c.classes)[0], np.asarray(c.after)[0]) for c in apart], rows)

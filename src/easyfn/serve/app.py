@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,14 +15,14 @@ from starlette.routing import Route
 
 from ..engine.beside import reads_images
 from ..io.template import ChatTemplate
-from . import asked as reading
+from . import asked as reading, responses, tokens
 from .asked import Asked
 from .body import parse, read
-from .errors import key_of
+from .errors import key_of, late
 from .images import Images
 from .job import Job, respond, submit
 from .pages import application
-from .replies import CHAT, COMPLETION, Shape
+from .replies import CHAT, COMPLETION
 from .service import Service
 
 _COUNTERS = {"prefix_hits", "preemptions", "steps", "compiles", "tokens", "rejected"}
@@ -33,7 +34,9 @@ def app(
     *,
     model_name: str,
     chat_template: ChatTemplate | str | None = None,
-    api_key: str | None = None,
+    api_key: str | Sequence[str] | None = None,
+    origins: Sequence[str] = (),
+    max_seconds: float | None = None,
     max_body_bytes: int = 8 * 2**20,
     processor: Any = None,
     max_images: int = 8,
@@ -42,7 +45,8 @@ def app(
 ) -> Starlette:
     """An OpenAI-compatible ASGI application on an [`easyfn.Engine`][]: run it with uvicorn, or mount it in your own.
 
-    `GET /v1/models`, `POST /v1/completions`, `POST /v1/chat/completions`, `GET /health`, `GET /metrics`.
+    `GET /v1/models`, `POST /v1/completions`, `POST /v1/chat/completions`, `POST /v1/responses`, `POST /tokenize`,
+    `POST /detokenize`, `GET /tokenizer_info`, `GET /health`, `GET /metrics`.
 
     - `engine`: its thread is started with the first request. When the application shuts down it is closed; mounted in
       another application, whose shutdown it does not hear of, close it there.
@@ -50,7 +54,10 @@ def app(
     - `model_name`: what `model` must say. The names of the model's adapters (`ef.with_adapters`) are models too.
     - `chat_template`: of [`easyfn.serve.chat_template`][], or Jinja; by default that of a tokenizer of transformers.
       Without any, chats are refused.
-    - `api_key`: what clients must give as bearer token under `/v1`; `None` lets everybody in.
+    - `api_key`: what clients must give as bearer token, one of several if it is a list; `None` lets everybody in. `/health` and
+      `/metrics` are open.
+    - `origins`: of the web pages that may ask from a browser (CORS), such as `["https://example.org"]`; `["*"]` for all.
+    - `max_seconds`: in which a request must be done, waiting and all (504); one may ask for less by the same name.
     - `max_body_bytes`: of a request.
     - `processor`: transformers' `AutoProcessor` of a model that reads images, or what is called as it is: chats may then hold
       parts of type `image_url`, with data URLs, and the template gets lists of parts. `max_images` of a request,
@@ -88,7 +95,7 @@ def app(
 
     allowed = key_of(api_key)
 
-    def answers(read_body: Callable[[Any, Service], Asked], shape: Shape) -> Callable[[Request], Any]:
+    def answers(read_body: Callable[[Any, Service], Asked], shape: Any) -> Callable[[Request], Any]:
         def prepare(data: bytes) -> tuple[Asked, list[Any]]:
             asked = read_body(parse(data), service)
             engine.start()
@@ -96,8 +103,16 @@ def app(
 
         async def endpoint(request: Request) -> Any:
             allowed(request)
-            data = await read(request, max_body_bytes)
-            return respond(Job(service, *await run_in_threadpool(prepare, data), shape))
+            now = asyncio.get_running_loop().time()
+            try:
+                async with asyncio.timeout(max_seconds):
+                    data = await read(request, max_body_bytes)
+            except TimeoutError:
+                raise late(max_seconds or 0.0) from None
+            asked, requests = await run_in_threadpool(prepare, data)
+            seconds = min((s for s in (asked.seconds, max_seconds) if s is not None), default=None)
+            asked.seconds = seconds
+            return respond(Job(service, asked, requests, shape, None if seconds is None else now + seconds))
 
         return endpoint
 
@@ -111,10 +126,15 @@ def app(
         [
             Route("/v1/completions", answers(reading.completion, COMPLETION), methods=["POST"]),
             Route("/v1/chat/completions", answers(reading.chat, CHAT), methods=["POST"]),
+            Route("/v1/responses", answers(responses.read, responses.SHAPE), methods=["POST"]),
+            *tokens.routes(service, allowed, max_body_bytes),
         ],
         allowed=allowed,
         models={n: {**same, "parent": None if n == model_name else model_name} for n in service.models},
         counts=lambda: {**dataclasses.asdict(engine.stats()), "rejected": service.rejected},
         counters=_COUNTERS,
         lifespan=lifespan,
+        trouble=engine.trouble,
+        times=vars(engine.times),
+        origins=origins,
     )

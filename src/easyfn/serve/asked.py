@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..engine.sampler import MOST_SCORES
-from . import body as bodies
+from ..generation.constraint_apart import CompilerBusy
+from . import body as bodies, prompts as prompts_of
 from .body import Body
-from .calls import Forced, tools_of
-from .errors import ApiError, bad
-from .messages import messages_of
+from .calls import Forced
+from .errors import ApiError, bad, full
 from .service import Service
 
 MOST_CHOICES = 256  # of one HTTP request
 _STOPS = {"most": 16, "longest": 1024}
+_MOST_BIAS = 1024  # entries of logit_bias, each of which is looked at for every token
 
 # Parameters beside OpenAI's that go to the engine: least and most. They have an effect on samples only.
 _SAMPLING = {"top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}
@@ -32,6 +33,7 @@ COMMON = {
     "ignore_eos",
     "logit_bias",
     "logprobs",
+    "max_seconds",
     "max_tokens",
     "min_tokens",
     "model",
@@ -46,7 +48,7 @@ COMMON = {
     "temperature",
     "top_k",
 }
-COMPLETION = COMMON | {"echo", "prompt"}
+COMPLETION = COMMON | {"best_of", "echo", "prompt"}
 CHAT = COMMON | {
     "add_generation_prompt",
     "chat_template_kwargs",
@@ -60,7 +62,7 @@ CHAT = COMMON | {
 
 @dataclasses.dataclass
 class Asked:
-    """`n` answers to each prompt."""
+    """`n` answers to each prompt, of which the `kept` best are told, or all."""
 
     model: str
     adapter: str | None
@@ -75,80 +77,56 @@ class Asked:
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the images of the prompt
     echo: tuple[str, ...] = ()  # the texts of the prompts, if the answers begin with them
     forced: Forced | None = None  # the call that each answer is
+    scores: int | None = None  # how many of the likeliest tokens are told
+    kept: int | None = None
+    seconds: float | None = None  # in which all must be done
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what the answer repeats of the question
 
 
 def completion(body: Body, service: Service) -> Asked:
     """`POST /v1/completions`."""
     bodies.check_names(body, COMPLETION)
     model, adapter = service.chosen(body)
-    given = body.get("prompt")
-    if isinstance(given, str) or (bodies.is_ids(given) and given):
-        given = [given]
-    if not isinstance(given, list) or not given:
-        raise bad("prompt", "prompt must be a string, a list of strings, token ids, or a list of lists of token ids")
-    special = bodies.flag(body, "add_special_tokens", True)
-    prompts = [_ids(one, service, special) for one in given]
-    echo = tuple(one if isinstance(one, str) else service.decode(one) for one in given)
+    prompts, echo = prompts_of.of_texts(body, service)
     echoed = bodies.flag(body, "echo", False)
     scores = bodies.count(body, "logprobs", 0, MOST_SCORES)
-    if echoed and scores is not None:
-        raise bad(
-            "logprobs", "logprobs are those of new tokens, and echo would have those of the prompt, too: leave one"
-        )
-    return _asked(body, service, model, adapter, "prompt", prompts, 16, echo if echoed else (), scores=scores)
+    if echoed and scores is not None and service.encodes:
+        raise bad("logprobs", "an encoder reads the prompt, which has no logprobs: leave echo")
+    asked = _asked(body, service, model, adapter, "prompt", prompts, 16, echo if echoed else (), scores=scores)
+    if echoed and (scores is not None or not asked.options["max_new_tokens"]):
+        asked.options["prompt_logprobs"] = scores or 0
+    return _best(asked, body)
+
+
+def _best(asked: Asked, body: Body) -> Asked:
+    """With the best of more answers than are told."""
+    many = bodies.count(body, "best_of", 1, MOST_CHOICES, default=asked.n)
+    if many < asked.n:
+        raise bad("best_of", f"best_of={many} is less than n={asked.n}, the answers that are told")
+    if many == asked.n:
+        return asked
+    if asked.stream:
+        raise bad("best_of", "which answer is the best is known at its end: leave stream or best_of")
+    if many * len(asked.prompts) > MOST_CHOICES:
+        raise bad("best_of", f"{len(asked.prompts)} prompts with best_of={many} are more than {MOST_CHOICES} answers")
+    options = {"logprobs": 0, **asked.options}
+    return dataclasses.replace(asked, n=many, kept=asked.n, options=options)
 
 
 def chat(body: Body, service: Service) -> Asked:
     """`POST /v1/chat/completions`."""
     bodies.check_names(body, CHAT)
     model, adapter = service.chosen(body)
-    if service.template is None:
-        raise ApiError(
-            400,
-            f"{service.model_name} has no chat template: ask /v1/completions, or give the server one (--chat-template)",
-            param="messages",
-            code="no_chat_template",
-        )
     if "max_tokens" in body and "max_completion_tokens" in body:
         raise bad("max_tokens", "max_tokens is the old name of max_completion_tokens: give one of them")
-    more = body.get("chat_template_kwargs", {})
-    if not isinstance(more, dict):
-        raise bad("chat_template_kwargs", f"chat_template_kwargs must be an object, not {more!r}", "invalid_type")
-    if own := set(more) & set(service.reserved):
-        raise bad("chat_template_kwargs", f"chat_template_kwargs may not hold {', '.join(sorted(own))}")
-    begin = bodies.flag(body, "add_generation_prompt", True)
-    messages, pictures = messages_of(body, service.images)
-    tools, forced = tools_of(body, service)
     best = bodies.count(body, "top_logprobs", 0, MOST_SCORES, default=0)
     scores = best if bodies.flag(body, "logprobs", False) else None
     if best and scores is None:
         raise bad("top_logprobs", "top_logprobs are told where logprobs is true")
 
-    def asked(prompt: list[int]) -> Asked:
-        return _asked(body, service, model, adapter, "messages", [prompt], None, scores=scores, forced=forced)
-
-    try:
-        text = service.template(messages, tools=tools, add_generation_prompt=begin, **more)
-    except ValueError as error:
-        raise bad("messages", str(error)) from error
-    # The template writes the special tokens itself.
-    special = bodies.flag(body, "add_special_tokens", False)
-    if not pictures or service.images is None:
-        return asked(service.encode(text, special))
-    prompt, inputs = service.images.prompt(text, pictures, special)
-    return dataclasses.replace(asked(prompt), inputs=inputs)
-
-
-def _ids(given: Any, service: Service, special: bool) -> list[int]:
-    if isinstance(given, str):
-        return service.encode(given, special)
-    if not bodies.is_ids(given):
-        raise bad(
-            "prompt", f"prompt holds {given!r}, which is neither a string nor a list of token ids", "invalid_type"
-        )
-    for i in given:
-        bodies.token("prompt", i, service.vocab_size)
-    return given
+    prompt, inputs, forced = prompts_of.of_chat(body, service)
+    asked = _asked(body, service, model, adapter, "messages", [prompt], None, scores=scores, forced=forced)
+    return dataclasses.replace(asked, inputs=inputs)
 
 
 def _asked(
@@ -175,7 +153,8 @@ def _asked(
         raise bad("stream_options", "stream_options are for stream=true")
     stop = bodies.texts(body, "stop", **_STOPS)
     ends = _ends(body, service, stop)
-    options = {**sampling(body, service), **_lengths(body, service, param, prompts, usual), "eos_token_id": ends or -1}
+    lengths = _lengths(body, service, param, prompts, usual, least=0 if echo else 1)
+    options = {**sampling(body, service), **lengths, "eos_token_id": ends or -1}
     if (constraint := _constraint(body, service, ends, forced)) is not None:
         options["constraint"] = constraint
     if scores is not None:
@@ -194,6 +173,8 @@ def _asked(
         include_usage=said.get("include_usage") is True,
         echo=echo,
         forced=forced,
+        scores=scores,
+        seconds=bodies.number(body, "max_seconds", 0.001, 86400.0),
     )
 
 
@@ -211,6 +192,8 @@ def sampling(body: Body, service: Service) -> dict[str, Any]:
     bias = body.get("logit_bias", {})
     if not isinstance(bias, Mapping):
         raise bad("logit_bias", "logit_bias must be an object of token ids and numbers", "invalid_type")
+    if len(bias) > _MOST_BIAS:
+        raise bad("logit_bias", f"logit_bias holds {len(bias)} tokens, more than {_MOST_BIAS}")
     if bias:
         options["sequence_bias"] = _bias(bias, service.vocab_size)
     greedy = temperature == 0 or (usual.do_sample is False and "temperature" not in body)
@@ -227,7 +210,7 @@ def sampling(body: Body, service: Service) -> dict[str, Any]:
 def _bias(bias: Mapping[str, Any], vocab_size: int) -> dict[tuple[int, ...], float]:
     found: dict[tuple[int, ...], float] = {}
     for token in bias:
-        if not token.isdecimal():
+        if not (token.isdecimal() and len(token) < 20):
             raise bad("logit_bias", f"logit_bias holds {token!r}, which is no token id")
         bodies.token("logit_bias", int(token), vocab_size)
         try:
@@ -238,23 +221,25 @@ def _bias(bias: Mapping[str, Any], vocab_size: int) -> dict[tuple[int, ...], flo
 
 
 def _lengths(
-    body: Body, service: Service, param: str, prompts: Sequence[Sequence[int]], usual: int | None
+    body: Body, service: Service, param: str, prompts: Sequence[Sequence[int]], usual: int | None, *, least: int = 1
 ) -> dict[str, Any]:
     name = "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"
-    most = bodies.count(body, name, 1)
+    most = bodies.count(body, name, 0)
+    if most is not None and most < least:
+        raise bad(name, f"{name}={most} must be at least 1; 0 is for echo, which tells of the prompt alone")
     least = bodies.count(body, "min_tokens", 0)
     longest = max(map(len, prompts))
     if min(map(len, prompts)) == 0:
         raise bad(param, f"{param} holds no token to go on from")
     room = service.room(longest)
-    if room < max(1, most or 1):
+    if room < (1 if most is None else most):
         asked = f" and {name}={most}" if most is not None else ""
         raise bad(
             name if room > 0 else param,
             f"the prompt of {longest} tokens{asked} are more than the {service.max_length} tokens that this server holds",
             "context_length_exceeded",
         )
-    most = most or min(room, usual or room)
+    most = min(room, usual or room) if most is None else most
     if least is not None and least > most:
         raise bad("min_tokens", f"min_tokens={least} is more than the {most} tokens that may come")
     return {"max_new_tokens": most, **({"min_new_tokens": least} if least else {})}
@@ -286,5 +271,7 @@ def _constraint(body: Body, service: Service, ends: list[int], forced: Forced | 
         )
     try:
         return service.constraint(schema, tuple(ends))
+    except CompilerBusy as error:
+        raise full(str(error)) from error
     except (ImportError, TypeError, ValueError) as error:
         raise bad(param, f"{param}: {error}") from error

@@ -29,7 +29,7 @@ HARMLESS = frozenset(
 
 # What would change an answer and cannot be had: the values that turn each off, and what to do instead.
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "best_of": ((1,), "ask for n answers and choose"),
+    "best_of": ((1,), "it is of /v1/completions: ask for n answers and choose"),
     "suffix": (("",), "the models that are served continue a text, and fill in none"),
     "functions": (([],), "give tools, which replaced it"),
     "function_call": (("none",), "give tools and tool_choice, which replaced it"),
@@ -75,14 +75,16 @@ def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def check_names(body: Body, known: Collection[str]) -> None:
+def check_names(
+    body: Body, known: Collection[str], refused: Mapping[str, tuple[tuple[Any, ...], str]] = REFUSED
+) -> None:
     """Refuses what is not known and would change the answer."""
     for name, value in body.items():
         if name in known or name in HARMLESS:
             continue
-        off, why = REFUSED.get(name, ((), ""))
+        off, why = refused.get(name, ((), ""))
         if not why:
-            raise bad(name, f"unknown parameter {name}. {near(name, sorted(known))}", "unknown_parameter")
+            raise bad(name, f"unknown parameter {name}. {near(name[:64], sorted(known))}", "unknown_parameter")
         if not any(type(value) is type(o) and value == o for o in off):
             raise bad(name, f"{name}={value!r} is not supported: {why}", "unsupported_parameter")
 

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from starlette.routing import Route
 from ..evaluation.embed import Reader, check_embeds, vectors
 from . import body as bodies
 from .body import Body, parse, read
-from .errors import ApiError, bad, key_of
+from .errors import bad, full, key_of
 from .pages import application, no_model
 
 MOST_TEXTS = 2048  # of one request, as OpenAI has it
@@ -41,7 +42,8 @@ def embeddings(
     tokenizer: Any,
     *,
     model_name: str,
-    api_key: str | None = None,
+    api_key: str | Sequence[str] | None = None,
+    origins: Sequence[str] = (),
     batch_size: int = 32,
     length: int | None = None,
     max_waiting: int = 256,
@@ -49,7 +51,7 @@ def embeddings(
 ) -> Starlette:
     """An ASGI application with `POST /v1/embeddings` for a model of sentence embeddings: the numbers of [`easyfn.embed`][].
 
-    `GET /v1/models`, `GET /health` and `GET /metrics` are there too.
+    `GET /v1/models`, `GET /health` and `GET /metrics` are there too. `api_key`, `origins`: as in [`easyfn.serve.app`][].
 
     - `model`: of the task `"sentence-embedding"`; `tokenizer`: of [`easyfn.tokenizer`][], or of transformers.
     - `length`: the most tokens of a text (default: the tokenizer's limit, else the model's). A longer one is refused, unless
@@ -103,7 +105,7 @@ def embeddings(
         data = await read(request, max_body_bytes)
         if counts.running > max_waiting:  # one is computed, the others wait
             counts.rejected += 1
-            raise ApiError(429, "the server is full: ask again", code="overloaded", headers={"Retry-After": "1"})
+            raise full("ask again")
         counts.running += 1
         try:
             return JSONResponse(await run_in_threadpool(answer, data))
@@ -115,6 +117,7 @@ def embeddings(
         allowed=allowed,
         models={model_name: {"created": created, "max_model_len": reader.limit, "parent": None}},
         counts=lambda: dataclasses.asdict(counts),
+        origins=origins,
         counters={field.name for field in dataclasses.fields(Counts)} - {"running"},
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -12,7 +12,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-_KINDS = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+_KINDS = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "server_error",
+}
+_LONGEST = 2000  # characters of a message, which quotes what was sent
 
 
 class ApiError(Exception):
@@ -27,6 +34,7 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
         super().__init__(message)
         self.status = status
         self.message = message
@@ -51,12 +59,35 @@ def bad(param: str, message: str, code: str | None = "invalid_value") -> ApiErro
     return ApiError(400, message, param=param, code=code)
 
 
-def key_of(api_key: str | None) -> Callable[[Request], None]:
-    """What refuses a request without the bearer token; `None` lets everybody in."""
+def shutting_down() -> ApiError:
+    return ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "10"})
+
+
+def full(why: str) -> ApiError:
+    return ApiError(429, f"the server is full: {why}", code="overloaded", headers={"Retry-After": "1"})
+
+
+def failed() -> ApiError:
+    return ApiError(500, "the server failed at this request; its log says why", code="internal")
+
+
+def late(seconds: float) -> ApiError:
+    headers = {"X-Should-Retry": "false"}  # what OpenAI's clients look for: they would ask again at once
+    message = f"the request was not done within {seconds:g} s (max_seconds)"
+    return ApiError(504, message, param="max_seconds", code="deadline_exceeded", headers=headers)
+
+
+def key_of(api_key: str | Collection[str] | None) -> Callable[[Request], None]:
+    """What refuses a request without one of the bearer tokens; `None` lets everybody in."""
+    if isinstance(api_key, str):
+        api_key = [api_key]
+    if api_key is not None and (not api_key or not all(api_key)):
+        raise ValueError("api_key: no key, or an empty one; None lets everybody in")
+    keys = None if api_key is None else [f"Bearer {key}".encode() for key in api_key]
 
     def allowed(request: Request) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")  # the bytes that came
-        if api_key is not None and not hmac.compare_digest(given, f"Bearer {api_key}".encode()):
+        if keys is not None and not sum([hmac.compare_digest(given, key) for key in keys]):  # all, whichever it is
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     return allowed
@@ -78,7 +109,3 @@ async def no_page(request: Request, error: Exception) -> Response:
         ]
         message += f". There are {', '.join(there)}"
     return ApiError(error.status_code, message).response()
-
-
-async def failed(request: Request, error: Exception) -> Response:
-    return ApiError(500, "the server failed at this request; its log says why", code="internal").response()

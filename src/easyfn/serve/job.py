@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import jax
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from ..engine.request import EngineFull
 from .asked import Asked
 from .calls import called
-from .errors import ApiError
-from .pages import shutting_down
-from .replies import Envelope, Said, Shape, event, usage
+from .errors import ApiError, full, late, shutting_down
+from .replies import Said
+from .scores import of_prompt
 from .service import Service
 from .text import Answer
 
@@ -38,7 +39,7 @@ def submit(service: Service, asked: Asked) -> list[Any]:
     except EngineFull as error:
         _cancel(requests)
         service.rejected += 1
-        raise ApiError(429, f"the server is full: {error}", code="overloaded", headers={"Retry-After": "1"}) from error
+        raise full(str(error)) from error
     except ValueError as error:
         _cancel(requests)
         raise ApiError(400, str(error), code="invalid_value") from error
@@ -52,16 +53,27 @@ def _cancel(requests: list[Any]) -> None:
 
 
 class Job:
-    """The answers to one HTTP request while they come."""
+    """The answers to one HTTP request while they come, to be written in a `shape` of `replies` or `responses`."""
 
-    def __init__(self, service: Service, asked: Asked, requests: list[Any], shape: Shape) -> None:
+    def __init__(
+        self, service: Service, asked: Asked, requests: list[Any], shape: Any, deadline: float | None = None
+    ) -> None:
         self.asked = asked
         self.shape = shape
-        self._word = service.word
+        self.deadline = deadline  # of the loop's clock
+        self._words = service.words
         self.requests = requests
         self.answers = [
-            Answer(request, service.tokenizer, asked.stop, asked.ends, () if service.encodes else request.prompt)
-            for request in requests
+            Answer(
+                request,
+                service.tokenizer,
+                asked.stop,
+                asked.ends,
+                () if service.encodes else request.prompt,
+                at=len(self.echo(i)),
+                ends_scored=shape.ends_scored,
+            )
+            for i, request in enumerate(requests)
         ]
         loop = asyncio.get_running_loop()
         most = len(requests) * (asked.options["max_new_tokens"] + 1)  # the engine gives no more, so it is never full
@@ -80,13 +92,17 @@ class Job:
         """`(index, what is new, reason of the end)` of all answers, as they come; of `whole` ones, and of calls of tools, when
         they end."""
         left, whole = len(self.answers), whole or self.asked.forced is not None
-        held = [""] * left
-        told = [len(self.echo(i)) for i in range(left)]  # characters
+        held = [self.echo(i) for i in range(left)]
+        unread = set(range(left)) if self.asked.echo and self.asked.scores is not None else set()
         while left:
-            i, token = await self._news.get()
+            i, token = await self._next()
             answer = self.answers[i]
             if answer.reason is not None:  # it stopped at a stop string
                 continue
+            request = self.requests[i]
+            if i in unread and len(request.prompt_logprobs) == len(request.prompt):
+                unread.discard(i)  # its scores are complete before its first token
+                answer.scored = await run_in_threadpool(of_prompt, request, self._words.tokenizer, len(self.echo(i)))
             text = answer.take(token)
             if answer.reason is not None:
                 self.requests[i].cancel()
@@ -95,8 +111,8 @@ class Job:
             held[i] += text
             if answer.reason is None and (whole or not held[i]):
                 continue
-            scored = self.shape.scores(answer.scored, self._word, told[i]) if answer.scored else None
-            told[i] += sum(len(self._word(one.token)) for one in answer.scored)
+            told = answer.scored if self.asked.scores is not None else []
+            scored = self.shape.scores(told, self._words) if told else None
             if self.asked.forced is not None:
                 text, calls, reason = called(self.asked.forced, held[i], str(answer.reason))
                 yield i, Said(text, scored, calls), reason
@@ -104,12 +120,31 @@ class Job:
                 yield i, Said(held[i], scored), answer.reason
             answer.scored, held[i] = [], ""
 
+    async def _next(self) -> tuple[int, int | None]:
+        try:
+            async with asyncio.timeout_at(self.deadline):
+                return await self._news.get()
+        except TimeoutError:
+            raise late(self.asked.seconds or 0.0) from None
+
+    def kept(self) -> list[int]:
+        """The answers that are told: of `best_of` to a prompt those whose tokens were likeliest, on average."""
+        found: list[int] = []
+        for start in range(0, len(self.answers), self.asked.n):
+            own = range(start, start + self.asked.n)
+            found += sorted(own, key=self._likely, reverse=True)[: self.asked.kept] if self.asked.kept else own
+        return found
+
+    def _likely(self, i: int) -> float:
+        scores = [own for own, _ in self.requests[i].logprobs[: self.answers[i].tokens]]
+        return sum(scores) / max(1, len(scores))
+
     def cancel(self) -> None:
         _cancel(self.requests)
 
-    def usage(self) -> dict[str, int]:
-        """Of each prompt once, as OpenAI counts them."""
-        return usage(sum(map(len, self.asked.prompts)), sum(answer.tokens for answer in self.answers))
+    def counts(self) -> tuple[int, int]:
+        """Tokens of prompts, each once, as OpenAI counts them, and of all answers."""
+        return sum(map(len, self.asked.prompts)), sum(answer.tokens for answer in self.answers)
 
     def echo(self, i: int) -> str:
         return self.asked.echo[i // self.asked.n] if self.asked.echo else ""
@@ -126,8 +161,7 @@ def respond(job: Job) -> Any:
     """An ASGI response. When the client is gone, or anything goes wrong, the requests are cancelled."""
 
     async def response(scope: Scope, receive: Receive, send: Send) -> None:
-        envelope = Envelope(job.shape, job.asked.model)
-        write = _stream(job, envelope, send) if job.asked.stream else _whole(job, envelope, scope, receive, send)
+        write = _stream(job, send) if job.asked.stream else _whole(job, scope, receive, send)
         answer, gone = asyncio.ensure_future(write), asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -147,33 +181,27 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _whole(job: Job, envelope: Envelope, scope: Scope, receive: Receive, send: Send) -> None:
-    choices: list[Any] = [None] * len(job.answers)
+async def _whole(job: Job, scope: Scope, receive: Receive, send: Send) -> None:
+    found: dict[int, tuple[Said, str | None]] = {}
     async for i, said, reason in job.pieces(whole=True):
-        choices[i] = envelope.shape.whole(i, said._replace(text=job.echo(i) + said.text), reason)
-    await JSONResponse(envelope.whole(choices, job.usage()))(scope, receive, send)
+        found[i] = said, reason
+    await JSONResponse(job.shape.writer(job).whole(found))(scope, receive, send)
 
 
-async def _stream(job: Job, envelope: Envelope, send: Send) -> None:
+async def _stream(job: Job, send: Send) -> None:
     headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def write(data: bytes, more: bool = True) -> None:
-        await send({"type": "http.response.body", "body": data, "more_body": more})
+    async def write(pieces: Iterable[bytes]) -> None:
+        for data in pieces:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
 
-    shape = envelope.shape
-    for i in range(len(job.answers)):
-        if (choice := shape.first(i, job.echo(i))) is not None:
-            await write(envelope.piece([choice]))
+    writer = job.shape.writer(job)
+    await write(writer.begin())
     try:
         async for i, said, reason in job.pieces(whole=False):
-            if said != Said():
-                await write(envelope.piece([shape.piece(i, said, None)]))
-            if reason is not None:
-                await write(envelope.piece([shape.piece(i, Said(), reason)]))
+            await write(writer.piece(i, said, reason))
+        await write(writer.end())
     except ApiError as error:  # the status was sent long ago
-        await write(event(error.as_json()), more=False)
-        return
-    if job.asked.include_usage:
-        await write(envelope.piece([], job.usage()))
-    await write(b"data: [DONE]\n\n", more=False)
+        await write([writer.failed(error)])
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from .errors import ApiError, failed, no_page, refused
-from .replies import event
+from ..engine.times import Histogram
+from .around import layers
+from .errors import ApiError, no_page, refused
 
 
 def application(
@@ -25,11 +24,15 @@ def application(
     counts: Callable[[], Mapping[str, Any]],
     counters: Collection[str],
     lifespan: Any = None,
+    trouble: Callable[[], str | None] = lambda: None,
+    times: Mapping[str, Histogram] | None = None,
+    origins: Sequence[str] = (),
 ) -> Starlette:
     """`routes` beside the pages that are common.
 
     - `models`: what is told of each by its name: `created`, `max_model_len`, `parent`.
-    - `counts`: the numbers of `/metrics`, of which `counters` only grow.
+    - `counts`: the numbers of `/metrics`, of which `counters` only grow; `times`: its histograms of seconds.
+    - `trouble`: what `/health` complains of. `origins`: see `around.layers`.
     """
 
     def told(name: str) -> dict[str, Any]:
@@ -47,10 +50,11 @@ def application(
         return JSONResponse(told(name))
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        said = trouble()
+        return JSONResponse({"status": "ok"}) if said is None else JSONResponse({"status": "failing", "why": said}, 503)
 
     async def metrics(request: Request) -> Response:
-        return _metrics(counts(), counters)
+        return _metrics(counts(), counters, times or {})
 
     common = [
         Route("/v1/models", all_models),
@@ -60,8 +64,8 @@ def application(
     ]
     return Starlette(
         routes=[*routes, *common],
-        exception_handlers={ApiError: refused, HTTPException: no_page, Exception: failed},
-        middleware=[Middleware(Ending)],
+        exception_handlers={ApiError: refused, HTTPException: no_page},
+        middleware=layers(origins),
         lifespan=lifespan,
     )
 
@@ -71,42 +75,14 @@ def no_model(name: str, models: Collection[str]) -> ApiError:
     return ApiError(404, message, param="model", code="model_not_found")
 
 
-def shutting_down() -> ApiError:
-    return ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "10"})
-
-
-class Ending:
-    """A request that the server no longer waits for (its time to shut down is over, or it was told twice) gets an error that
-    says so, where a cancelled task would break the connection and log a traceback."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        began = stream = False
-
-        async def watched(message: Any) -> None:
-            nonlocal began, stream
-            if message["type"] == "http.response.start":
-                began = True
-                stream = any(value.startswith(b"text/event-stream") for name, value in message["headers"])
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watched)
-        except asyncio.CancelledError:
-            if not began:
-                await shutting_down().response()(scope, receive, send)
-            elif stream:
-                await send({"type": "http.response.body", "body": event(shutting_down().as_json()), "more_body": False})
-            else:
-                raise
-
-
-def _metrics(found: Mapping[str, Any], counters: Collection[str]) -> Response:
-    """Numbers in Prometheus' text format: those that only grow are `counters`, the others gauges."""
+def _metrics(found: Mapping[str, Any], counters: Collection[str], times: Mapping[str, Histogram]) -> Response:
+    """Numbers in Prometheus' text format: those that only grow are `counters`, the others gauges, and histograms."""
     lines = []
     for name, value in found.items():
         full = f"easyfn_{name}{'_total' if name in counters else ''}"
         lines += [f"# TYPE {full} {'counter' if name in counters else 'gauge'}", f"{full} {value}"]
+    for name, histogram in times.items():
+        full, counts = f"easyfn_{name}_seconds", histogram.cumulative()
+        lines += [f"# TYPE {full} histogram", *(f'{full}_bucket{{le="{bound}"}} {n}' for bound, n in counts)]
+        lines += [f"{full}_sum {histogram.sum}", f"{full}_count {counts[-1][1]}"]
     return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")

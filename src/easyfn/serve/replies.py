@@ -6,9 +6,10 @@ import dataclasses
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from .errors import ApiError
 from .scores import of_chat, of_completion
 
 
@@ -16,7 +17,7 @@ class Said(NamedTuple):
     """An answer, or the next of it."""
 
     text: str = ""
-    scores: dict[str, Any] | None = None
+    scores: Any = None
     calls: list[Any] | None = None  # of tools
 
 
@@ -30,7 +31,12 @@ class Shape:
     whole: Callable[[int, Said, str | None], dict[str, Any]]
     piece: Callable[[int, Said, str | None], dict[str, Any]]
     scores: Callable[..., dict[str, Any]]  # `scores.py`
-    first: Callable[[int, str], dict[str, Any] | None]  # a piece before the first text, from what is echoed
+    first: Callable[[int], dict[str, Any]] | None  # a piece before the first text
+    ends_scored: bool  # whether the token that ends an answer has scores too
+
+    def writer(self, job: Any) -> Envelope:
+        """What writes the answer to a `Job`."""
+        return Envelope(self, job)
 
 
 def _text(index: int, said: Said, reason: str | None) -> dict[str, Any]:
@@ -51,36 +57,52 @@ def _delta(index: int, said: Said, reason: str | None) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": said.scores, "finish_reason": reason}
 
 
-def _role(index: int, echo: str) -> dict[str, Any]:
+def _role(index: int) -> dict[str, Any]:
     return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
 
-def _echo(index: int, echo: str) -> dict[str, Any] | None:
-    return _text(index, Said(echo), None) if echo else None
-
-
-COMPLETION = Shape("cmpl-", "text_completion", "text_completion", _text, _text, of_completion, _echo)
-CHAT = Shape("chatcmpl-", "chat.completion", "chat.completion.chunk", _message, _delta, of_chat, _role)
+COMPLETION = Shape("cmpl-", "text_completion", "text_completion", _text, _text, of_completion, None, True)
+CHAT = Shape("chatcmpl-", "chat.completion", "chat.completion.chunk", _message, _delta, of_chat, _role, False)
 
 
 class Envelope:
     """What is the same around every piece of one answer."""
 
-    def __init__(self, shape: Shape, model: str) -> None:
-        self.shape = shape
-        self._same = {"id": shape.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
+    def __init__(self, shape: Shape, job: Any) -> None:
+        self.shape, self.job = shape, job
+        self._same = {"id": shape.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": job.asked.model}
 
-    def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
-        return {**self._same, "object": self.shape.whole_name, "choices": choices, "usage": usage}
+    def whole(self, found: Mapping[int, tuple[Said, str | None]]) -> dict[str, Any]:
+        choices = [self.shape.whole(n, *found[i]) for n, i in enumerate(self.job.kept())]
+        return {**self._same, "object": self.shape.whole_name, "choices": choices, "usage": self._usage()}
 
-    def piece(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
+    def begin(self) -> Iterator[bytes]:
+        if (first := self.shape.first) is not None:
+            for i in range(len(self.job.answers)):
+                yield self._piece([first(i)])
+
+    def piece(self, i: int, said: Said, reason: str | None) -> Iterator[bytes]:
+        if said != Said():
+            yield self._piece([self.shape.piece(i, said, None)])
+        if reason is not None:
+            yield self._piece([self.shape.piece(i, Said(), reason)])
+
+    def end(self) -> Iterator[bytes]:
+        if self.job.asked.include_usage:
+            yield self._piece([], self._usage())
+        yield b"data: [DONE]\n\n"
+
+    def failed(self, error: ApiError) -> bytes:
+        return event(error.as_json())
+
+    def _piece(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
         return event({**self._same, "object": self.shape.piece_name, "choices": choices, "usage": usage})
+
+    def _usage(self) -> dict[str, int]:
+        prompt, completion = self.job.counts()
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def event(data: Any) -> bytes:
     """A server-sent event."""
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-def usage(prompt: int, completion: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

@@ -16,7 +16,7 @@ from .body import Body
 from .errors import bad
 from .images import Images
 from .pages import no_model
-from .scores import words_of
+from .scores import Words
 
 
 class Service:
@@ -46,7 +46,7 @@ class Service:
         self.max_length = min(engine.max_model_length, engine.stats().num_pages * engine.page_size)
         self.special = _special(tokenizer)
         self.rejected = 0
-        self.word = words_of(tokenizer)
+        self.words = Words(tokenizer)
         self._constraints = functools.lru_cache(maxsize=32)(self._constraint)
 
     @property
@@ -66,21 +66,27 @@ class Service:
         found = self._encoder.encode(text, add_special_tokens=special)
         return list(getattr(found, "ids", found))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], *, skip: bool = True) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=skip)
+
+    def token(self, i: int) -> str:
+        """A token as the vocabulary writes it."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", self.tokenizer)
+        named = getattr(backend, "id_to_token", None) or self.tokenizer.convert_ids_to_tokens
+        return str(named(i))
 
     def room(self, prompt: int) -> int:
         """How many new tokens fit after a prompt; negative if it does not fit itself."""
         return self.max_length - (1 if self.encodes and prompt <= self.max_length else prompt)
 
     def constraint(self, schema: Any, eos: tuple[int, ...]) -> Any:
-        """What holds an answer to a JSON schema; the last ones asked for are kept."""
+        """What holds an answer to a JSON schema, compiled in a process of its own; the last ones asked for are kept."""
         return self._constraints(json.dumps(schema, sort_keys=False), eos)
 
     def _constraint(self, schema: str, eos: tuple[int, ...]) -> Any:
-        from ..generation.constraint import json_schema
+        from ..generation.constraint_apart import json_schema_apart
 
-        return json_schema(json.loads(schema), self.tokenizer, eos_token_id=eos)
+        return json_schema_apart(json.loads(schema), self.tokenizer, eos)
 
 
 def _encoder(tokenizer: Any) -> Any:

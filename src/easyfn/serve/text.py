@@ -15,9 +15,19 @@ class Answer:
     """What may be said of one request so far. `reason` is why there is no more: "stop", "length", or what went wrong."""
 
     def __init__(
-        self, request: Any, tokenizer: Any, stop: Sequence[str], ends: frozenset[int], before: Sequence[int]
+        self,
+        request: Any,
+        tokenizer: Any,
+        stop: Sequence[str],
+        ends: frozenset[int],
+        before: Sequence[int],
+        *,
+        at: int = 0,
+        ends_scored: bool = False,
     ) -> None:
         self.request = request
+        self._at = at  # characters said
+        self._ends_scored = ends_scored
         self.tokens = 0
         self.scored: list[Scored] = []  # tokens that are text, if they have scores
         self.reason: str | None = None
@@ -35,11 +45,13 @@ class Answer:
             text = self._before_stop(self._text.rest())
             return text + self._held
         self.tokens += 1
-        if token in self._ends:  # it is no text
-            return ""
-        if self.tokens <= len(self.request.logprobs):
-            self.scored.append(Scored(token, *self.request.logprobs[self.tokens - 1]))
-        return self._before_stop(self._text.add(token))
+        end = token in self._ends  # it is no text
+        if self.tokens <= len(self.request.logprobs) and (self._ends_scored or not end):
+            logprob, best = self.request.logprobs[self.tokens - 1]
+            self.scored.append(Scored(token, logprob, best, self._at))
+        new = "" if end else self._text.add(token)
+        self._at += len(new)
+        return self._before_stop(new)
 
     def _before_stop(self, new: str) -> str:
         text = self._held + new

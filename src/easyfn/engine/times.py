@@ -1,0 +1,55 @@
+"""How long requests take, counted in histograms as Prometheus has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from bisect import bisect_left
+
+_BOUNDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+)  # seconds
+
+
+class Histogram:
+    """Counts of times up to each of `bounds`, and of those beyond the last."""
+
+    def __init__(self, bounds: tuple[float, ...] = _BOUNDS) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def cumulative(self) -> list[tuple[str, int]]:
+        """`(bound, how many are not above it)`, the last of them `"+Inf"`."""
+        names = [*(f"{bound:g}" for bound in self.bounds), "+Inf"]
+        return list(zip(names, itertools.accumulate(tuple(self.counts)), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of requests: until they have a row, until the first new token, between two tokens, and whole."""
+
+    queue: Histogram = dataclasses.field(default_factory=Histogram)
+    time_to_first_token: Histogram = dataclasses.field(default_factory=Histogram)
+    time_per_output_token: Histogram = dataclasses.field(default_factory=Histogram)
+    request: Histogram = dataclasses.field(default_factory=Histogram)
