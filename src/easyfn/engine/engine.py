@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,33 +21,9 @@ from .device import Device
 from .programs import News
 from .request import EngineFull, Request
 from .scheduler import Row, Scheduler
+from .stats import EngineStats as EngineStats
 from .times import Times
 from .wanted import Wanted, read
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineStats:
-    """Counts of an [`easyfn.Engine`][]: requests that are `running` and `waiting`, its pages, and since it was made: pages
-    that were found with the same beginning (`prefix_hits`), `preemptions`, `steps`, programs compiled (`compiles`) and new
-    `tokens`.
-
-    ```python
-    import easyfn as ef
-    counts = ef.EngineStats(running=2, waiting=0, free_pages=5, num_pages=8, prefix_hits=0, preemptions=0, steps=9,
-                            compiles=3, tokens=17)
-    assert counts.free_pages <= counts.num_pages
-    ```
-    """
-
-    running: int
-    waiting: int
-    free_pages: int
-    num_pages: int
-    prefix_hits: int
-    preemptions: int
-    steps: int
-    compiles: int
-    tokens: int
 
 
 class Engine:
@@ -204,8 +179,7 @@ class Engine:
                 raise EngineFull(f"{self.max_waiting} requests wait already (max_waiting): come again later")
             request = Request(self, self._submitted, wanted, data, which)
             self._submitted += 1
-            if not self._busy():
-                self._progress = time.monotonic()
+            self._progress = self._progress if self._busy() else time.monotonic()
             self._arrived.append(request)
             self._work.notify_all()
         return request
@@ -260,15 +234,13 @@ class Engine:
         raises what went wrong."""
         with self._stepping:
             try:
-                told = self._step()
+                return self._step()
             except Exception as error:
                 self._failures += 1
                 self._fail(error)
                 raise
             finally:
                 self._progress = time.monotonic()
-            self._failures = 0
-            return told
 
     def _step(self) -> list[Request]:
         scheduler, device = self._scheduler, self._device
@@ -284,10 +256,7 @@ class Engine:
             running = scheduler.running
         for request in gone:
             request._end("cancelled")
-        now = time.monotonic()
-        for request in (row.request for row in running if row.request._queued):
-            request._queued = False
-            self.times.queue.add(now - request._arrived)
+        self.times.began(row.request for row in running)
         results: list[tuple[Row, News, int]] = []
         read: list[tuple[Request, int, int, Any]] = []  # pieces of prompts that are scored
         begun, budget = [row for row in running if row.started], self.prefill_chunk
@@ -296,10 +265,9 @@ class Engine:
                 start = row.length
                 size, news = device.prefill(row, budget)
                 budget -= size
-                if news is not None and row.request._unread:
-                    read.append((row.request, start, row.length - start, news.prompt))
-                if news is not None and row.started:
-                    results.append((row, news, 0))
+                if news is not None:
+                    read += [(row.request, start, row.length - start, news.prompt)] if row.request._unread else []
+                    results += [(row, news, 0)] if row.started else []
                 if size == 0:
                     break
         if begun:
@@ -314,22 +282,14 @@ class Engine:
             request._read(start, count, jax.device_get(prompt))
         for row, news, place in results:
             row.request._take(int(tokens[id(news)][place]), scores.get(id(news)), place)
-            self._time(row.request)
+            self.times.told(row.request)
         with self._lock:
-            self._tokens += len(results)
+            self._tokens, self._failures = self._tokens + len(results), 0
             for row in running:
                 scheduler.name_pages(row)
                 if row.request.done:
                     scheduler.leave(row)
         return gone + [row.request for row, _, _ in results]
-
-    def _time(self, request: Request) -> None:
-        """Counts how long a token took."""
-        now, first = time.monotonic(), request._latest == request._arrived
-        (self.times.time_to_first_token if first else self.times.time_per_output_token).add(now - request._latest)
-        request._latest = now
-        if request.done:
-            self.times.request.add(now - request._arrived)
 
     def _fail(self, error: Exception) -> None:
         """Tells every request, and begins anew."""
@@ -372,8 +332,8 @@ class Engine:
                 return "the thread that steps has ended"
             if self._failures >= 3:
                 return f"the last {self._failures} steps failed"
-            waited = time.monotonic() - self._progress
-            return f"no step has ended for {waited:.0f} s" if self._busy() and waited > patience else None
+            stuck = self._busy() and time.monotonic() - self._progress > patience
+            return f"no step has ended for more than {patience:g} s" if stuck else None
 
     # --- a thread that steps
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from bisect import bisect_left
+from collections.abc import Iterable
+
+from .request import Request
 
 _BOUNDS = (
     0.001,
@@ -53,3 +57,18 @@ class Times:
     time_to_first_token: Histogram = dataclasses.field(default_factory=Histogram)
     time_per_output_token: Histogram = dataclasses.field(default_factory=Histogram)
     request: Histogram = dataclasses.field(default_factory=Histogram)
+
+    def began(self, requests: Iterable[Request]) -> None:
+        """These have rows; counts those that have one for the first time."""
+        for request in requests:
+            if request._queued:
+                request._queued = False
+                self.queue.add(time.monotonic() - request._arrived)
+
+    def told(self, request: Request) -> None:
+        """One more token."""
+        now, first = time.monotonic(), request._latest == request._arrived
+        (self.time_to_first_token if first else self.time_per_output_token).add(now - request._latest)
+        request._latest = now
+        if request.done:
+            self.request.add(now - request._arrived)
