@@ -267,15 +267,14 @@ def test_a_response_is_a_chat(client):
 
 
 def test_a_response_in_pieces(client):
-    asked = {"model": "tiny", "input": "Why?", "max_output_tokens": 8, "temperature": 0}
+    asked = {"model": "tiny", "input": "Why?", "max_output_tokens": 12, "extra_body": {"seed": 3}}
     whole = client.responses.create(**asked)
     raw = list(client.responses.create(**asked, stream=True))
     assert [e.sequence_number for e in raw] == list(range(len(raw))) and raw[-1].type == "response.incomplete"
     assert raw[-1].response.output_text == whole.output_text and raw[-1].response.usage == whole.usage
-    stop = {"extra_body": {"stop": whole.output_text[-3:]}}
-    with client.responses.stream(
-        **asked, **stop
-    ) as stream:  # the client's own accumulator, which knows the order of events
+    # The client's own accumulator, which knows the order of events.
+    stopped = {**asked, "extra_body": {"seed": 3, "stop": whole.output_text[-4:]}}
+    with client.responses.stream(**stopped) as stream:
         events = list(stream)
         final = stream.get_final_response()
     kinds = [event.type for event in events]
