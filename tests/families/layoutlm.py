@@ -6,6 +6,7 @@ encoder_cases(
     "LayoutLM",
     "LayoutLMConfig",
     heads=[head for head in HEADS if head != "multiple-choice"],
+    facts={},
     max_2d_position_embeddings=50,
     hidden_act="gelu_new",
 )
