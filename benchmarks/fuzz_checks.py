@@ -109,8 +109,8 @@ def files(model: Any, folder: Path, read_by_them: Any, want: dict[str, np.ndarra
     import easyfn as ef
 
     ef.save(model, folder / "b")
-    theirs, ours = (load_file(folder / n / "model.safetensors") for n in "ab")
-    theirs = {k: v for k, v in theirs.items() if v.size}
+    both = (load_file(folder / n / "model.safetensors") for n in "ab")
+    theirs, ours = ({k: v for k, v in held.items() if v.size} for held in both)
     if theirs.keys() != ours.keys():
         return f"files: tensors {sorted(theirs.keys() ^ ours.keys())[:6]} in one file only"
     if lost := [k for k in theirs if theirs[k].shape != ours[k].shape or not np.array_equal(theirs[k], ours[k])]:

@@ -279,6 +279,12 @@ def test_gemma3_older_spellings():
     assert ours.rope_parameters == ef.Frozen(theirs.rope_parameters)
 
 
+def test_zamba2_refuses_hybrid_layers_said_two_ways():
+    config = CASES["zamba2-classifier"].torch().config.to_dict()
+    with pytest.raises(ValueError, match=r"hybrid_layer_ids=\[0, 2\] are not .* \[0\]"):
+        ef.read_config({**config, "num_hidden_layers": 1, "layers_block_type": ["hybrid"]})
+
+
 @pytest.mark.parametrize(
     "key",
     [{"use_bidirectional_attention": True}, {"attn_logit_softcapping": 50.0}, {"rope_parameters": {"factor": 2.0}}],

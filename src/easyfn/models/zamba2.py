@@ -77,6 +77,14 @@ class Zamba2Config(CommonFields):
     def normalize(data: dict[str, Any]) -> dict[str, Any]:
         kinds = data.pop("layers_block_type", None) or data.pop("layer_types", None)
         data = {k: v for k, v in data.items() if k != "layer_types"}
+        ids, hybrid = data.get("hybrid_layer_ids"), [i for i, kind in enumerate(kinds or ()) if kind == "hybrid"]
+        if (
+            kinds and ids is not None and list(ids) != hybrid
+        ):  # transformers counts adapters by one, layers by the other
+            raise ValueError(
+                f"zamba2: hybrid_layer_ids={list(ids)} are not the hybrid layers of layers_block_type, {hybrid}; leave "
+                "hybrid_layer_ids out, or null in config_overrides"
+            )
         if data.get("use_long_context"):
             data["max_position_embeddings"] = 16384
         return {**data, "layers_block_type": [OLDER.get(kind, kind) for kind in kinds]} if kinds else data
