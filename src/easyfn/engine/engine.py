@@ -125,10 +125,8 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._submitted = self._steps = self._tokens = 0
-        self._failures, self._progress = (
-            0,
-            time.monotonic(),
-        )  # failures since the last good step, and when anything went on
+        self._failures = 0  # since the last good step
+        self._progress = time.monotonic()  # when anything went on
         self.times = Times()
 
     # --- requests
