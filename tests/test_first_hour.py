@@ -263,13 +263,30 @@ def test_without_slots_the_way_is_said():
 
 # --- the natural wrong call
 
+# Verbs of a model that need no more than it: a path in its place is refused by all.
+OF_A_MODEL = """show num_params num_bytes params shapes trainable model_card task model_type can_generate dtype_of mesh_of half
+float32 stack unstack unpipeline shard gather fully_shard fully_gather partition_specs named_shardings shard_fns gather_fns
+default_rules find_slots inputs split adopt quantize dequantize is_quantized has_lora merge_lora remove_lora split_lora
+adapter_names input_embeddings output_embeddings encoder decoder pure forward generate to_torch to_state_dict torch_class"""
+
 
 def wrong_calls(model, ids, key, tmp):
     """What users of transformers, PEFT, Equinox, optax and Flax write first, and what the error must name."""
 
+    more = {"quantize": ("nf4",), "generate": (ids,), "forward": (ids,)}
+    paths = {
+        f"{name} a path": (lambda name=name: getattr(ef, name)(Path("nosuch"), *more.get(name, ())), "ef.load(path)")
+        for name in OF_A_MODEL.split()
+    }
     batch = {"input_ids": ids}
     state = ef.to_state(model, optax.sgd(0.1))
-    return {
+    return paths | {
+        "supports a path": (lambda: ef.supports(tmp, "generate"), "ef.abstract(path)"),
+        "cast a path": (lambda: ef.cast(tmp, "bfloat16", "norm"), "ef.load(path)"),
+        "apply_lora a path": (lambda: ef.apply_lora(tmp, key=key), "ef.load(path)"),
+        "flops a path": (lambda: ef.flops(tmp, 1, 4), "ef.load(path)"),
+        "compute_loss a path": (lambda: ef.compute_loss(tmp, batch), "ef.load(path)"),
+        "to_state a path": (lambda: ef.to_state(tmp, optax.sgd(0.1)), "ef.load(path)"),
         "load torch_dtype": (lambda: ef.load(tmp, torch_dtype="float32"), "dtype="),
         "load device_map": (lambda: ef.load(tmp, device_map="auto"), "mesh="),
         "load trust_remote_code": (lambda: ef.load(tmp, trust_remote_code=True), "ef.family"),

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .habits import no_path
 from .slots import dtype_in
 from .tree import Pattern, is_leaf, join, matches, nothing_matched, rebuild
 from .verb import verb
@@ -28,6 +29,7 @@ def cast(model: Any, dtype: Any, pattern: Pattern | None = None) -> Any:
     assert ef.cast({"w": jnp.ones(3)}, jnp.bfloat16)["w"].dtype == jnp.bfloat16
     ```
     """
+    no_path(model)
     dtype = jnp.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"cast: {dtype} is no floating point dtype; to store a model in integers use ef.quantize")
@@ -88,6 +90,7 @@ def dtype_of(model: Any) -> Any:
     assert ef.dtype_of(model) == "float32" and ef.dtype_of(ef.half(model)) == "float16"
     ```
     """
+    no_path(model)
     counts: Counter[Any] = Counter()
 
     def go(node: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -203,6 +204,15 @@ def taught(function: F) -> F:
         return function(*args, **kwargs)
 
     return called  # type: ignore[return-value]
+
+
+def no_path(model: Any) -> None:
+    """Raises `TypeError` for a path where a model belongs: a tree may hold texts, but none is a model."""
+    if isinstance(model, (str, os.PathLike)):
+        raise TypeError(
+            f"a model belongs here, and {os.fspath(model)!r} is a path or a name: ef.load(path) reads the model, "
+            "ef.abstract(path) its shapes without weights (for ef.show and the like), and ef.plan takes the path itself"
+        )
 
 
 def elsewhere(module: str, name: str) -> AttributeError:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .habits import no_path
 from .tree import leaves, near, replace
 
 
@@ -77,6 +78,7 @@ def split(model: Any, which: Any = eqx.is_array) -> tuple[Any, Any]:
     adapted = ef.combine(trains, frozen)
     ```
     """
+    no_path(model)
     return eqx.partition(model, which)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .habits import no_path
 from .tree import Pattern, is_leaf, join, matches, nodes, nothing_matched, rebuild
 from .verb import NodeVerb
 from .weight import Slot, slots
@@ -92,6 +93,8 @@ def map_slots(verb: NodeVerb[..., Any], model: Any, how: Callable[[str, Slot, An
     assert ef.forward(double(model), jax.numpy.array([[1, 2]])).logits.shape == (1, 2, 64)
     ```
     """
+
+    no_path(model)
 
     def go(path: str, node: Any) -> Any:
         if is_leaf(node):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
+from .habits import no_path
 from .tree import Pipelined, Stacked, is_array, is_leaf, layers_in, rebuild
 
 
@@ -29,20 +30,30 @@ def stack(model: Any) -> Any:
     assert len(stacked.model.layers) == 1
     ```
     """
+    no_path(model)
+    return _stacked(model)
+
+
+def _stacked(model: Any) -> Any:
     if is_leaf(model):
         return model
     if type(model) is tuple and len(model) > 1 and not any(is_leaf(layer) for layer in model):
         return _stack_layers(model)
-    return rebuild(model, lambda _, child: stack(child))
+    return rebuild(model, lambda _, child: _stacked(child))
 
 
 def unstack(model: Any) -> Any:
     """The inverse of [`easyfn.stack`][]: every layer on its own again."""
+    no_path(model)
+    return _unstacked(model)
+
+
+def _unstacked(model: Any) -> Any:
     if is_leaf(model) or isinstance(model, (Stacked, Pipelined)):
         return model
     if type(model) is tuple and any(isinstance(layer, (Stacked, Pipelined)) for layer in model):
         return tuple(layer for part in model for layer in _layers(part))
-    return rebuild(model, lambda _, child: unstack(child))
+    return rebuild(model, lambda _, child: _unstacked(child))
 
 
 def one_by_one(layers: tuple[Any, ...]) -> list[Any]:
@@ -54,7 +65,7 @@ def _layers(part: Any) -> list[Any]:
     if isinstance(part, Pipelined):
         return [layer for run in part.rounds for layer in _layers(run)]
     if not isinstance(part, Stacked):
-        return [unstack(part)]
+        return [_unstacked(part)]
     return [jax.tree.map(functools.partial(_index, i), block) for i in range(part.repeats) for block in part.blocks]
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.tree_util as jtu
 
+from .habits import no_path
+
 Pattern = str | Sequence[str] | Callable[[str, Any], bool]
 
 
@@ -163,7 +165,9 @@ def rebuild(node: Any, change: Callable[[str, Any], Any]) -> Any:
 
 
 def nodes(model: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every node with its path, parents first."""
+    """Every node with its path, parents first. `TypeError` where a path (to files) is given for the model."""
+    if not path:
+        no_path(model)
     yield path, model
     if not is_leaf(model):
         for name, child in children(model)[0]:

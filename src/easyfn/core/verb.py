@@ -14,7 +14,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
 
-from .habits import refuse
+from .habits import no_path, refuse
 from .later import all_taught, meet
 
 P = ParamSpec("P")
@@ -104,6 +104,7 @@ class Verb(Generic[P, R]):
 
     def missing(self, value: Any, why: str = "") -> NotSupported:
         """The error for a value that this verb has not been taught: raise what this returns."""
+        no_path(value)
         cls = type(value)
         name = f"{cls.__module__}.{cls.__qualname__}"
         known = [k.__name__ for k in self.implementations()]

@@ -25,7 +25,8 @@ def can_generate(model: Any) -> bool:
 
     ```python
     import easyfn as ef
-    assert not ef.can_generate("a string")
+    model = ef.testing.tiny()
+    assert ef.can_generate(model) and not ef.can_generate(model.model)
     ```
     """
     return task(model) in ("causal-lm", "seq2seq-lm")

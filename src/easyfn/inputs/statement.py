@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.habits import no_path
 from ..core.verb import verb
 
 TOKENS = ("batch", "seq")
@@ -73,6 +74,7 @@ class Inputs:
 @verb
 def accepted(model: Any) -> set[str]:
     """The names of the inputs that a model takes, those of the model it wraps included."""
+    no_path(model)
     parameters = inspect.signature(type(model).__call__).parameters.values()
     names = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     if any(p.kind is p.VAR_KEYWORD for p in parameters) and hasattr(model, "model"):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.habits import no_path
 from ..core.tree import near, nodes
 from ..core.verb import NodeVerb, NotSupported, Verb
 from ..core.weight import slots
@@ -22,6 +23,7 @@ def model_type(model: Any) -> str:
     """The `model_type` of a model's family: `llama`, `gpt2`, ..., or the name of its class if it is of none."""
     from ..registry.family import family_of
 
+    no_path(model)
     if named := getattr(getattr(model, "config", None), "model_type", None):
         return named
     try:
@@ -44,6 +46,7 @@ def supports(model: Any, what: Callable[..., Any] | str) -> bool:
     """
     import easyfn
 
+    no_path(model)
     name = what if isinstance(what, str) else getattr(what, "__name__", repr(what))
     function = getattr(easyfn, name, None) or getattr(easyfn.nn, name, None) if isinstance(what, str) else what
     if function is None:

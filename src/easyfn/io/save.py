@@ -20,7 +20,7 @@ from ..config import config as configs
 from ..core.atomic import beside
 from ..core.dtype import cast
 from ..core.frozen import thaw
-from ..core.habits import taught
+from ..core.habits import no_path, taught
 from ..core.multihost import spans
 from ..core.tree import is_abstract
 from ..core.weight import format_of
@@ -230,6 +230,8 @@ def to_state_dict(model: Any) -> dict[str, Any]:
     assert tensors["model.layers.1.self_attn.k_proj.weight"].shape == (16, 32)
     ```
     """
+
+    no_path(model)
 
     def everything(model: Any) -> dict[str, Any]:
         found: dict[str, Any] = {}

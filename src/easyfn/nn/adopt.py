@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..core.habits import no_path
 from ..core.tree import rebuild
 from ..core.weight import Slot, Weight, affine, dense, slots, take
 
@@ -101,6 +102,7 @@ def adopt(model: Any) -> Any:
     assert tuned(x).shape == (8,)
     ```
     """
+    no_path(model)
     count = 0
 
     def go(node: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.habits import taught
+from ..core.habits import no_path, taught
 from ..core.slots import Found, find_slots, map_slots, select_slots
 from ..core.trainable import is_adapter
 from ..core.tree import is_abstract, is_leaf, join, lift, nodes, rebuild
@@ -258,6 +258,7 @@ def dequantize(model: Any, dtype: Any = None) -> Any:
     assert jnp.abs(again.weight - linear.weight).max() < 1e-3
     ```
     """
+    no_path(model)
     count = 0
 
     def plain(weight: Any) -> Any:

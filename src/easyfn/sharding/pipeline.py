@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.habits import no_path
 from ..core.stack import stack
 from ..core.tree import Pipelined, Stacked, is_leaf, rebuild
 
@@ -79,13 +80,18 @@ def unpipeline(model: Any) -> Any:
     assert jax.tree.structure(back) == jax.tree.structure(model)
     ```
     """
+    no_path(model)
+    return _joined(model)
+
+
+def _joined(model: Any) -> Any:
     if is_leaf(model):
         return model
     if isinstance(model, Pipelined):
         first, repeats = model.rounds[0], sum(run.repeats for run in model.rounds)
         blocks = [run.blocks for run in model.rounds]
         return first if len(blocks) == 1 else Stacked(jax.tree.map(_join, *blocks), first.start, repeats)
-    return rebuild(model, lambda _, child: unpipeline(child))
+    return rebuild(model, lambda _, child: _joined(child))
 
 
 def _facts(run: Stacked) -> tuple[int, int, int, int]:

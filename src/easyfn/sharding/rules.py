@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from ..core.habits import taught
+from ..core.habits import no_path, taught
 from ..core.tree import near
 from ..core.verb import verb
 
@@ -86,6 +86,7 @@ def default_rules(model: Any) -> ShardingRules:
         return ef.ShardingRules({"embed": "fsdp"}, indivisible="replicate")
     ```
     """
+    no_path(model)
     config = getattr(model, "config", None)
     if config is not None and default_rules.knows(type(config)):
         return default_rules(config)

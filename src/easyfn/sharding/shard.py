@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..core.habits import taught
+from ..core.habits import no_path, taught
 from ..core.multihost import local
 from ..core.slots import Found, find_slots
 from ..core.tree import Pipelined, expand, is_array, is_leaf, join, leaves, near, nodes
@@ -254,6 +254,8 @@ def gather(model: Any) -> Any:
     ```
     """
 
+    no_path(model)
+
     def one(leaf: Any) -> Any:
         sharding = getattr(leaf, "sharding", None)
         return (
@@ -274,6 +276,7 @@ def fully_shard(model: Any, mesh: Mesh | None = None) -> Any:
     model = ef.fully_gather(ef.fully_shard(model, ef.make_mesh()))
     ```
     """
+    no_path(model)
     mesh = _mesh_for(mesh)
     names = tuple(n for n in mesh.axis_names if mesh.shape[n] > 1)
     count = math.prod(mesh.shape[n] for n in names)
@@ -292,6 +295,7 @@ def fully_shard(model: Any, mesh: Mesh | None = None) -> Any:
 
 def fully_gather(model: Any, device: Any = None) -> Any:
     """`model` with every array whole on one device (the first, unless another is given): of many processes, on one of each."""
+    no_path(model)
     single = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
     return jax.tree.map(lambda leaf: _put(local(leaf), single) if is_array(leaf) else leaf, model)
 

@@ -8,6 +8,7 @@ import importlib.resources
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ..core.habits import no_path
 from ..core.verb import verb
 
 
@@ -55,6 +56,7 @@ def task(model: Any) -> str:
     """
     from ..registry.family import family_of
 
+    no_path(model)
     try:
         tasks = family_of(model).tasks
     except ValueError:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ...core.atomic import beside
+from ...core.habits import no_path
 from ...core.multihost import first, spans
 from ...core.slots import find_slots
 from ...core.trainable import is_adapter
@@ -111,6 +112,7 @@ def save_adapter(
     assert jax.tree.structure(again) == jax.tree.structure(model)
     ```
     """
+    no_path(model)
     config = config or {}
     if (other := method_of(model)) is not None:
         kind, method = other

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...config.config import numbers
+from ...core.habits import no_path
 from ...registry.family import family_of
 from ..build import from_state_dict
 from ..configs import abstract, read_config
@@ -24,6 +25,7 @@ def torch_class(model: Any) -> Any:
     assert ef.torch_class(ef.abstract(config, task="base")).__name__ == "LlamaModel"
     ```
     """
+    no_path(model)
     known = family_of(model)
     name = architecture_of(model, known)
     if name is None:
