@@ -95,6 +95,22 @@ def test_position_ids_and_inputs_embeds(name):
     close(got, want, mask)
 
 
+@pytest.mark.parametrize("name", [n for n in FAMILIES if not CASES[n].recurrent])
+def test_positions_that_begin_anew_begin_a_document(name):
+    """As in transformers where there is no mask and no cache, which it makes by default."""
+    case, model = CASES[name], CASES[name].model()
+    ids, _ = tokens(pad=False)
+    where = np.array([[0, 1, 2, 3, 0, 1, 0, 0, 1, 2, 3], np.arange(11), [0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1]])[: len(ids)]
+    want = torch_run(case, ids, position_ids=where, use_cache=False)["logits"]
+    got = jax.jit(lambda model, where: ef.forward(model, ids, position_ids=where).logits)(model, where)
+    close(got, want, np.ones_like(ids))
+    split = ef.forward(model, ids, segment_ids=1 + np.cumsum(where == 0, axis=1)).logits
+    np.testing.assert_allclose(ef.forward(model, ids, position_ids=where).logits, split, atol=1e-5)
+    together = ef.forward(model, ids, position_ids=where, attention_mask=np.ones_like(ids)).logits
+    close(together, torch_run(case, ids, np.ones_like(ids), position_ids=where)["logits"], np.ones_like(ids))
+    assert np.abs(together - split)[0].max() > 1e-3
+
+
 @pytest.mark.quick("nn", "learned positions end")
 def test_what_the_tables_do_not_have():
     """Learned positions and token types beyond the table: an error where ids are concrete, NaN (no clamped row) in jit."""

@@ -102,6 +102,8 @@ def test_resumes_exactly(here, monkeypatch, capsys):
     main(["finetune", "parts.run/recipe.json", "--resume"])  # steps 5 and 6, from the checkpoint of step 4
     assert losses("parts") == losses("whole") and len(told("parts")) == len(told("whole"))
     same("parts", "whole")
+    main(["finetune", "parts.run/recipe.json", "--resume", "--steps", "7"])
+    assert "--steps 7, not 6: from here on the learning rate of a run so long" in capsys.readouterr().err
 
 
 class Tracker(ModuleType):

@@ -108,6 +108,8 @@ def _begun(args: argparse.Namespace, recipe: Recipe, folder: Path) -> int:
             raise Wrong(f"the run in {folder} has {name} {before[name]!r}, not {now[name]!r}; --force starts anew")
         if saved[-1] > recipe.steps:
             raise Wrong(f"the run in {folder} is at step {saved[-1]}, beyond --steps {recipe.steps}")
+        if (steps := before.get("steps", recipe.steps)) != recipe.steps and recipe.schedule != "constant":
+            _say(f"--steps {recipe.steps}, not {steps}: from here on the learning rate of a run so long")
         return saved[-1]
     if not args.force:
         if saved:

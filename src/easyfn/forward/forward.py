@@ -18,7 +18,7 @@ from ..core.tree import as_shapes, expand, is_abstract, replace
 from ..core.verb import verb
 from ..core.weight import randomized
 from ..inputs.checks import checked, sequence_of
-from ..inputs.context import advance, make_context, positions
+from ..inputs.context import advance, documents, make_context, positions, restarts
 from ..inputs.statement import accepted, inputs as inputs_of
 from ..nn.cache.axes import places
 from ..nn.cache.cache import Cache, layer_cache
@@ -57,7 +57,9 @@ def forward(
       and without it. With a cache it covers the new tokens, or the past ones too.
     - `segment_ids`: for packed documents, an integer per document and 0 for padding; documents do not see each other.
     - `position_ids`: by default the tokens before this one in its row (or document), padding not counted; of a model
-      whose positions have several axes (time, height, width) also `(axes, batch, seq)`.
+      whose positions have several axes (time, height, width) also `(axes, batch, seq)`. Of a decoder without a mask and
+      a cache a position that is not above the one before it begins a new document, as in transformers with
+      `use_cache=False`.
     - `cache`: from [`easyfn.init_cache`][] or a previous output; the new one is in the output.
     - `output_hidden_states`, `output_attentions`, `output_router_logits`: fill those fields of the output.
     - `key`: a PRNG key turns dropout on, at the rates of the config.
@@ -103,6 +105,9 @@ def forward(
                 f"forward: {type(model).__name__} reads no tokens and takes no {', '.join(vain)}; it takes {takes}"
             )
     outputs = (output_hidden_states, output_attentions, output_router_logits)
+    alone = position_ids is not None and attention_mask is None and segment_ids is None and cache is None
+    if alone and source is None and stated.position_axes == 1 and restarts(model):
+        masks["segment_ids"] = documents(position_ids, shape)
     if key is not None:
         model = with_keys(model, key)
     if adapter_ids is not None:

@@ -15,6 +15,7 @@ from ..core.verb import verb
 from ..nn.cache.cache import Cache, order_of, write
 from ..nn.context import Context
 from ..nn.encoder import TextEncoder
+from ..nn.towers import TextTower
 
 
 def make_context(
@@ -95,6 +96,30 @@ def _(model: TextEncoder, context: Context, given: Mapping[str, Any], start: Any
     before = (segments[:, :, None] == segments[:, None, :]) & (place[None, :, None] >= place[None, None, :])
     counted = jnp.sum(before & real[:, None, :], axis=2, dtype=jnp.int32)
     return jnp.where(real, counted, 0) + padding
+
+
+@verb
+def restarts(model: Any) -> bool:
+    """Whether a position that is not above the one before it begins a document, in rows without a mask and a cache.
+
+    By default, as in the decoders of transformers (`find_packed_sequence_indices` of its masking_utils.py, for which a gap
+    begins one, too); a head asks the model under it.
+    """
+    return restarts(model.model) if hasattr(model, "model") else True
+
+
+@restarts.register(TextEncoder, TextTower)
+def _(model: TextEncoder | TextTower) -> bool:
+    return False
+
+
+def documents(position_ids: Any, shape: tuple[int, int]) -> jax.Array | None:
+    """The segments of rows that are packed and say so by their positions alone; `None` of one document each, if that is known."""
+    where = _positions(position_ids, shape, 1)
+    if not isinstance(where, jax.core.Tracer) and np.all(np.diff(on_host(where), axis=1) > 0):
+        return None
+    begins = jnp.pad(where[:, 1:] <= where[:, :-1], ((0, 0), (1, 0)))
+    return 1 + jnp.cumsum(begins, axis=1, dtype=jnp.int32)
 
 
 def advance(cache: Cache, context: Context, layers: Any) -> Cache:

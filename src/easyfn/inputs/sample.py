@@ -30,7 +30,9 @@ def sample_inputs(model: Any, batch_size: int, sequence_length: int, *, key: jax
     stated = inputs(model)
     usual = {"decoder_seq": sequence_length, "images": batch_size}
     sizes = {**usual, **stated.sizes, "batch": batch_size, "seq": sequence_length}
-    first = next(name for name in stated.main if name in stated.fields)
+    first = next((name for name in stated.main if name in stated.fields), None)
+    if first is None:
+        raise sample_inputs.missing(model, "Its __call__ names no inputs (input_ids, pixel_values, ...).")
     found = {}
     for n, (name, one) in enumerate(stated.fields.items()):
         if (one.optional and name != first) or (name != first and one.kind == "embeddings"):
