@@ -120,6 +120,13 @@ _HABITS = {
 class Parser(argparse.ArgumentParser):
     """Wrong use is one line, and exit code 2."""
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, left = self.parse_known_args(args, namespace)
+        if left:  # of the command, whose help has the right ones
+            name = f"{self.prog} {getattr(found, 'command', None) or ''}".rstrip()
+            self.exit(2, f"{name}: unrecognized arguments: {' '.join(left)}; {name} --help says more\n")
+        return found
+
     def error(self, message: str) -> Any:
         said = re.match(r"argument COMMAND: invalid choice: '(.*?)'", message)
         if said and said[1] in _HABITS:

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
 
 from .habits import no_path
 from .slots import dtype_in
@@ -30,9 +32,7 @@ def cast(model: Any, dtype: Any, pattern: Pattern | None = None) -> Any:
     ```
     """
     no_path(model)
-    dtype = jnp.dtype(dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"cast: {dtype} is no floating point dtype; to store a model in integers use ef.quantize")
+    dtype = float_dtype(dtype)
     wanted = dtype_in(model, dtype) if pattern is None else lambda path: dtype
     seen: list[str] = []
     hit: list[str] = []
@@ -58,6 +58,28 @@ def cast(model: Any, dtype: Any, pattern: Pattern | None = None) -> Any:
     if pattern is not None and not hit:
         raise nothing_matched("cast", pattern, seen)
     return new
+
+
+def by_name(dtype: Any) -> np.dtype[Any]:
+    """The numpy dtype of a name, a JAX or numpy dtype, or a torch dtype."""
+    name = str(dtype).removeprefix("torch.") if type(dtype).__module__ == "torch" else dtype
+    if isinstance(name, str) and hasattr(ml_dtypes, name):
+        return np.dtype(getattr(ml_dtypes, name))
+    return jnp.dtype(name)
+
+
+def float_dtype(dtype: Any) -> np.dtype[Any]:
+    """The dtype that the floating point arrays of a model shall have; integers come from `ef.quantize`."""
+    try:
+        found = by_name(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(
+            f"dtype={dtype!r} is no floating point dtype: give 'float32', 'bfloat16' or 'float16', None to keep each "
+            "array's own while loading; integers are for ef.quantize (quantize= of ef.load)"
+        )
+    return found
 
 
 def to_dtype(leaf: Any, dtype: Any) -> Any:

@@ -129,6 +129,15 @@ HABITS: dict[str, dict[str, str]] = {
         "axis_shapes": "the axes are dp fsdp ep tp sp: ef.make_mesh(fsdp=4, tp=2)",
         "shape": "the axes are dp fsdp ep tp sp: ef.make_mesh(fsdp=4, tp=2)",
     },
+    "Engine": {
+        "max_num_seqs": "max_batch_size= is the name here",
+        "max_model_len": "max_model_length= is the name here",
+        "gpu_memory_utilization": "memory_fraction= is the name here",
+        "block_size": "page_size= is the name here",
+        "max_num_batched_tokens": "prefill_chunk= is the name here",
+        "enable_prefix_caching": "prefix_cache= is the name here",
+        "tensor_parallel_size": "leave it out: a model on a mesh, ef.load(path, mesh=ef.make_mesh(tp=2)), runs on all of it",
+    },
     "to_state": {
         "tx": "the optimizer is the second argument: ef.to_state(model, optax.adamw(1e-3))",
         "params": "the model is the first argument: ef.to_state(model, optax.adamw(1e-3))",
@@ -142,7 +151,10 @@ HABITS: dict[str, dict[str, str]] = {
 }
 
 # What a call without the arguments that it needs is told.
-EXAMPLES = {"plan": "ef.plan('org/name', mesh={'fsdp': 8}, batch=16, sequence_length=4096)"}
+EXAMPLES = {
+    "quantize": "ef.quantize(model, '8bit'), or 'nf4', 'fp4', 'int4', 'fp8', 'mxfp4', ... (ef.QuantConfig says all)",
+    "plan": "ef.plan('org/name', mesh={'fsdp': 8}, batch=16, sequence_length=4096)",
+}
 
 # Names of other libraries that somebody looks for in this module.
 ELSEWHERE = {
@@ -181,29 +193,49 @@ def refuse(verb: str, given: Mapping[str, Any]) -> None:
 def taught(function: F) -> F:
     """A function that says what was meant where it is called as another library's: by the names of `HABITS`, with too many
     arguments by position, or without the PRNG key and what else it needs."""
-    verb = function.__name__
+    verb = function.__qualname__.removesuffix(".__init__")
     parameters = inspect.signature(function).parameters
-    by_place = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    by_place = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self"]
     by_name = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
     needed = [p.name for p in parameters.values() if p.kind in _NAMED and p.default is inspect.Parameter.empty]
     words = HABITS.get(verb, {}).keys() - parameters.keys()
+    most = len(by_place) + ("self" in parameters)
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
         if wrong := words & kwargs.keys():
             refuse(verb, dict.fromkeys(wrong))
-        if len(args) > len(by_place):
-            raise TypeError(
-                f"ef.{verb} takes {', '.join(by_place)} by position, and the rest by name: "
-                f"{', '.join(f'{name}=' for name in by_name[:6])}."
-            )
+        if len(args) > most:
+            first = f"{', '.join(by_place)} by position, and the rest" if by_place else "everything"
+            raise TypeError(f"ef.{verb} takes {first} by name: {', '.join(f'{name}=' for name in by_name[:6])}.")
         if "key" in needed and "key" not in kwargs:
             raise TypeError(f"ef.{verb} draws at random: give key=jax.random.key(0).")
+        if isinstance(key := kwargs.get("key"), int) and "key" in parameters:
+            raise TypeError(f"ef.{verb}: key is a PRNG key, jax.random.key(seed): here key=jax.random.key({key}).")
         if verb in EXAMPLES and (missing := [n for n in needed if n not in (*kwargs, *by_place[: len(args)])]):
             raise TypeError(f"ef.{verb} needs {', '.join(missing)}, as in {EXAMPLES[verb]}.")
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if traced := _traced(error, kwargs):
+                raise TypeError(
+                    f"ef.{verb}: jax.jit traces {traced}=, and it shapes the program: close over it, jax.jit(lambda model, "
+                    f"*inputs: ef.{verb}(model, *inputs, {traced}=...)), or jax.jit(ef.{verb}, static_argnames={traced!r})."
+                ) from error
+            raise
 
     return called  # type: ignore[return-value]
+
+
+def _traced(error: Exception, given: Mapping[str, Any]) -> str | None:
+    """The option that a caller's `jit` traces, if that is why a call failed: numbers and switches become tracers there."""
+    import jax
+
+    said = str(error)
+    asked = (n for n, v in given.items() if n != "key" and isinstance(v, jax.core.Tracer) and v.shape == ())
+    if isinstance(error, jax.errors.ConcretizationTypeError):  # names the arguments of the jit that it comes from
+        return next((n for n in asked if n in said), None)
+    return next(asked, None) if "Non-hashable static arguments" in said else None
 
 
 def no_path(model: Any) -> None:

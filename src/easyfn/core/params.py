@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .habits import no_path
+from .slots import find_slots
 from .tree import leaves, near, replace
 
 
@@ -40,12 +41,21 @@ def with_params(model: Any, new: dict[str, Any]) -> Any:
     new = {path: as_leaf(value) for path, value in new.items()}
     for path, value in new.items():
         if path not in old:
-            raise KeyError(f"with_params: no array at {path!r}. {near(path, old)}")
+            raise KeyError(f"with_params: no array at {path!r}. {_tied(model, path)}{near(path, old)}")
         if value is not None and tuple(value.shape) != tuple(old[path].shape):
             raise ValueError(
                 f"with_params: {path} has shape {tuple(old[path].shape)}, the new array {tuple(value.shape)}"
             )
     return replace(model, new)
+
+
+def _tied(model: Any, path: str) -> str:
+    """What is said of a head that a model has no array for."""
+    names, node = path.split("."), model
+    while names and node is not None and hasattr(node, names[0]):
+        node = getattr(node, names.pop(0))
+    tables = [found.path for found in find_slots(model, ("embedding",))]
+    return f"It is None here: a tied head is the embedding, {tables[0]!r}. " if node is None and tables else ""
 
 
 def as_leaf(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .habits import no_path
-from .tree import Pattern, is_leaf, join, matches, nodes, nothing_matched, rebuild
+from .tree import Pattern, is_leaf, join, leaves, matches, nodes, nothing_matched, rebuild
 from .verb import NodeVerb
 from .weight import Slot, slots
 
@@ -73,7 +73,15 @@ def select_slots(verb: str, model: Any, pattern: Pattern, roles: tuple[str, ...]
         if f.slot.role in every or (f.slot.role in roles and matches(rest, f.path, f.weight))
     ]
     if not chosen:
-        raise nothing_matched(verb, pattern, [f.path for f in find_slots(model, roles)])
+        error = nothing_matched(verb, pattern, [f.path for f in find_slots(model, roles)])
+        held = tuple(f.path for f in find_slots(model))
+        bare = (p for p, leaf in leaves(model).items() if not p.startswith(held) and matches(rest, p, leaf))
+        if path := next(bare, None):
+            error = ValueError(
+                f"{error} {path} is an array in no weight slot: ef.adopt(model) exchanges layers of Equinox's own, and "
+                "@ef.slots.register(Layer) says which fields of one of yours are weights."
+            )
+        raise error
     return chosen
 
 

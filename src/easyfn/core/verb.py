@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import jax
+import numpy as np
 
 from .habits import no_path, refuse
 from .later import all_taught, meet
@@ -107,6 +108,11 @@ class Verb(Generic[P, R]):
         no_path(value)
         cls = type(value)
         name = f"{cls.__module__}.{cls.__qualname__}"
+        if isinstance(value, (jax.Array, np.ndarray)):
+            return NotSupported(
+                f"ef.{self.__name__}: the first argument is an array of shape {value.shape}: the model comes first, and "
+                f"arrays after it, as in ef.{self.__name__}(model, ids)."
+            )
         known = [k.__name__ for k in self.implementations()]
         lines = [f"easyfn.{self.__name__}: no implementation for `{name}`."]
         if why:

@@ -183,6 +183,11 @@ def dot(w: Weight, x: Float[Array, "*rows in_"], *, dtype: Any = None) -> Float[
 
 def _no_weight(verb: Any, w: Any) -> NotSupported:
     """The error for what is no weight: a layer has its weights in fields."""
+    if w is None:
+        return NotSupported(
+            f"ef.{verb.__name__}: there is no weight here but None: a part of a model, as eqx.partition and ef.split make them, "
+            "runs when it is whole again, eqx.combine(params, frozen); an embedding or a layer that was left out cannot"
+        )
     if slots.knows(type(w)) and (held := [name for name in slots(w) if getattr(w, name, None) is not None]):
         return NotSupported(
             f"ef.{verb.__name__} takes a weight, and {type(w).__name__} is the layer that holds it: give its .{held[0]}, "

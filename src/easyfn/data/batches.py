@@ -104,6 +104,11 @@ def _rows(examples: Any, length: int) -> list[Any]:
             raise ValueError(f"batches: token ids are one array of one dimension, not of shape {examples.shape}")
         whole = examples[: len(examples) // length * length].reshape(-1, length)
         return [{"input_ids": row, "labels": row} for row in whole]
+    if wrong := [each for each in examples if not isinstance(each, Mapping)]:
+        raise TypeError(
+            "batches takes examples of token ids, [ef.tokenize(text, tokenizer) for text in texts], or one array of them, not "
+            f"a list of {type(wrong[0]).__name__}"
+        )
     rows = [{name: np.asarray(value) for name, value in each.items()} for each in examples]
     if not rows:
         raise ValueError("batches: there are no examples")

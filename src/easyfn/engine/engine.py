@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..core.habits import taught
 from ..core.rows import number
 from ..forward.paged import longest
 from ..generation import checks
@@ -63,6 +64,7 @@ class Engine:
     ```
     """
 
+    @taught
     def __init__(
         self,
         model: Any,

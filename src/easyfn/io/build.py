@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.frozen import Frozen
 from ..names.part import Index
-from ..registry.family import Family, abstract_config, family_of, task_of
+from ..registry.family import Family, abstract_config, check_config, family_of, task_of
 from ..registry.init import fill
 from .arrays import put
 from .checkpoint import DAMAGE, LoadError, Source
@@ -45,6 +45,8 @@ def from_state_dict(
     """
     if isinstance(config, Mapping):
         config = read_config(config)
+
+    check_config(config)
 
     def read_into(name: str, out: np.ndarray, start: int) -> None:
         raw = np.ascontiguousarray(to_numpy(tensors[name])).reshape(-1).view(np.uint8)

@@ -94,11 +94,21 @@ def read_config(
     return config
 
 
+def _adapter(folder: Path) -> str:
+    """What is said where a folder holds an adapter and a checkpoint is asked for."""
+    try:
+        base = read_json(folder / "adapter_config.json", LoadError).get("base_model_name_or_path")
+    except (OSError, LoadError, AttributeError):
+        return ""
+    base = repr(base) if isinstance(base, str) and base else "base"
+    return f": it is an adapter, and goes on its base: ef.load_adapter(ef.load({base}), {str(folder)!r}) (--adapter of easyfn)"
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
         data = read_json(file, LoadError)
     except FileNotFoundError:
-        raise LoadError(file.parent, [f"there is no {file.name}"]) from None
+        raise LoadError(file.parent, [f"there is no {file.name}{_adapter(file.parent)}"]) from None
     if not isinstance(data, dict):
         raise LoadError(file, ["it is no JSON object"])
     return data

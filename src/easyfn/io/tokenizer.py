@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ def tokenizer(path: Any, **options: Any) -> Any:
         assert ef.tokenizer(folder).encode("a").ids == [0]
     ```
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            f"tokenizer takes the path that the model came from, ef.tokenizer(path), not a {type(path).__name__}"
+        )
     try:
         import tokenizers
     except ImportError as error:

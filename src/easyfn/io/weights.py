@@ -132,13 +132,13 @@ def each_weight(
     adapters = [path for path, node in nodes(model) if is_adapter(node)]
     if "" in adapters:
         raise ValueError(
-            f"save: the model is a {type(model).__name__} around another, which a checkpoint cannot hold. Write both: "
+            f"the model is a {type(model).__name__} around another, which a checkpoint cannot hold. Write both: "
             "ef.save(model.base, directory), ef.save_adapter(model, another)."
         )
     if adapters:
         raise ValueError(
-            f"save: the model has adapters ({adapters[0]}{', ...' if len(adapters) > 1 else ''}), which a "
-            "checkpoint cannot hold. Fold them in first, ef.save(ef.merge_lora(model), directory), or write them "
+            f"the model has adapters ({adapters[0]}{', ...' if len(adapters) > 1 else ''}), which a "
+            "checkpoint cannot hold. Fold them in first, ef.merge_lora(model), or write them "
             "alone, ef.save_adapter(model, directory)."
         )
     rules = family_of(model).names(model) if rules is None else rules

@@ -90,6 +90,11 @@ def called(model: Any, context: Any) -> None:
     """Raises `TypeError` for who calls a model with token ids: what a pass needs is made by `forward`."""
     if not isinstance(context, Context):
         name = type(model).__name__
+        if isinstance(context, eqx.Module):
+            raise TypeError(
+                f"{name} was called with a {type(context).__name__}: optax calls masks and labels that can be called, and a "
+                "tree like the model can: give optax.masked, optax.multi_transform, ... `lambda params: labels` in its place"
+            )
         raise TypeError(
             f"{name} is called with what ef.forward makes of a batch, not with {type(context).__name__}: write "
             "ef.forward(model, ids, attention_mask=mask), or ef.generate(model, ids)"

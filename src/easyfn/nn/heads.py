@@ -72,15 +72,18 @@ class CausalLM(eqx.Module):
         self.softcap = softcap
         self.scale = scale
 
-    def __call__(
-        self, context: Context, cache: Any = None, *, logits_to_keep: int | None = None, **inputs: Any
-    ) -> Output:
+    def __call__(self, context: Context, cache: Any = None, *, logits_to_keep: Any = None, **inputs: Any) -> Output:
         called(self, context)
         out = self.model(context, cache, **inputs)
-        hidden = out.last_hidden_state
-        if logits_to_keep:
-            hidden = hidden[:, -logits_to_keep:]
-        return out.replace(logits=head_logits(self, hidden))
+        return out.replace(logits=head_logits(self, kept(out.last_hidden_state, logits_to_keep)))
+
+
+def kept(hidden: jax.Array, which: Any) -> jax.Array:
+    """The hidden states `(batch, seq, embed)` that are scored: the last `which` of a row, all for 0 or `None`, or those at
+    the places in a 1-D array: transformers' `logits_to_keep`."""
+    if which is not None and jnp.ndim(which):
+        return hidden[:, jnp.asarray(which)]
+    return hidden[:, -which:] if which else hidden
 
 
 @slots.register(CausalLM)

@@ -13,7 +13,7 @@ from ..core.verb import verb
 from ..core.weight import Slot, Weight, affine, dense, shape_of, slots
 from .cache.cache import CrossKV, Held, empty_slots, layer_cache, stored
 from .context import Context, Mask
-from .heads import head_logits, input_embeddings, max_positions
+from .heads import head_logits, input_embeddings, kept, max_positions
 from .linear import Embedding, Linear, along_last, declare
 from .output import Output
 
@@ -196,14 +196,9 @@ class Seq2SeqLM(eqx.Module):
         self.scale = scale
         self.softcap = softcap
 
-    def __call__(
-        self, context: Context, cache: Any = None, *, logits_to_keep: int | None = None, **inputs: Any
-    ) -> Output:
+    def __call__(self, context: Context, cache: Any = None, *, logits_to_keep: Any = None, **inputs: Any) -> Output:
         out = self.model(context, cache, **inputs)
-        hidden = out.last_hidden_state
-        if logits_to_keep:
-            hidden = hidden[:, -logits_to_keep:]
-        return out.replace(logits=head_logits(self, hidden))
+        return out.replace(logits=head_logits(self, kept(out.last_hidden_state, logits_to_keep)))
 
 
 @slots.register(Seq2SeqLM)

@@ -267,6 +267,10 @@ def plan(
         if mesh != "search" or devices is None:
             raise ValueError(f'plan: mesh="search" with devices=64 finds a mesh; {mesh!r} is neither that nor one')
         return search_plan(job, devices, found)
+    if not isinstance(mesh, (Mesh, Mapping)):
+        raise TypeError(
+            f"plan: mesh={mesh!r} says no axes: mesh={{'fsdp': {mesh}}}, or mesh='search' with devices={mesh}"
+        )
     sizes = dict(mesh.shape) if isinstance(mesh, Mesh) else dict(mesh)
     if devices is not None and math.prod(sizes.values()) != devices:
         raise ValueError(f"plan: the mesh {sizes} has {math.prod(sizes.values())} devices, not {devices}")

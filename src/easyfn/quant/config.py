@@ -85,8 +85,12 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            close = closest(str(self.method), METHODS)
+            close = closest(str(self.method).lower(), METHODS)
             hint = f"Near misses: {', '.join(close)}. " if close else ""
+            for name, known in (("calibration", CALIBRATIONS), ("refine", REFINEMENTS)):
+                if self.method in known:
+                    call = "ef.calibrate(model, batches, " if name == "calibration" else "ef.quantize(model, "
+                    hint = f"It chooses the codes of a method: {call}ef.QuantConfig('int4', {name}={self.method!r})). "
             raise ValueError(f"unknown quantization method {self.method!r}. {hint}easyfn knows: {', '.join(METHODS)}.")
         if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
             raise ValueError(f"group_size must be a positive integer or None, not {self.group_size!r}")

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import importlib.resources
 import inspect
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -205,8 +206,18 @@ def task_of(known: Family, config: Any, task: str | None) -> str:
     return task
 
 
+def check_config(config: Any) -> None:
+    """Raises `TypeError` for a name, a path or a model where a config belongs."""
+    if isinstance(config, (str, os.PathLike, eqx.Module)):
+        what = f"{os.fspath(config)!r}" if isinstance(config, (str, os.PathLike)) else f"a {type(config).__name__}"
+        raise TypeError(
+            f"a config belongs here, not {what}: ef.read_config(path) reads one, and a model's is model.config"
+        )
+
+
 def build(config: Any, task: str | None = None, key: jax.Array | None = None) -> Any:
     """The abstract model of a config; with a `key`, whatever its builder makes (our builders ignore it)."""
+    check_config(config)
     known = family_of(config)
     builder = known.tasks[task_of(known, config, task)]
     parameters = inspect.signature(builder).parameters

@@ -37,6 +37,8 @@ def prune_layers(model: Any, keep: Sequence[int]) -> Any:
     ```
     """
     where, layers = _layers(model)
+    if isinstance(keep, int):
+        raise TypeError(f"prune_layers: keep is the numbers of the layers that stay, such as range({keep}), not {keep}")
     kept = [int(i) + (len(layers) if i < 0 else 0) for i in keep]
     if not kept or len(set(kept)) < len(kept) or not all(0 <= i < len(layers) for i in kept):
         raise ValueError(f"prune_layers: keep={list(keep)} must be different numbers of the {len(layers)} layers")
