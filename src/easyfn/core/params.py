@@ -51,11 +51,12 @@ def with_params(model: Any, new: dict[str, Any]) -> Any:
 
 def _tied(model: Any, path: str) -> str:
     """What is said of a head that a model has no array for."""
-    names, node = path.split("."), model
-    while names and node is not None and hasattr(node, names[0]):
-        node = getattr(node, names.pop(0))
     tables = [found.path for found in find_slots(model, ("embedding",))]
-    return f"It is None here: a tied head is the embedding, {tables[0]!r}. " if node is None and tables else ""
+    return (
+        f"It is None here: a tied head is the embedding, {tables[0]!r}. "
+        if getattr(model, path.split(".")[0], 0) is None and tables
+        else ""
+    )
 
 
 def as_leaf(value: Any) -> Any:
