@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.verb import verb
 from ..core.weight import Slot, Weight, affine, slots
@@ -81,7 +82,7 @@ class CausalLM(eqx.Module):
 def kept(hidden: jax.Array, which: Any) -> jax.Array:
     """The hidden states `(batch, seq, embed)` that are scored: the last `which` of a row, all for 0 or `None`, or those at
     the places in a 1-D array: transformers' `logits_to_keep`."""
-    if which is not None and jnp.ndim(which):
+    if which is not None and np.ndim(which):
         return hidden[:, jnp.asarray(which)]
     return hidden[:, -which:] if which else hidden
 
