@@ -3,24 +3,21 @@
 import argparse
 import importlib.util
 import json
-import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer
 
 import easyfn as ef
+from test_serve import TINY, Running
 
-TINY = Path(__file__).parent.parent / "examples" / "tiny"
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}"
     "{% endfor %}\n{% endfor %}{% for t in tools or [] %}{{ t.function.name }}{% endfor %}<assistant>"
@@ -54,15 +51,8 @@ def url(engine, tokenizer):
         origins=[ORIGIN],
         max_seconds=120,
     )
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
-    socket = server.config.bind_socket()
-    socket.listen()
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
-    thread.start()
-    yield f"http://127.0.0.1:{socket.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(120)
-    socket.close()
+    with Running(app) as running:
+        yield running.url
 
 
 @pytest.fixture(scope="module")

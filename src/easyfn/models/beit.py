@@ -19,7 +19,7 @@ from ..nn.linear import declare
 from ..nn.resize import resize_grid
 from ..nn.vision import ClassTokens, EncoderBlock, FirstToken, ImageEncoder, SelfAttention, pair
 from ..registry.family import family
-from .vision import LEGACY, MODULES, block_names, head_names
+from .vision import BACKBONE, LEGACY, MODULES, block_names, head_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,9 +199,7 @@ family(
     ),
     # of the backbone, and of the head for segmentation
     ignore=(
-        "out_features",
-        "out_indices",
-        "stage_names",
+        *BACKBONE,
         "segmentation_indices",
         "reshape_hidden_states",
         "add_fpn",

@@ -12,17 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..config.fields import CommonFields, Size, alias
-from ..core.stack import one_by_one
 from ..core.weight import Slot, Weight, dense, slots
 from ..inputs.image import image_inputs
 from ..inputs.statement import Inputs, inputs
 from ..names.rules import rename
-from ..nn import Context, Conv, LayerNorm, Linear, Output, along_last, declare, fold
+from ..nn import Context, Conv, LayerNorm, Linear, Output, along_last, declare
 from ..nn.activation import activation
 from ..nn.image_heads import ImageClassifier
 from ..nn.vision import channels_last, drop_path, image_context, pair
 from ..registry.family import family
-from .vision import head_names
+from .vision import BACKBONE, head_names, run_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,21 +125,17 @@ class ConvNext(eqx.Module):
         self.config = c
 
     def __call__(self, context: Context, cache: Any = None, *, pixel_values: jax.Array) -> Output:
-        context = image_context(context)
-        inner = context.replace(outputs=context.outputs - {"hidden_states"})  # of stages, not of layers
         x = channels_last(pixel_values, dense(self.embeddings.patch_embeddings.weight))
         x = self.embeddings.layernorm(self.embeddings.patch_embeddings(x))
-        states, index = [x], 0
-        for stage in one_by_one(self.stages):
-            for part in stage.downsampling_layer:
-                x = part(x)
-            x, _, _ = fold(stage.layers, x, inner, index=index)
-            index += len(stage.layers)
-            states.append(x)
-        first = lambda x: jnp.moveaxis(x, -1, 1)
-        hidden = tuple(map(first, states)) if context.wants("hidden_states") else None
+        x, out = run_stages(self.stages, x, image_context(context), _shrunk)
         pooled = self.layernorm(jnp.mean(x.astype(jnp.float32), axis=(1, 2)).astype(x.dtype))
-        return Output(last_hidden_state=first(x), pooler_output=pooled, hidden_states=hidden)
+        return out.replace(pooler_output=pooled)
+
+
+def _shrunk(stage: ConvNextStage, x: jax.Array) -> jax.Array:
+    for part in stage.downsampling_layer:
+        x = part(x)
+    return x
 
 
 @inputs.register(ConvNext)
@@ -162,7 +157,7 @@ def convnext_family(name: str, config: type, build: Callable[[Any], ConvNext]) -
         architectures={f"{name}Model": "base", f"{name}ForImageClassification": "image-classification"},
         names=lambda model: head_names(model, ConvNext, rules, kind),
         # of the backbone for detection and segmentation
-        ignore=("out_features", "out_indices", "stage_names"),
+        ignore=BACKBONE,
         prefix=kind,
     )
 

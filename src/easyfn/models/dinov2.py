@@ -12,7 +12,7 @@ from ..nn.image_heads import ImageClassifier
 from ..nn.mlp import MLP, FusedGatedMLP
 from ..nn.vision import ClassTokens, EncoderBlock, FirstToken, ImageEncoder, SelfAttention
 from ..registry.family import family
-from .vision import LEGACY, block_names, head_names
+from .vision import LEGACY, VIT_BACKBONE, block_names, head_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,6 @@ def dinov2(c: Dinov2Config, *, registers: int | None = None) -> ImageEncoder:
 ATTENTION = {a: b for a, b in LEGACY.items() if a.startswith("attention.")}
 
 
-# Of the backbone for detection and segmentation.
-BACKBONE = ("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states")
-
-
 def dinov2_names(prefix: str, attention: dict[str, str] = ATTENTION) -> Callable[[Any], list[Rule]]:
     """The names of the encoder and of the classifier, where files call the parts of `attention` so."""
 
@@ -90,6 +86,6 @@ family(
     architectures={"Dinov2Model": "base", "Dinov2ForImageClassification": "image-classification"},
     names=dinov2_names("dinov2"),
     modules=dinov2_names("dinov2", {}),
-    ignore=BACKBONE,
+    ignore=VIT_BACKBONE,
     prefix="dinov2",
 )

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from ..nn.image_heads import ImageClassifier
 from ..nn.vision import ImageEncoder
 from ..registry.family import family
-from .dinov2 import BACKBONE, Dinov2Config, dinov2, dinov2_names
+from .dinov2 import Dinov2Config, dinov2, dinov2_names
+from .vision import VIT_BACKBONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,6 @@ family(
     },
     names=dinov2_names("dinov2_with_registers"),
     modules=dinov2_names("dinov2_with_registers", {}),
-    ignore=BACKBONE,
+    ignore=VIT_BACKBONE,
     prefix="dinov2_with_registers",
 )

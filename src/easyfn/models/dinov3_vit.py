@@ -18,7 +18,7 @@ from ..nn import Context, Conv, GatedMLP, declare
 from ..nn.mlp import MLP
 from ..nn.vision import EncoderBlock, FirstToken, ImageEncoder, SelfAttention, channels_last, masked_patches, pair
 from ..registry.family import family
-from .vision import block_names
+from .vision import VIT_BACKBONE, block_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +126,6 @@ family(
     names=[*block_names("layers", "layer", {}), rename("layernorm.{rest}", "norm.{rest}")],
     modules=[*block_names("layers", "model.layer", {}), rename("layernorm.{rest}", "norm.{rest}")],
     # of the backbone for detection and segmentation
-    ignore=("out_features", "out_indices", "stage_names", "apply_layernorm", "reshape_hidden_states"),
+    ignore=VIT_BACKBONE,
     prefix="",
 )

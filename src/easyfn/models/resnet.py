@@ -16,13 +16,13 @@ from ..core.weight import dense
 from ..inputs.image import image_inputs
 from ..inputs.statement import Inputs, inputs
 from ..names.rules import rename
-from ..nn import BatchNorm, Context, Conv, Output, fold
+from ..nn import BatchNorm, Context, Conv, Output
 from ..nn.activation import activation
 from ..nn.conv import max_pool
 from ..nn.image_heads import ImageClassifier
 from ..nn.vision import channels_last, image_context
 from ..registry.family import family
-from .vision import batches_tracked, head_names
+from .vision import BACKBONE, batches_tracked, head_names, run_stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,19 +110,10 @@ class ResNet(eqx.Module):
         self.config = c
 
     def __call__(self, context: Context, cache: Any = None, *, pixel_values: jax.Array) -> Output:
-        context = image_context(context)
-        inner = context.replace(outputs=context.outputs - {"hidden_states"})  # of stages, not of layers
         x = channels_last(pixel_values, dense(self.embedder.convolution.weight))
-        x = max_pool(self.embedder(x), 3, 2, 1)
-        states, index = [x], 0
-        for stage in one_by_one(self.stages):
-            x, _, _ = fold(stage.layers, x, inner, index=index)
-            index += len(stage.layers)
-            states.append(x)
-        first = lambda x: jnp.moveaxis(x, -1, 1)
-        hidden = tuple(map(first, states)) if context.wants("hidden_states") else None
+        x, out = run_stages(self.stages, max_pool(self.embedder(x), 3, 2, 1), image_context(context))
         pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2), keepdims=True).astype(x.dtype)
-        return Output(last_hidden_state=first(x), pooler_output=first(pooled), hidden_states=hidden)
+        return out.replace(pooler_output=jnp.moveaxis(pooled, -1, 1))
 
 
 @inputs.register(ResNet)
@@ -151,7 +142,7 @@ family(
     names=_names,
     constants=batches_tracked,
     # of the backbone for detection and segmentation
-    ignore=("out_features", "out_indices", "stage_names"),
+    ignore=BACKBONE,
     ignore_tensors=(r"\.num_batches_tracked$",),
     prefix="resnet",
 )

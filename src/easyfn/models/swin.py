@@ -29,7 +29,7 @@ from ..nn.vision import (
     pair,
 )
 from ..registry.family import family
-from .vision import LEGACY, MODULES, block_names, head_names
+from .vision import BACKBONE, LEGACY, MODULES, block_names, head_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +269,7 @@ family(
     names=lambda model: head_names(model, Swin, _rules("self", SELF), "swin"),
     modules=lambda model: head_names(model, Swin, _rules("relative_position_bias", MODULES), "swin"),
     # of the backbone for detection and segmentation
-    ignore=("out_features", "out_indices", "stage_names"),
+    ignore=BACKBONE,
     ignore_tensors=(r"relative_position_index$", r"attn_mask$"),
     prefix="swin",
 )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ..core.stack import unstack
+from ..core.stack import one_by_one, unstack
 from ..core.tree import nodes
 from ..names.rules import Rule, file_name, rename
+from ..nn.context import Context
+from ..nn.fold import fold
 from ..nn.norm import BatchNorm
+from ..nn.output import Output
 from ..registry.family import family_of
 
 # How transformers' files call the parts of a block since ViT, whatever its modules call them today.
@@ -32,6 +37,10 @@ MODULES = {
     "mlp.up_proj": "mlp.fc1",
     "mlp.down_proj": "mlp.fc2",
 }
+
+# Keys of a backbone for detection and segmentation, and of one that a ViT is; no family reads them.
+BACKBONE = ("out_features", "out_indices", "stage_names")
+VIT_BACKBONE = (*BACKBONE, "apply_layernorm", "reshape_hidden_states")
 
 
 def block_names(ours: str, theirs: str, parts: Mapping[str, str]) -> list[Rule]:
@@ -70,3 +79,19 @@ TOWER = {
     "mlp.up_proj": "mlp.fc1",
     "mlp.down_proj": "mlp.fc2",
 }
+
+
+def run_stages(
+    stages: tuple[Any, ...], x: jax.Array, context: Context, before: Callable[[Any, jax.Array], jax.Array] | None = None
+) -> tuple[jax.Array, Output]:
+    """`x` `(batch, height, width, channels)` after the `layers` of all stages, each behind what `before(stage, x)` makes; and
+    the output, channels first, whose hidden states are those of stages, not of layers."""
+    inner = context.replace(outputs=context.outputs - {"hidden_states"})
+    states, index = [x], 0
+    for stage in one_by_one(stages):
+        x, _, _ = fold(stage.layers, x if before is None else before(stage, x), inner, index=index)
+        index += len(stage.layers)
+        states.append(x)
+    first = lambda x: jnp.moveaxis(x, -1, 1)
+    hidden = tuple(map(first, states)) if context.wants("hidden_states") else None
+    return x, Output(last_hidden_state=first(x), hidden_states=hidden)
