@@ -51,10 +51,10 @@ and takes `task=` for one of it; `ef.load(path, via="torch")` runs what torch ca
 - One half as a language model: `ForCausalLM` of bart, blenderbot, blenderbot-small, camembert, electra, marian, mbart, pegasus,
   roberta, whisper and xlm-roberta; `BertLMHeadModel`.
 - T5Gemma's classifiers of texts and tokens, and its encoder alone.
-- Objectives of pretraining: `AlbertForPreTraining`, `Wav2Vec2ForPreTraining`, `ForMaskedImageModeling` of deit, swin and vit.
+- Objectives of pretraining: `AlbertForPreTraining`, `Wav2Vec2ForPreTraining`.
 - Sound frame by frame, or as a speaker: `Wav2Vec2ForAudioFrameClassification`, `Wav2Vec2ForXVector`.
 - Two heads at once: `GPT2DoubleHeadsModel`, `OpenAIGPTDoubleHeadsModel`.
-- The `Backbone` of beit, convnext, dinov2, dinov3_vit and swin; `BeitForSemanticSegmentation`; `EsmForProteinFolding`.
+- The `Backbone` of beit, convnext, dinov2, dinov3_vit, swin and swinv2; `BeitForSemanticSegmentation`; `EsmForProteinFolding`.
 """
 
 

@@ -16,7 +16,7 @@ from easyfn.testing import Case, laws
 from easyfn.testing.case import forward
 
 ANSWERS = ("last_hidden_state", "pooler_output", "logits", "hidden_states", "attentions")
-ANSWERS += ("image_embeds", "text_embeds", "logits_per_image", "logits_per_text")
+ANSWERS += ("image_embeds", "text_embeds", "logits_per_image", "logits_per_text", "reconstruction")
 NAMES = list(IMAGES)
 SMALLER = [n for n in NAMES if not IMAGES[n].variant]
 
@@ -205,6 +205,26 @@ def test_masked_patches():
         ef.compute_loss(model, {**inputs, "labels": labels[0, :3]})
     with pytest.raises(ValueError, match="needs batch\\['bool_masked_pos'\\]"):
         ef.compute_loss(model, {"pixel_values": pixels, "labels": labels})
+
+
+@pytest.mark.parametrize("name", ["vit-masked", "swinv2-masked"])
+def test_masked_pixels(name):
+    """Masked patches are told by their pixels, and the loss is transformers'; of square images alone."""
+    import torch
+
+    model, module = model_of(name), IMAGES[name].torch()
+    inputs, c = batch(model), module.config
+    mask = np.random.RandomState(1).rand(2, (c.image_size // c.patch_size) ** 2) < 0.4
+    inputs["bool_masked_pos"] = mask
+    with torch.no_grad():
+        want = module(**{k: torch.tensor(v) for k, v in inputs.items()})
+    agree(ef.forward(model, **inputs), {"reconstruction": want.reconstruction.numpy()})
+    loss, _ = ef.compute_loss(model, inputs)
+    np.testing.assert_allclose(loss, want.loss.item(), rtol=1e-5)
+    with pytest.raises(ValueError, match="square images"):
+        ef.forward(model, pixel_values=inputs["pixel_values"][:, :, :16], interpolate_pos_encoding=True)
+    with pytest.raises(ValueError, match="needs batch\\['bool_masked_pos'\\]"):
+        ef.compute_loss(model, {"pixel_values": inputs["pixel_values"]})
 
 
 def test_loss_and_training():

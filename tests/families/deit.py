@@ -24,3 +24,10 @@ def _():
     from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
 
     return reference(DeiTForImageClassificationWithTeacher, DeiTConfig(**SIZES, num_labels=3))
+
+
+@images("deit-masked", task="masked-image-modeling", variant=True)
+def _():
+    from transformers import DeiTConfig, DeiTForMaskedImageModeling
+
+    return reference(DeiTForMaskedImageModeling, DeiTConfig(**SIZES, encoder_stride=8))

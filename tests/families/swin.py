@@ -22,3 +22,10 @@ def _():
         **{**SIZES, "image_size": 26}, window_size=5, num_labels=4, qkv_bias=False, hidden_act="gelu_new"
     )
     return reference(SwinForImageClassification, config)
+
+
+@images("swin-masked", task="masked-image-modeling", variant=True)
+def _():
+    from transformers import SwinConfig, SwinForMaskedImageModeling
+
+    return reference(SwinForMaskedImageModeling, SwinConfig(**SIZES, window_size=4, encoder_stride=4))

@@ -27,3 +27,10 @@ def _():
     from transformers import ViTConfig, ViTForImageClassification
 
     return reference(ViTForImageClassification, ViTConfig(**SIZES, num_labels=5, hidden_act="gelu_new", num_channels=2))
+
+
+@images("vit-masked", task="masked-image-modeling", variant=True)
+def _():
+    from transformers import ViTConfig, ViTForMaskedImageModeling
+
+    return reference(ViTForMaskedImageModeling, ViTConfig(**SIZES, encoder_stride=8))

@@ -158,6 +158,7 @@ class ViTFields(PatchFields):
     qkv_bias: bool = True
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
+    encoder_stride: Size = 16
 
 
 def head_dim(config: Any) -> int:

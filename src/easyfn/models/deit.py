@@ -9,7 +9,7 @@ import equinox as eqx
 
 from ..config.fields import ViTFields
 from ..nn import Context, Linear, Output
-from ..nn.image_heads import ImageClassifier
+from ..nn.image_heads import ImageClassifier, MaskedPixels
 from ..nn.vision import ImageEncoder
 from ..registry.family import family
 from ..tasks.task import task
@@ -58,14 +58,17 @@ family(
         "base": lambda c: vit(c, distilled=True),
         "image-classification": lambda c: ImageClassifier(vit(c, pooler=False, distilled=True)),
         "image-classification-with-teacher": lambda c: DistilledClassifier(vit(c, pooler=False, distilled=True)),
+        "masked-image-modeling": lambda c: MaskedPixels(
+            vit(c, pooler=False, distilled=True, masked=True), c.hidden_size, extra=2
+        ),
     },
     architectures={
         "DeiTModel": "base",
         "DeiTForImageClassification": "image-classification",
         "DeiTForImageClassificationWithTeacher": "image-classification-with-teacher",
+        "DeiTForMaskedImageModeling": "masked-image-modeling",
     },
     names=lambda model: head_names(model, ImageEncoder, block_names("layers", "encoder.layer", LEGACY), "deit"),
     modules=lambda model: head_names(model, ImageEncoder, block_names("layers", "layers", MODULES), "deit"),
-    ignore=("encoder_stride",),  # of masked image modelling
     prefix="deit",
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..config.fields import ViTFields
-from ..nn.image_heads import ImageClassifier
+from ..nn.image_heads import ImageClassifier, MaskedPixels
 from ..nn.mlp import MLP
 from ..nn.vision import ClassTokens, EncoderBlock, FirstToken, ImageEncoder, SelfAttention
 from ..registry.family import family
@@ -27,11 +27,12 @@ def vit_block(c: Any) -> EncoderBlock:
     return EncoderBlock(c.hidden_size, attention, mlp, c.layer_norm_eps, dropout=c.hidden_dropout_prob)
 
 
-def vit(c: Any, *, pooler: bool = True, distilled: bool = False) -> ImageEncoder:
-    """An encoder of patches, with a class token (and DeiT's distillation token)."""
+def vit(c: Any, *, pooler: bool = True, distilled: bool = False, masked: bool = False) -> ImageEncoder:
+    """An encoder of patches, with a class token (and DeiT's distillation token, and one for masked patches)."""
     pooled = FirstToken((c.hidden_size, c.pooler_output_size or c.hidden_size), c.pooler_act) if pooler else None
     layers = [vit_block(c) for _ in range(c.num_hidden_layers)]
-    return ImageEncoder(c, ClassTokens(c, distilled=distilled), layers, pooler=pooled)
+    tokens = ClassTokens(c, distilled=distilled, mask_token=(1, 1, c.hidden_size) if masked else None)
+    return ImageEncoder(c, tokens, layers, pooler=pooled)
 
 
 family(
@@ -40,10 +41,14 @@ family(
     tasks={
         "base": vit,
         "image-classification": lambda c: ImageClassifier(vit(c, pooler=False)),
+        "masked-image-modeling": lambda c: MaskedPixels(vit(c, pooler=False, masked=True), c.hidden_size),
     },
-    architectures={"ViTModel": "base", "ViTForImageClassification": "image-classification"},
+    architectures={
+        "ViTModel": "base",
+        "ViTForImageClassification": "image-classification",
+        "ViTForMaskedImageModeling": "masked-image-modeling",
+    },
     names=lambda model: head_names(model, ImageEncoder, block_names("layers", "encoder.layer", LEGACY), "vit"),
     modules=lambda model: head_names(model, ImageEncoder, block_names("layers", "layers", MODULES), "vit"),
-    ignore=("encoder_stride",),  # of masked image modelling
     prefix="vit",
 )

@@ -1,7 +1,8 @@
-"""What reads the hidden states of an image: classifiers, one vector for an image."""
+"""What reads the hidden states of an image: classifiers, one vector for an image, what masked patches were."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .context import Context
+from .conv import Conv
 from .linear import Linear
 from .norm import LayerNorm
 from .output import Output
@@ -75,3 +77,38 @@ class MaskedPatches(eqx.Module):
         out = self.model(context, cache, **inputs)
         x: Any = out.last_hidden_state
         return out.replace(logits=self.lm_head(self.layernorm(x[:, 1:])))
+
+
+class MaskedPixels(eqx.Module):
+    """The pixels of masked patches: `reconstruction` `(batch, channels, height, width)`, of every place a square of
+    `encoder_stride` pixels (SimMIM, Xie et al. 2021, arXiv 2111.09886). Square images only, as transformers has it.
+
+    `extra` tokens of the hidden states, `size` wide, stand before the patches.
+    """
+
+    model: Any
+    decoder: tuple[Conv, ...]
+    config: Any = eqx.field(static=True)
+    extra: int = eqx.field(static=True)
+
+    def __init__(self, model: Any, size: int, *, extra: int = 1) -> None:
+        c = model.config
+        self.model = model
+        self.decoder = (Conv(size, c.encoder_stride**2 * c.num_channels, (1, 1)),)
+        self.config = c
+        self.extra = extra
+
+    def __call__(self, context: Context, cache: Any = None, *, pixel_values: jax.Array, **inputs: Any) -> Output:
+        out = self.model(context, cache, pixel_values=pixel_values, **inputs)
+        x: Any = out.last_hidden_state
+        x = x[:, self.extra :]
+        side = math.isqrt(x.shape[1])
+        if side * side != x.shape[1] or pixel_values.shape[-2] != pixel_values.shape[-1]:
+            raise ValueError(
+                f"an image of {pixel_values.shape[-2]} x {pixel_values.shape[-1]} pixels: pixels of masked patches are "
+                "told of square images"
+            )
+        one, channels = self.config.encoder_stride, self.config.num_channels
+        x = self.decoder[0](x.reshape(x.shape[0], side, side, x.shape[-1]))
+        x = x.reshape(x.shape[0], side, side, channels, one, one).transpose(0, 3, 1, 4, 2, 5)
+        return out.replace(reconstruction=x.reshape(x.shape[0], channels, side * one, side * one))

@@ -34,6 +34,7 @@ class Output(eqx.Module):
     image_embeds: Array | None = None  # [images, embed]
     logits_per_image: Array | None = None  # [images, texts]
     logits_per_text: Array | None = None
+    reconstruction: Array | None = None  # [batch, channels, height, width]
     text_model_output: Any = None  # an `Output` of one tower
     vision_model_output: Any = None
     encoder_last_hidden_state: Array | None = None

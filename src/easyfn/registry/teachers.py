@@ -33,6 +33,7 @@ TEACHERS: Mapping[str, tuple[str, ...]] = {
         "easyfn.tasks.sequence_classification",
     ),
     "easyfn.nn.image_heads.MaskedPatches": ("easyfn.tasks.masked_image_modeling",),
+    "easyfn.nn.image_heads.MaskedPixels": ("easyfn.tasks.masked_image_modeling",),
     "easyfn.nn.image_text.ImageText": ("easyfn.inputs.image",),
     "easyfn.nn.native_tower.NativeTower": ("easyfn.inputs.image",),
     "easyfn.nn.patch_tower.PatchTower": ("easyfn.inputs.image",),
