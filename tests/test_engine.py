@@ -105,7 +105,7 @@ def one_row(name, row):
 
 
 SHOWN = ["qwen2.5-vl", "qwen3-vl", "qwen3_5", "gemma3-images", "gemma4-images", "llava", "llava-next", "paligemma"]
-SHOWN += ["idefics3", "smolvlm", "internvl", "mistral3"]
+SHOWN += ["idefics3", "smolvlm", "internvl", "mistral3", "llama4"]
 
 
 @pytest.mark.parametrize("name", in_test_all(["qwen2-vl"], SHOWN))

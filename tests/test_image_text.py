@@ -14,6 +14,7 @@ from test_vision import close, model_of, torch_run
 
 NAMES = [n for n, c in IMAGES.items() if c.task == "causal-lm"]
 SMALLER = [n for n in NAMES if not IMAGES[n].variant]
+BASES = [n for n in SMALLER if n != "llama4"]  # of which transformers has no class without a head
 
 
 def prompt(name, pad="left"):
@@ -75,7 +76,7 @@ def test_other_spellings_of_files(name):
         assert np.array_equal(value, ef.params(model)[path]), path
 
 
-@pytest.mark.parametrize("name", in_test_all(["llava-next", "qwen2-vl"], SMALLER))
+@pytest.mark.parametrize("name", in_test_all(["llava-next", "qwen2-vl"], BASES))
 def test_without_a_head(name, tmp_path):
     """`LlavaModel` and its like: hidden states, and the names and bytes of files."""
     module, inputs = IMAGES[name].torch().model, prompt(name)

@@ -50,8 +50,10 @@ def block_names(ours: str, theirs: str, parts: Mapping[str, str]) -> list[Rule]:
 
 
 def under(rules: Sequence[Rule], ours: str, theirs: str) -> list[Rule]:
-    """Rules of a model for where it is a part of another: our prefix `ours`, the file's prefix `theirs`."""
-    inner = [r._replace(ours=f"{ours}.{r.ours}", theirs=tuple(f"{theirs}.{t}" for t in r.theirs)) for r in rules]
+    """Rules of a model for where it is a part of another: our prefix `ours`, the file's prefix `theirs`. What a layout names the
+    renames read, too, so that it stays ours."""
+    place = lambda rule: theirs if rule.layout is None else ours
+    inner = [r._replace(ours=f"{ours}.{r.ours}", theirs=tuple(f"{place(r)}.{t}" for t in r.theirs)) for r in rules]
     return [*inner, rename(f"{ours}.{{rest}}", f"{theirs}.{{rest}}")]
 
 

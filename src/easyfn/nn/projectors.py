@@ -34,12 +34,12 @@ class Projector(eqx.Module):
 
 
 class LinearProjector(eqx.Module):
-    """One linear layer with a bias, called `linear` (PaliGemma)."""
+    """One linear layer, called `linear` (PaliGemma; without a bias, Llama 4)."""
 
     linear: Linear
 
-    def __init__(self, size: int, out: int) -> None:
-        self.linear = Linear(size, out, True, axes=("embed", None))
+    def __init__(self, size: int, out: int, *, bias: bool = True) -> None:
+        self.linear = Linear(size, out, bias, axes=("embed", None))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.linear(x)

@@ -163,7 +163,7 @@ class Projected(eqx.Module):
 
 class SelfAttention(eqx.Module):
     """Attention among all tokens of an encoder, or of those before in a text tower (`context.causal`). `qk_norm` are norms of all
-    queries and of all keys of a token."""
+    queries and of all keys of a token; `interleaved` turns each number against its neighbour."""
 
     q_proj: Linear
     k_proj: Linear
@@ -173,6 +173,7 @@ class SelfAttention(eqx.Module):
     k_norm: Any
     heads: int = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
+    interleaved: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -183,6 +184,7 @@ class SelfAttention(eqx.Module):
         bias: tuple[bool, bool, bool, bool] = (True, True, True, True),
         qk_norm: tuple[Any, Any] = (None, None),
         dropout: float = 0.0,
+        interleaved: bool = False,
     ) -> None:
         if hidden_size % heads and head_dim is None:
             raise ValueError(f"hidden_size={hidden_size} is no multiple of num_attention_heads={heads}")
@@ -194,13 +196,14 @@ class SelfAttention(eqx.Module):
         self.q_norm, self.k_norm = qk_norm
         self.heads = heads
         self.dropout = dropout
+        self.interleaved = interleaved
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         q, k = q if self.q_norm is None else self.q_norm(q), k if self.k_norm is None else self.k_norm(k)
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
         if context.rope is not None:
-            q, k = rotate(q, context.rope["image"]), rotate(k, context.rope["image"])
+            q, k = (rotate(part, context.rope["image"], self.interleaved) for part in (q, k))
         out, weights = attend_all(q, k, v, context, dropout_rate=self.dropout)
         return self.o_proj(merge_heads(out)), weights
 
