@@ -9,6 +9,7 @@ from cases import CASES, VOCAB, tokens
 from encoder_cases import NAMES as ENCODERS
 
 MAIN = [n for n in ENCODERS if not CASES[n].variant]
+UNPADDED = [n for n in MAIN if "padding_is_invisible" not in CASES[n].expected_failures]
 
 
 def batch(name, left=False):
@@ -71,7 +72,7 @@ def test_outputs_and_loss(name):
         np.testing.assert_allclose(loss, want.loss.numpy(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("name", UNPADDED)
 def test_padding(name):
     case = CASES[name]
     left, _ = batch(name, left=True)

@@ -31,7 +31,7 @@ from ..registry.family import Family, family
 from .decoders import full_attention
 
 Builder = Callable[[Any], Any]
-Pairs = Sequence[tuple[str, str]]
+Pairs = Sequence[tuple[str, str] | Rule]
 
 # Ours of a layer -> the end of theirs: the heads of a masked language model as most files name them.
 LM_HEAD: Pairs = (
@@ -178,7 +178,7 @@ def encoder_names(
         outer = "" if isinstance(model, SentenceEmbedding) or not prefix else f"{prefix}."
         inner = [rename(f"model.{ours}", outer + theirs) for ours, theirs in (*layers, ("{rest}", "{rest}"))]
         outer_names = heads(model) if callable(heads) else heads
-        return [*(rename(ours, theirs) for ours, theirs in outer_names), *inner]
+        return [*(one if isinstance(one, Rule) else rename(*one) for one in outer_names), *inner]
 
     return names
 

@@ -65,14 +65,16 @@ def within(positions: jax.Array, size: int) -> jax.Array:
 
 
 class Dense(eqx.Module):
-    """A linear layer and an activation, under the name `dense`."""
+    """A linear layer and an activation, under the name `dense`. The layer is by default a `Linear`."""
 
-    dense: Linear
+    dense: Any
     act: str = eqx.field(static=True)
 
-    def __init__(self, in_features: int, out_features: int, act: str, *, axes: tuple[str | None, ...]) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, act: str, *, axes: tuple[str | None, ...], dense: Any = None
+    ) -> None:
         activation(act)
-        self.dense = Linear(in_features, out_features, True, axes=axes)
+        self.dense = dense or Linear(in_features, out_features, True, axes=axes)
         self.act = act
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,17 +82,26 @@ class Dense(eqx.Module):
 
 
 class AddNorm(eqx.Module):
-    """`norm(residual + dropout(dense(x)))`: how BERT ends its attention and its feed-forward layer."""
+    """`norm(residual + dropout(dense(x)))`: how BERT ends its attention and its feed-forward layer. `dense` and `norm` are by
+    default a `Linear` and a `LayerNorm`."""
 
-    dense: Linear
-    LayerNorm: LayerNorm
+    dense: Any
+    LayerNorm: Any
     dropout: float = eqx.field(static=True)
 
     def __init__(
-        self, in_features: int, out_features: int, eps: float, dropout: float, *, axes: tuple[str | None, ...]
+        self,
+        in_features: int,
+        out_features: int,
+        eps: float,
+        dropout: float,
+        *,
+        axes: tuple[str | None, ...],
+        dense: Any = None,
+        norm: Any = None,
     ) -> None:
-        self.dense = Linear(in_features, out_features, True, axes=axes)
-        self.LayerNorm = LayerNorm(out_features, eps)
+        self.dense = dense or Linear(in_features, out_features, True, axes=axes)
+        self.LayerNorm = norm or LayerNorm(out_features, eps)
         self.dropout = dropout
 
     def __call__(self, x: jax.Array, residual: jax.Array, context: Context, site: int) -> jax.Array:
@@ -293,7 +304,8 @@ class TextEncoder(eqx.Module):
     - `relative` positions are a bias on all scores; `rope` are the parameters of each rotary table that layers name, for
       heads of the width `head_dim`.
     - `layers` are by default `EncoderLayer`s, and `norm` comes after the last.
-    - With a `pooler` the output has `pooler_output`, `(batch, embed)`: the first token, through a linear layer and tanh.
+    - With a `pooler` the output has `pooler_output`, `(batch, embed)`: the first token, through a linear layer and tanh, or
+      through the `pooler` itself where that is a layer.
     """
 
     embeddings: Any
@@ -301,7 +313,7 @@ class TextEncoder(eqx.Module):
     relative_attention_bias: RelativeBias | None
     encoder: Any
     norm: Any
-    pooler: Dense | None
+    pooler: Any
     config: Any = eqx.field(static=True)
     rope: Frozen = eqx.field(static=True)
     head_dim: int = eqx.field(static=True)
@@ -310,7 +322,7 @@ class TextEncoder(eqx.Module):
         self,
         config: Any,
         *,
-        pooler: bool = True,
+        pooler: Any = True,
         padding: int | None = None,
         embeddings: Any = None,
         project: Linear | None = None,
@@ -329,7 +341,7 @@ class TextEncoder(eqx.Module):
         self.relative_attention_bias = relative
         self.encoder = layers or EncoderLayers(tuple(EncoderLayer(config) for _ in range(config.num_hidden_layers)))
         self.norm = norm
-        self.pooler = Dense(size, size, "tanh", axes=("mlp", "embed")) if pooler else None
+        self.pooler = Dense(size, size, "tanh", axes=("mlp", "embed")) if pooler is True else pooler or None
         self.config = config
         self.rope = checked_rope(rope, head_dim)
         self.head_dim = head_dim

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..core.weight import Slot, Weight, dense, slots
+from ..core.weight import Slot, Weight, dense, shape_of, slots
 from .activation import activation
 from .context import Context, called, dropout
 from .heads import head_logits, vocabulary_scores, width_of
@@ -30,6 +30,8 @@ class MaskedLM(eqx.Module):
     - `bias` says where its bias is, where it is not tied: in the `decoder` (`"own"`), in the field `bias` (`"apart"`), or in
       the decoder with one in the field that is in the file and adds nothing (`"spare"`, as transformers' BERT); `"none"`
       is no bias, tied or not.
+    - `size` is the width of the embeddings, where they are narrower than the layers; what hidden states have beyond it after
+      the `transform` is scored by `beyond` (MobileBERT).
     - `transform` is `(dense, norm)`, by default a linear layer and the config's `LayerNorm`; `(None, None)` for none.
     - With `next_sentence`, `seq_relationship` reads the pooled first token: `seq_relationship_logits` `(batch, 2)`, whether
       the second sentence follows (0) or not (1).
@@ -40,6 +42,7 @@ class MaskedLM(eqx.Module):
     norm: Any
     decoder: Linear | None
     bias: Weight | None
+    beyond: Linear | None
     seq_relationship: Linear | None
     config: Any = eqx.field(static=True)
     act: str = eqx.field(static=True)
@@ -58,7 +61,7 @@ class MaskedLM(eqx.Module):
         if bias not in BIASES:
             raise ValueError(f"MaskedLM: bias is one of {', '.join(BIASES)}, not {bias!r}")
         config = model.config
-        size = size or config.hidden_size  # of the word embeddings, where they are narrower than the layers
+        size = size or config.hidden_size
         if transform is None:
             dense = Linear(config.hidden_size, size, True, axes=("mlp", "embed"))
             transform = dense, LayerNorm(size, config.layer_norm_eps)
@@ -68,6 +71,8 @@ class MaskedLM(eqx.Module):
         self.decoder = None if tied else Linear(size, config.vocab_size, inside, axes=("vocab", "embed"), role="head")
         field = bias != "none" if tied else bias in ("spare", "apart")
         self.bias = declare(config.vocab_size) if field else None
+        more = 0 if self.dense is None else shape_of(self.dense.weight)[0] - size
+        self.beyond = Linear(more, config.vocab_size, axes=("vocab", "embed"), role="head") if more else None
         self.seq_relationship = _pair(config.hidden_size) if next_sentence else None
         self.config = config
         self.act = act or config.hidden_act
@@ -92,6 +97,13 @@ def _(head: MaskedLM) -> dict[str, Slot]:
 def _(head: MaskedLM, hidden: jax.Array, *, dtype: Any = None) -> jax.Array:
     if head.dense is not None:
         hidden = head.norm(activation(head.act)(head.dense(hidden)))
+    if head.beyond is None:
+        return _scores(head, hidden, dtype)
+    size = hidden.shape[-1] - shape_of(head.beyond.weight)[1]
+    return _scores(head, hidden[..., :size], dtype) + head.beyond(hidden[..., size:], dtype=dtype)
+
+
+def _scores(head: MaskedLM, hidden: jax.Array, dtype: Any) -> jax.Array:
     scores = vocabulary_scores(head, head.decoder, hidden, bias=head.bias, dtype=dtype)
     if head.decoder is None or head.decoder.bias is not None or head.bias is None:
         return scores
