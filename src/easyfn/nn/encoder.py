@@ -111,22 +111,25 @@ class AddNorm(eqx.Module):
 class SelfAttention(eqx.Module):
     """Multi-head attention of an encoder, without its output projection.
 
-    `rotated`: the parts, of `"qkv"`, whose neighbours are rotated by the table `"default"` of `context.rope`.
+    `rotated`: the parts, of `"qkv"`, whose neighbours are rotated by the table `"default"` of `context.rope`. `projections`
+    of queries, keys and values are by default `Linear`s.
     """
 
-    query: Linear
-    key: Linear
-    value: Linear
+    query: Any
+    key: Any
+    value: Any
     heads: int = eqx.field(static=True)
     dropout: float = eqx.field(static=True)
     rotated: str = eqx.field(static=True)
 
-    def __init__(self, hidden_size: int, heads: int, dropout: float, *, rotated: str = "") -> None:
+    def __init__(
+        self, hidden_size: int, heads: int, dropout: float, *, rotated: str = "", projections: tuple[Any, ...] = ()
+    ) -> None:
         if hidden_size % heads:
             raise ValueError(f"hidden_size={hidden_size} is no multiple of num_attention_heads={heads}")
-        self.query = Linear(hidden_size, hidden_size, True, axes=("heads", "embed"))
-        self.key = Linear(hidden_size, hidden_size, True, axes=("heads", "embed"))
-        self.value = Linear(hidden_size, hidden_size, True, axes=("heads", "embed"))
+        self.query, self.key, self.value = projections or (
+            Linear(hidden_size, hidden_size, True, axes=("heads", "embed")) for _ in range(3)
+        )
         self.heads = heads
         self.dropout = dropout
         self.rotated = rotated
@@ -160,10 +163,16 @@ class EncoderAttention(eqx.Module):
     output: AddNorm
 
     def __init__(
-        this, hidden_size: int, heads: int, eps: float, dropout: tuple[float, float], inner: Any = None
+        this,
+        hidden_size: int,
+        heads: int,
+        eps: float,
+        dropout: tuple[float, float],
+        inner: Any = None,
+        output: AddNorm | None = None,
     ) -> None:
         this.self = inner or SelfAttention(hidden_size, heads, dropout[0])
-        this.output = AddNorm(hidden_size, hidden_size, eps, dropout[1], axes=("embed", "heads"))
+        this.output = output or AddNorm(hidden_size, hidden_size, eps, dropout[1], axes=("embed", "heads"))
 
     def __call__(this, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
         h, weights = this.self(x, context)
@@ -174,21 +183,27 @@ class EncoderLayer(eqx.Module):
     """Attention, then feed-forward, each followed by its norm.
 
     `config` has BERT's keys: `hidden_size`, `num_attention_heads`, `intermediate_size`, `hidden_act`, `layer_norm_eps`,
-    `attention_probs_dropout_prob`, `hidden_dropout_prob`. `attention` is by default a `SelfAttention`.
+    `attention_probs_dropout_prob`, `hidden_dropout_prob`. `attention` is by default a `SelfAttention`; `parts` are what
+    ends the attention, the `Dense` and what ends the feed-forward layer, where they are others.
     """
 
     attention: EncoderAttention
     intermediate: Dense
     output: AddNorm
 
-    def __init__(self, config: Any, *, attention: Any = None) -> None:
+    def __init__(
+        self, config: Any, *, attention: Any = None, parts: tuple[AddNorm, Dense, AddNorm] | None = None
+    ) -> None:
         c = config
-        rates = (c.attention_probs_dropout_prob, c.hidden_dropout_prob)
-        self.attention = EncoderAttention(c.hidden_size, c.num_attention_heads, c.layer_norm_eps, rates, attention)
-        self.intermediate = Dense(c.hidden_size, c.intermediate_size, c.hidden_act, axes=("mlp", "embed"))
-        self.output = AddNorm(
-            c.intermediate_size, c.hidden_size, c.layer_norm_eps, c.hidden_dropout_prob, axes=("embed", "mlp")
+        size, inner, eps, rate = c.hidden_size, c.intermediate_size, c.layer_norm_eps, c.hidden_dropout_prob
+        rates = (c.attention_probs_dropout_prob, rate)
+        ends, middle, last = parts or (
+            None,
+            Dense(size, inner, c.hidden_act, axes=("mlp", "embed")),
+            AddNorm(inner, size, eps, rate, axes=("embed", "mlp")),
         )
+        self.attention = EncoderAttention(size, c.num_attention_heads, eps, rates, attention, ends)
+        self.intermediate, self.output = middle, last
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, dict[str, Any]]:
         x, attentions = self.attention(x, context)
