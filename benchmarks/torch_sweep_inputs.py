@@ -96,6 +96,14 @@ def boxes(s: Sizes, *shape: int, most: int = 100) -> Any:
     return s.torch.cat([first, first + s.ids(*(shape or (s.length,)), 2, most=most // 2, least=1)], -1)
 
 
+def shown(s: Sizes, token: int, many: int) -> dict[str, Any]:
+    """Text with a picture's tokens after the first, and the picture."""
+    text, put = s.text(), s.torch.full((s.rows, many), token)
+    ids = s.torch.cat([text["input_ids"][:, :1], put, text["input_ids"][:, 1:]], 1)
+    size = s.config.vision_config.image_size
+    return {"input_ids": ids, "attention_mask": s.ones(ids.shape[1]), "pixel_values": s.normal(3, size, size)}
+
+
 INPUTS: dict[str, Callable[[Sizes], dict[str, Any]]] = {  # by class
     **dict.fromkeys(("AutoformerModel", "InformerModel", "TimeSeriesTransformerModel"), series),
     **dict.fromkeys(("PatchTSTModel", "PatchTSMixerModel"), channels),
@@ -164,6 +172,13 @@ INPUTS: dict[str, Callable[[Sizes], dict[str, Any]]] = {  # by class
         "attention_mask": s.ones(16), "decoder_input_ids": s.ids()},
     "IdeficsForVisionText2Text": lambda s: {**s.text(), "pixel_values": s.normal(1, 3, 32, 32),
                                             "image_attention_mask": s.ones(s.length, 1)},
+    "InstructBlipForConditionalGeneration": lambda s: {
+        **shown(s, 90, s.config.num_query_tokens), "qformer_input_ids": s.ids(5)},
+    "Kosmos2ForConditionalGeneration": lambda s: {
+        **(found := shown(s, 90, s.config.latent_query_num)),
+        "image_embeds_position_mask": (found["input_ids"] == 90).long()},
+    "UdopForConditionalGeneration": lambda s: {
+        **s.text(), "bbox": boxes(s).float() / 100, "pixel_values": s.normal(3, 32, 32), "decoder_input_ids": s.ids(5)},
     "MuseGlimmerAssistantModel": lambda s: {
         "noise_embeds": s.normal(4, s.config.hidden_size),
         "context_hidden_states": s.normal(5, s.config.hidden_size * len(s.config.target_layer_ids))},

@@ -140,8 +140,8 @@ OWN: dict[str, dict[str, Any]] = {
     **{f"{kind}_vision_model": SAM for kind in ("sam", "sam_hq")},
     **{f"{kind}_prompt_encoder": {"image_embedding_size": 4} for kind in ("sam", "sam_hq")},
     "sam2_hiera_det_model": {"hidden_size": 16, "num_attention_heads": 1, "image_size": [64, 64],
-                             "embed_dim_per_stage": [16, 32, 64, 128], "blocks_per_stage": [1, 1, 1, 1],
-                             "window_size_per_stage": [4, 2, 2, 2], "global_attention_blocks": [2],
+                             "embed_dim_per_stage": [16, 32, 64, 128], "blocks_per_stage": [1, 2, 2, 1],
+                             "window_size_per_stage": [4, 2, 2, 2], "global_attention_blocks": [4],
                              "window_positional_embedding_background_size": [4, 4]},
     "sam2_vision_model": {"backbone_channel_list": [128, 64, 32, 16], "fpn_hidden_size": 32,
                           "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]},
@@ -155,6 +155,12 @@ OWN: dict[str, dict[str, Any]] = {
     "vjepa2": {"crop_size": 32, "frames_per_clip": 4, "pred_hidden_size": 32, "pred_num_attention_heads": 4,
                "pred_num_hidden_layers": 2},
     "xclip_vision_model": {"mit_hidden_size": 32, "mit_intermediate_size": 64, "mit_num_attention_heads": 4},
+    "sam_hq": {"mask_decoder_config": {"vit_dim": 32}},
+    "llama4_vision_model": {"intermediate_size": 128, "projector_input_dim": 32, "projector_output_dim": 32,
+                            "vision_output_dim": 32},
+    **{kind: {"image_token_index": 90, "num_query_tokens": 4} for kind in ("blip-2", "instructblip")},
+    "kosmos-2": {"latent_query_num": 4},
+    "emu3_vqgan": {"base_channels": 32, "num_res_blocks": 1, "codebook_size": 64},
     "chameleon": {"vocabulary_map": {"<image>": 90}}, "emu3": {"vocabulary_map": {"<image>": 90}},
 }  # fmt: skip
 NAMES = ("id2label", "label2id", "rope", "quantization", "text_encoder_rope")

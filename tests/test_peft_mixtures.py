@@ -1,8 +1,12 @@
-"""PEFT's `target_parameters` on stacked experts, both ways: as the modules hold them, transposed, and under other names."""
+"""PEFT's `target_parameters`, both ways: on stacked experts, and on a converted module's own parameters."""
 
+import json
+
+import jax
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import easyfn as ef
 from cases import CASES, positions, tokens
@@ -35,3 +39,45 @@ def test_experts_adapted_by_peft(name, part, tmp_path):
     ef.save_adapter(model, tmp_path / "ours")
     again = PeftModel.from_pretrained(CASES[name].make(), tmp_path / "ours")
     np.testing.assert_allclose(answers(again), want, atol=1e-5)
+
+
+class Own(nn.Module):
+    """Parameters that are no module's `weight`, one of them `(in, out)`."""
+
+    def __init__(self):
+        super().__init__()
+        self.v, self.w = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(4, 6) * 0.3)
+
+    def forward(self, x):
+        return nn.functional.linear(torch.tanh(x @ self.w), self.v)
+
+
+class Holds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.own = nn.Linear(4, 4), Own()
+
+    def forward(self, x):
+        return self.own(self.first(x))
+
+
+def test_parameters_of_a_converted_module(tmp_path):
+    from peft import PeftModel
+
+    torch.manual_seed(0)
+    module, x = Holds().eval(), torch.randn(3, 7, 4)
+    model = ef.from_torch(module, (torch.ones(2, 5, 4),))
+    adapted = ef.apply_lora(model, "all-linear", rank=2, key=jax.random.key(0))
+    adapted = ef.with_params(adapted, {k: v + 0.1 for k, v in ef.params(adapted).items() if k.endswith(".b")})
+    ef.save_adapter(adapted, tmp_path / "ours")
+    settings = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
+    assert settings["target_modules"] == ["first"] and settings["target_parameters"] == ["v", "w"]
+    wanted = ef.forward(adapted, x.numpy())
+    theirs = PeftModel.from_pretrained(module, tmp_path / "ours")
+    np.testing.assert_allclose(theirs(x).detach(), wanted, atol=1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    for folder in ("ours", "theirs"):
+        np.testing.assert_allclose(ef.forward(ef.load_adapter(model, tmp_path / folder), x.numpy()), wanted, atol=1e-6)
+    alone = ef.from_torch(Own(), (torch.ones(2, 4),))
+    with pytest.raises(ValueError, match="a parameter of the whole model"):
+        ef.save_adapter(ef.apply_lora(alone, "all-linear", rank=2, key=jax.random.key(0)), tmp_path)

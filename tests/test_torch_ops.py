@@ -414,3 +414,75 @@ def test_recurrent_layers(kind, biased, narrow):
     for batch_first in (True, False):
         x = t(2, 5, 3) if batch_first else t(5, 2, 3)
         check(getattr(A, kind).input, x, states, weights, biased, 2, 0.0, False, True, batch_first)
+
+
+def test_matrices():
+    x, b, v = t(2, 3, 3), t(2, 3, 2), t(3, 3)[0]
+    near = lambda *args, **kwargs: same(*both(*args, **kwargs), 1e-4)
+    for op in (
+        A.linalg_det,
+        A.linalg_slogdet,
+        A.linalg_inv,
+        A.linalg_svdvals,
+        A.linalg_matrix_exp,
+        A.logdet,
+    ):
+        near(op.default, x)
+    near(A.linalg_pinv.atol_rtol_tensor, x)
+    near(A.pinverse.default, x)
+    near(A.linalg_solve.default, x, b)
+    near(A.linalg_solve.default, x, t(2, 3))
+    near(A.linalg_solve.default, x[0], v)
+    near(A.linalg_solve.default, x, b.mT, left=False)
+    near(A.linalg_pinv.atol_rtol_float, t(2, 3, 4), atol=2.5, rtol=0.1)
+    whole = x @ x.mT + torch.eye(3)
+    near(A.linalg_eigvalsh.default, whole)
+    for upper in (False, True):
+        near(A.linalg_cholesky.default, whole, upper=upper)
+        near(A.linalg_solve_triangular.default, x + 4 * torch.eye(3), b, upper=upper)
+        near(A.linalg_solve_triangular.default, x, b.mT, upper=upper, left=False, unitriangular=True)
+        near(A.cholesky_solve.default, b, whole.tril() if not upper else whole.triu(), upper)
+    parts = lambda op, x: ef.torch_op[str(op)].function(jax.numpy.asarray(x.numpy()))  # signs are nobody's
+    (w, q), (u, s, h), (o, r) = (
+        parts(*a) for a in [(A.linalg_eigh.default, whole), (A.svd.default, b), (A.linalg_qr.default, b)]
+    )
+    same(whole, (q * w[..., None, :]) @ q.mT, 1e-4)
+    same(b, (u * s[..., None, :]) @ h.mT, 1e-4)
+    same(b, o @ r, 1e-4)
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_bags_of_embeddings(mode):
+    ids, starts = torch.tensor([1, 4, 2, 0, 4, 3]), torch.tensor([0, 2, 2, 6])
+    scales = t(6) if mode == 0 else None
+    for last, padding in ((False, None), (True, -1)):
+        args = (t(5, 3), ids, starts, False, mode, False, scales, last, padding)
+        wanted, got = both(A.embedding_bag.padding_idx, *args)
+        same(wanted[0], got[0])
+
+
+def test_products_of_three_distances_and_whole_numbers():
+    x, y = t(4, 3), t(4, 2)
+    check(A.bilinear.default, x, y, t(5, 3, 2), t(5))
+    check(A._trilinear.default, x, t(5, 3, 2), y, [1, 3], [0], [1, 2], [2, 3])
+    for p in (1.0, 2.0, float("inf")):
+        check(A.dist.default, x, x.flip(0), p)
+        same(torch.pdist(x, p), ef.torch_op["aten.pdist.default"].function(jax.numpy.asarray(x.numpy()), p))
+    whole = t(2, 3, dtype=I, low=0, high=30)
+    check(A.gcd.default, whole, torch.tensor([[12, 8, 9]]))
+    check(A.lcm.default, whole, torch.tensor([[12, 8, 9]]))
+    check(A.ldexp.Tensor, x, whole[0] % 5)
+    check(A.rrelu.default, x)
+
+
+def test_a_pool_has_a_gradient_when_compiled_and_kernels_of_less_bits_meet_float32():
+    x = t(2, 3, 6, 5)
+    for op, args in ((A.max_pool2d.default, ([2, 2], [1, 1])), (A.avg_pool2d.default, ([2, 2],))):
+        ours = jax.jit(jax.grad(lambda x, o=op, a=args: jax.numpy.sin(ef.torch_op[str(o)].function(x, *a)).sum()))
+        leaf = x.clone().requires_grad_()
+        torch.sin(op(leaf, *args)).sum().backward()
+        with jax.numpy_rank_promotion("allow"):
+            same(leaf.grad, ours(x.numpy()))
+    for op, shape in ((A.conv2d.default, (4, 3, 2, 2)), (A.conv_transpose2d.input, (3, 4, 2, 2))):
+        weight = jax.numpy.asarray(t(*shape).numpy()).astype("bfloat16")
+        assert ef.torch_op[str(op)].function(jax.numpy.asarray(x.numpy()), weight).dtype == np.float32

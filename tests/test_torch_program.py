@@ -224,6 +224,47 @@ def test_decisions_by_values_are_the_examples_and_checked_in_each_call(tmp_path)
     np.testing.assert_allclose(slope, np.full((4, 6), x.max()), atol=1e-6)  # `.item()` has no gradient
 
 
+class Hears(nn.Module):
+    """A recurrent layer; a table whose row of padding does not learn by being looked up, and does as the head."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(10, 4, padding_idx=0)
+        self.layer = nn.LSTM(4, 3, 2, batch_first=True, bidirectional=True)
+        self.back = nn.GRU(6, 4)
+        nn.init.normal_(self.table.weight)
+
+    def forward(self, ids):
+        y, (_, cell) = self.layer(self.table(ids))
+        return self.back(y)[0] @ self.table.weight.T, cell
+
+
+def test_a_recurrent_layer_runs_at_any_length():
+    torch.manual_seed(0)
+    module, ids = Hears().eval(), torch.tensor([[3, 0, 5, 1, 9], [0, 0, 2, 7, 1], [4, 4, 0, 0, 2]])
+    model = ef.from_torch(module, (torch.ones(2, 7, dtype=torch.long),))
+    assert {"easyfn.lstm.default", "easyfn.gru.default"} <= set(model.config.graph.operators())
+    loss = lambda m: (jnp.sin((out := ef.forward(m, ids.numpy()))[0]).sum() + jnp.sin(out[1]).sum(), out)
+    (_, got), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(model)
+    wanted = module(ids)
+    sum(torch.sin(w).sum() for w in wanted).backward()
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b.detach(), atol=1e-5)
+    for name, parameter in module.named_parameters():
+        np.testing.assert_allclose(ef.params(grads)[name], parameter.grad, atol=1e-4, err_msg=name)
+    assert "lstm" not in vars(torch._VF)  # put back
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+def test_random_numbers_are_refused_in_words():
+    with pytest.raises(NotImplementedError, match="draws no random numbers: let the module take its noise"):
+        ef.from_torch(Noisy(), (torch.ones(2),))
+
+
 def test_powers_of_integers_beyond_32_bits_are_refused():
     class Hash(nn.Module):
         def forward(self, ids):

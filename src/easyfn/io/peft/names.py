@@ -41,7 +41,12 @@ def module_of(path: str, role: str, shape: Shape, rules: Sequence[Rule]) -> tupl
     if len(names) != 1:
         raise ValueError(f"save_adapter: {path} is several modules in transformers ({', '.join(names)})")
     module, _, leaf = names[0].rpartition(".")
-    return module, leaf if role in ("experts", "router") else None
+    return module, leaf if by_parameter(names[0], role) else None
+
+
+def by_parameter(name: str, role: str) -> bool:
+    """Whether PEFT adapts a parameter (`target_parameters`) and not a module: of a mixture, and what is no module's `weight`."""
+    return role in ("experts", "router") or not f".{name}".endswith(".weight")
 
 
 def is_transposed(path: str, rules: Sequence[Rule]) -> bool:
@@ -57,6 +62,7 @@ def modules(model: Any, roles: tuple[str, ...] = ADAPTED) -> list[str]:
         for f in find_slots(model, roles)
         for path in expand(f.path)
         if len(names := in_memory(path, f.slot.role, (1, 1), rules)) == 1
+        and (f.slot.role == "router" or not by_parameter(names[0], f.slot.role))
     ]
 
 
@@ -143,4 +149,7 @@ def short(value: float) -> float | int:
 def transposed_targets(model: Any) -> bool:
     """`fan_in_fan_out`: whether an adapted module is a Conv1D, which holds `(in, out)`."""
     rules = family_of(model).modules(model)
-    return any(is_transposed(expand(f.path)[0], rules) for f in find_slots(model, ("linear",)) if is_adapter(f.weight))
+    adapted = (expand(f.path)[0] for f in find_slots(model, ("linear",)) if is_adapter(f.weight))
+    return any(
+        is_transposed(p, rules) for p in adapted if not by_parameter(in_memory(p, "linear", (1, 1), rules)[0], "")
+    )

@@ -17,7 +17,7 @@ from ...names.rules import Rule, Tensors, file_name, tensors_for
 from ...nn import input_embeddings
 from ...registry.family import family_of
 from ..safetensors import Info, read
-from .names import in_memory, is_transposed, matches_parameter, rank_and_scale
+from .names import ADAPTED, by_parameter, in_memory, is_transposed, matches_parameter, rank_and_scale
 from .save import shared
 
 _EXPECTED = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_B.bias": "bias", "lora_magnitude_vector": "magnitude"}
@@ -42,11 +42,11 @@ class Reader:
             self.inputs: Any = input_embeddings(model).weight
         except TypeError:  # a model without token embeddings
             self.inputs = None
-        self.order: dict[str, list[str]] = {}  # the experts' parameters that have adapters, by their module
-        for f in find_slots(model, ("experts",)):
+        self.order: dict[str, list[str]] = {}  # the parameters that have adapters, by their module
+        for f in find_slots(model, ("experts", *ADAPTED)):
             for path in expand(f.path):
-                name = in_memory(path, f.slot.role, (), self.rules)[0]
-                if matches_parameter(config, name):
+                name = in_memory(path, f.slot.role, (1, 1), self.rules)[0]
+                if f.slot.role != "router" and by_parameter(name, f.slot.role) and matches_parameter(config, name):
                     self.order.setdefault(name.rpartition(".")[0], []).append(name.rpartition(".")[2])
 
     def adapter(self, path: str, f: Found, shape: tuple[int, ...]) -> Any:
@@ -120,9 +120,11 @@ class Reader:
                 return None
             a, b = _combine(source, [p["a"] for p in pairs], [p["b"] for p in pairs])
             return self._made(path, several[0], pairs[0]["a"].shape[0], {"a": a, "b": b}, shape)
-        if f.slot.role == "experts":
-            return self._experts(path, shape)
         own = in_memory(path, f.slot.role, shape, self.rules)
+        if f.slot.role != "router" and by_parameter(own[0], f.slot.role) and own[0].rpartition(".")[0] in self.order:
+            return self._parameter(path, own[0], shape)
+        if f.slot.role == "experts":
+            return None
         older = tensors_for(path, shape, self.files).names[:1]
         found = self._modules(own) or self._modules(source.names[:1]) or self._modules(older) or self._modules([path])
         if not found:
@@ -166,10 +168,10 @@ class Reader:
                 got[field] = read(info).T
         return got
 
-    def _experts(self, path: str, shape: tuple[int, ...]) -> LoRA | None:
+    def _parameter(self, path: str, name: str, shape: tuple[int, ...]) -> LoRA | None:
         """PEFT's `target_parameters`: one wrapper per parameter in the module's order, the first innermost."""
-        module, _, parameter = in_memory(path, "experts", shape, self.rules)[0].rpartition(".")
-        order = self.order.get(module, [])
+        module, _, parameter = name.rpartition(".")
+        order = self.order[module]
         if parameter not in order:
             return None
         for spelling in self.spellings(module):
@@ -177,10 +179,14 @@ class Reader:
             if f"{where}.lora_A.weight" not in self.left:
                 continue
             got = self._pair(where)
+            if len(shape) == 2:  # the change of the parameter as the module holds it
+                a, b = got["a"], got["b"]
+                a, b = (b.T, a.T) if is_transposed(path, self.rules) else (a, b)
+                return self._made(path, name, a.shape[0], {"a": a, "b": b}, shape)
             experts = shape[0]
             a = got["a"].reshape(experts, -1, got["a"].shape[-1])
             b = np.transpose(got["b"].reshape(got["b"].shape[0], -1, experts), (2, 0, 1))
-            return self._made(path, f"{module}.{parameter}", a.shape[1], {"a": a, "b": b}, shape)
+            return self._made(path, name, a.shape[1], {"a": a, "b": b}, shape)
         return None
 
     def _made(

@@ -26,7 +26,10 @@ from ..place import put_in_place, write_document
 from ..safetensors import write
 from .methods import method_of
 from .names import (
+    ADAPTED,
+    by_parameter,
     in_memory,
+    is_transposed,
     matches_parameter,
     matches_target,
     module_of,
@@ -170,7 +173,17 @@ def parts(model: Any) -> list[Part]:
         for i, path in enumerate(names):
             one = alone if names == [f.path] else jax.tree.map(lambda leaf, i=i: leaf[i], alone)
             shape = (one.b.shape[-2], one.a.shape[-1])
-            found.append(Part(*module_of(path, f.slot.role, shape, rules), f.slot.role, one))
+            module, parameter = module_of(path, f.slot.role, shape, rules)
+            if parameter and not module:
+                raise ValueError(
+                    f"save_adapter: {path} is a parameter of the whole model, and PEFT adapts those of its parts alone. Leave it "
+                    "out of the pattern, or save the whole model: ef.save(ef.merge_lora(model), directory)"
+                )
+            if (
+                parameter and f.slot.role == "linear" and is_transposed(path, rules)
+            ):  # PEFT's change is the parameter's as it is
+                one = dataclasses.replace(one, a=one.b.swapaxes(-1, -2), b=one.a.swapaxes(-1, -2))
+            found.append(Part(module, parameter, f.slot.role, one))
     return found
 
 
@@ -178,12 +191,13 @@ def _tensors(part: Part, found: list[Part]) -> dict[str, np.ndarray]:
     w = part.weight
     a, b = np.asarray(w.a), np.asarray(w.b)
     module = part.module
-    if part.kind == "embedding":
-        made = {"lora_embedding_A": b.T, "lora_embedding_B": a.T}
-    elif part.kind == "experts":
+    if part.parameter and part.kind != "router":
         # PEFT wraps a module once per parameter, in their order: all but the last are inside.
         order = [p.parameter for p in found if p.module == module]
         module += ".base_layer" * (len(order) - 1 - order.index(part.parameter))
+    if part.kind == "embedding" and not part.parameter:
+        made = {"lora_embedding_A": b.T, "lora_embedding_B": a.T}
+    elif part.kind == "experts":
         experts, rank = a.shape[0], a.shape[1]
         made = {
             "lora_A.weight": a.reshape(experts * rank, -1),  # experts one after the other
@@ -345,9 +359,10 @@ def _same(model: Any, found: list[Part], config: Mapping[str, Any]) -> bool:
     rules = family_of(model).modules(model)
     inside = [
         name
-        for f in find_slots(model, ("experts", "router"))
+        for f in find_slots(model, ("experts", *ADAPTED))
         for path in expand(f.path)
-        if matches_parameter(config, name := in_memory(path, f.slot.role, (1, 1), rules)[0])
+        if by_parameter(name := in_memory(path, f.slot.role, (1, 1), rules)[0], f.slot.role)
+        and matches_parameter(config, name)
     ]
     return sorted(inside) == sorted(p.name for p in found if p.parameter)
 

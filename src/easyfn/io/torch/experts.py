@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .delta import define as define_delta_rule
+from .recurrent import define as define_recurrent
 from .values import define as define_places
 
 _library: list[Any] = []
@@ -32,6 +33,7 @@ def operators(torch: Any) -> Any:
         library.impl("grouped_linear", one_by_one, "CPU")
         define_delta_rule(library)
         define_places(library)
+        define_recurrent(library)
         _library.append(library)
     return torch.ops.easyfn
 

@@ -24,7 +24,9 @@ from .walk import Builder, operator_name
 # Kept whole, though core ATen would take them apart: what the weight slots are reached by, and what JAX does at once.
 KEPT = re.compile(
     r"aten\.(linear|layer_norm|rms_norm|group_norm|scaled_dot_product_attention|conv[123]d|conv_transpose[123]d"
-    r"|_?upsample_(nearest|linear|bilinear|bicubic)\w*|pixel_shuffle|pixel_unshuffle|lstm|gru|rnn_tanh|rnn_relu)\.\w+"
+    r"|_?upsample_(nearest|linear|bilinear|bicubic)\w*|pixel_shuffle|pixel_unshuffle"
+    r"|linalg_(inv|det|slogdet|solve|solve_triangular|cholesky|eigh|eigvalsh|svd|svdvals|qr|matrix_exp|pinv)|logdet|inverse"
+    r"|cholesky|bilinear|embedding_bag|rrelu|pdist|dist)\.\w+"
 )
 
 

@@ -26,6 +26,10 @@ DTYPES = frozenset(
     complex128""".split()  # noqa: SIM905
 )
 ROLES = frozenset(["linear", "head", "embedding", "conv", "bias", "norm", "experts", "other", "buffer"])
+# How the names of torch's operators begin that draw random numbers.
+RANDOM = frozenset(
+    """rand randn randint randperm bernoulli normal exponential uniform multinomial poisson geometric""".split()  # noqa: SIM905
+)
 
 
 class BadProgram(ValueError):
@@ -245,6 +249,8 @@ def missing_operators(nodes: Any, unknown: list[str]) -> str:
     for op in unknown:
         users = [node for node in nodes if node.op == op]
         lines.append(f"  {op}: {len(users)} times, first in {users[0].where or 'an unknown place'}")
+    if any(op.split(".")[1].split("_")[0] in RANDOM for op in unknown if "." in op):
+        lines.append("A program draws no random numbers: let the module take its noise as an input")
     return (
         f"{len(unknown)} operator{'s' if len(unknown) > 1 else ''} of torch that easyfn does not know:\n"
         + "\n".join(lines)

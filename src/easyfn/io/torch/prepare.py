@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from .delta import one_operator
-from .experts import followed
+from .experts import followed, operators
+from .recurrent import at_any_length
 
 
 def example_dict(module: Any, example_inputs: Any) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def prepared(module: Any, fixed: dict[str, Any]) -> Iterator[None]:
     before: list[tuple[Any, str, Any]] = []
     hf = hasattr(getattr(module, "config", None), "to_diff_dict")
     experts_of = followed(torch, module) if hf else contextlib.nullcontext("")
-    with one_operator(torch, module), _cast_once(torch), experts_of as experts:
+    with one_operator(torch, module), _cast_once(torch), at_any_length(torch, operators(torch)), experts_of as experts:
         try:
             module.eval()
             for owner, name, value in _settings(module, fixed, experts) if hf else ():

@@ -5,6 +5,7 @@ from . import (
     experts as experts,
     index as index,
     layers as layers,
+    linalg as linalg,
     make as make,
     products as products,
     recurrent as recurrent,

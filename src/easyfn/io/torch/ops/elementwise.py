@@ -43,7 +43,11 @@ for _name, _function in {
     "lgamma": lax.lgamma,
     "digamma": lax.digamma,
     "reciprocal": lambda x: 1 / x,
+    "i0": special.i0,
     "special_i0": special.i0,
+    "special_i0e": special.i0e,
+    "special_i1": special.i1,
+    "special_i1e": special.i1e,
     "silu": jax.nn.silu,
     "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
     "log_sigmoid": jax.nn.log_sigmoid,
@@ -236,6 +240,14 @@ for _name, _function in {
         lambda x, other, _f=_function: _f(*(floating(v) for v in together(x, other)))
     )
 
+for _name, _function in {"gcd": jnp.gcd, "lcm": jnp.lcm, "nextafter": jnp.nextafter}.items():
+    op(f"aten.{_name}.default")(lambda x, other, _f=_function: _f(*together(x, other)))
+
+
+@op("aten.ldexp.Tensor")
+def ldexp(x: Any, power: Any) -> Any:
+    return floating(x) * jnp.exp2(floating(power))
+
 
 # ---- three
 
@@ -306,6 +318,12 @@ def elu(x: Any, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> Any:
 @op("aten.leaky_relu.default")
 def leaky_relu(x: Any, negative_slope: Any = 0.01) -> Any:
     return jnp.where(x > 0, x, x * negative_slope)
+
+
+@op("aten.rrelu.default")
+def rrelu(x: Any, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Any:
+    """As in eval mode: the slope in the middle of those that training draws."""
+    return leaky_relu(x, (lower + upper) / 2)
 
 
 @op("aten.prelu.default", "aten._prelu_kernel.default")

@@ -17,8 +17,36 @@ op = torch_op.register
 
 
 @op("aten.embedding.default", weights=(0,))
-def embedding(weight: Any, ids: Any, *_: Any) -> Any:
-    return take(weight, ids)
+def embedding(weight: Any, ids: Any, padding_idx: int = -1, *_: Any) -> Any:
+    """The row of `padding_idx` does not learn from being looked up."""
+    rows = take(weight, ids)
+    return rows if padding_idx < 0 else jnp.where((ids == padding_idx)[..., None], lax.stop_gradient(rows), rows)
+
+
+@op("aten.embedding_bag.default", "aten._embedding_bag.default", "aten._embedding_bag_forward_only.default")
+def embedding_bag(
+    weight: Any, ids: Any, starts: Any, _scaled: bool = False, mode: int = 0, _sparse: bool = False, scales: Any = None,
+    with_last: bool = False, padding_idx: int = -1,
+) -> Any:  # fmt: skip
+    """The sum, mean or largest of the rows of each bag; `starts` says where each begins. An empty bag is 0."""
+    bags = starts.shape[0] - with_last
+    own = jnp.searchsorted(starts[:bags], jnp.arange(ids.shape[0]), side="right") - 1
+    own = jnp.where(ids == padding_idx, bags, own)  # beyond the last, where nothing is kept
+    rows = weight[ids] if scales is None else weight[ids] * scales[:, None]
+    count = jax.ops.segment_sum(jnp.ones_like(ids), own, bags)[:, None]
+    if mode == 2:
+        most = jax.ops.segment_max(rows, own, bags)
+        return jnp.where(count > 0, most, 0), own, count[:, 0], starts
+    total = jax.ops.segment_sum(rows, own, bags)
+    total = total if mode == 0 else total / jnp.maximum(count, 1).astype(total.dtype)
+    return total, own, count[:, 0], starts
+
+
+@op("aten.embedding_bag.padding_idx")
+def embedding_bag_padded(weight: Any, *args: Any) -> Any:
+    """With an index that may count from the end."""
+    *given, padding_idx = args
+    return embedding_bag(weight, *given, -1 if padding_idx is None else padding_idx % weight.shape[0])
 
 
 @op("aten.index.Tensor", "aten._unsafe_index.Tensor")

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ....nn.parallel.rows import on_own_rows
@@ -74,8 +75,9 @@ def conv_transpose(
         rhs_dilation=_each(dilation, axes),
         feature_group_count=groups,
     )
-    y = on_own_rows(one, x, kernel, groups)
-    y = y if bias is None else y + bias.reshape(-1, *([1] * axes))
+    dtype = jnp.result_type(x.dtype, kernel.dtype)
+    y = on_own_rows(one, x.astype(dtype), kernel.astype(dtype), groups)
+    y = y if bias is None else y + bias.reshape(-1, *([1] * axes)).astype(y.dtype)
     return y[0] if single else y
 
 
@@ -215,7 +217,7 @@ def _max_pool(axes: int) -> Any:
     ) -> Any:
         window, strides, pads, dilated = _windows(x, _each(kernel, axes), stride, padding, dilation, ceil_mode)
         low = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-        return lax.reduce_window(x, jnp.asarray(low, x.dtype), lax.max, window, strides, pads, window_dilation=dilated)
+        return lax.reduce_window(x, np.array(low, x.dtype), lax.max, window, strides, pads, window_dilation=dilated)
 
     return run
 
@@ -256,7 +258,7 @@ def _avg_pool(axes: int) -> Any:
     ) -> Any:  # fmt: skip
         kernel = _each(kernel, axes)
         window, strides, pads, _ = _windows(x, kernel, stride, padding, 1, ceil_mode)
-        zero = jnp.zeros((), x.dtype)
+        zero = np.zeros((), x.dtype)
         total = lax.reduce_window(x, zero, lax.add, window, strides, pads)
         if divisor_override is not None:
             return total / divisor_override

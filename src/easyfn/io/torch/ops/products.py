@@ -146,3 +146,30 @@ def as_dense(weight: Any) -> Any:
     if isinstance(weight, Turned):
         return jnp.swapaxes(as_dense(weight.weight), -1, -2)
     return weight if is_leaf(weight) else dense(weight)
+
+
+@op("aten.bilinear.default")
+def bilinear(x: Any, other: Any, weight: Any, bias: Any = None) -> Any:
+    y = jnp.einsum("...i,oij,...j->...o", x, weight, other)
+    return y if bias is None else y + bias
+
+
+@op("aten._trilinear.default")
+def trilinear(
+    a: Any, b: Any, c: Any, spread_a: Any, spread_b: Any, spread_c: Any, summed: Sequence[int], _: int = 1
+) -> Any:
+    """Each array with an axis of 1 where it has none, multiplied and added up."""
+    parts = (jnp.expand_dims(x, tuple(axes)) for x, axes in ((a, spread_a), (b, spread_b), (c, spread_c)))
+    x, y, z = parts
+    return jnp.sum(x * y * z, axis=tuple(summed))
+
+
+@op("aten._pdist_forward.default", "aten.pdist.default")
+def pdist(x: Any, p: float = 2.0) -> Any:
+    first, second = jnp.triu_indices(x.shape[0], 1)
+    return jnp.linalg.norm(x[first] - x[second], ord=p, axis=-1)
+
+
+@op("aten.dist.default")
+def dist(x: Any, other: Any, p: float = 2.0) -> Any:
+    return jnp.linalg.norm((x - other).reshape(-1), ord=p)

@@ -82,18 +82,18 @@ def _layers(cell: Callable[..., Any], x: Any, states: Sequence[Any], weights: Se
     return (jnp.swapaxes(x, 0, 1) if batch_first else x, *(jnp.stack(s) for s in zip(*ends, strict=True)))
 
 
-@torch_op.register("aten.lstm.input")
+@torch_op.register("aten.lstm.input", "easyfn.lstm.default")
 def lstm(x: Any, states: Sequence[Any], weights: Sequence[Any], *options: Any) -> tuple[Any, ...]:
     return _layers(_lstm, x, states, weights, *options)
 
 
-@torch_op.register("aten.gru.input")
+@torch_op.register("aten.gru.input", "easyfn.gru.default")
 def gru(x: Any, state: Any, weights: Sequence[Any], *options: Any) -> tuple[Any, ...]:
     return _layers(_gru, x, (state,), weights, *options)
 
 
 for _name, _squash in {"tanh": jnp.tanh, "relu": jax.nn.relu}.items():
-    torch_op.register(f"aten.rnn_{_name}.input")(
+    torch_op.register(f"aten.rnn_{_name}.input", f"easyfn.rnn_{_name}.default")(
         lambda x, state, weights, *options, _s=_squash: _layers(
             lambda given, state, by_state: (_s(given + by_state(state[0])),), x, (state,), weights, *options
         )
