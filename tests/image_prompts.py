@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -87,8 +88,11 @@ def grids(framed: bool = False) -> Prompt:
     return make
 
 
-def tiles(sizes: np.ndarray, pinpoints: list[list[int]], tile: int, side: int) -> Prompt:
-    """Images of `sizes` in tiles, two in the first row and one in the second, as many tokens as LLaVA-NeXT's processor counts."""
+def tiles(
+    sizes: np.ndarray, pinpoints: list[list[int]], tile: int, side: int, *, most: int | None = None, frames: int = 0
+) -> Prompt:
+    """Images of `sizes` in tiles, two in the first row and one in the second, as many tokens as LLaVA-NeXT's processor counts.
+    With `most`, LLaVA-OneVision's: those of the first row are not in tiles, and a video of so many `frames` is in the second."""
 
     def count(height: int, width: int, best: tuple[int, int]) -> int:
         high, wide = (n // tile * side for n in best)
@@ -96,6 +100,8 @@ def tiles(sizes: np.ndarray, pinpoints: list[list[int]], tile: int, side: int) -
             high -= (high - int(round(height * wide / width, 7))) // 2 * 2
         else:
             wide -= (wide - int(round(width * high / height, 7))) // 2 * 2
+        if most is not None and (ratio := math.sqrt(high * wide / (most * side**2))) > 1.1:
+            high, wide = int(high // ratio), int(wide // ratio)
         return side**2 + high * (wide + 1)
 
     def make(pad: str = "left") -> dict[str, np.ndarray]:
@@ -104,15 +110,23 @@ def tiles(sizes: np.ndarray, pinpoints: list[list[int]], tile: int, side: int) -
         rng = np.random.RandomState(0)
         best = [select_best_resolution(tuple(size), pinpoints) for size in sizes.tolist()]
         first, second, third = (count(*size, b) for size, b in zip(sizes.tolist(), best, strict=True))
+        if most is not None:
+            first = second = side**2 + 1
+        video = [*[VIDEO] * (frames * math.ceil(side / 2) ** 2 + 1), *words(rng, 2)] if frames else []
         rows = [
             [*words(rng, 2), *[IMAGE] * first, *words(rng, 2), *[IMAGE] * second, *words(rng, 4)],
-            [*words(rng, 1), *[IMAGE] * third, *words(rng, 3)],
+            [*words(rng, 1), *video, *[IMAGE] * third, *words(rng, 3)],
         ]
         pieces = [1 + h * w // tile**2 for h, w in best]
+        if most is not None:
+            pieces[:2] = [1, 1]
         pixels = rng.randn(len(sizes), max(pieces), 3, tile, tile).astype(np.float32)
         for image, real in enumerate(pieces):
             pixels[image, real:] = 0
-        return {**padded(rows, pad), "pixel_values": pixels, "image_sizes": sizes}
+        more = {} if most is None else {"batch_num_images": np.array([2, 1])}
+        if frames:
+            more["pixel_values_videos"] = rng.randn(1, frames, 3, tile, tile).astype(np.float32)
+        return {**padded(rows, pad), "pixel_values": pixels, "image_sizes": sizes, **more}
 
     return make
 
@@ -172,6 +186,25 @@ def patches(patch: int, kernel: int) -> Prompt:
             "num_frames_per_video": np.array([2]),
             "mm_token_type_ids": np.where(ids == IMAGE, 1, np.where(ids == VIDEO, 2, 0)),
         }
+
+    return make
+
+
+def shapes(sizes: np.ndarray, patch: int, block: int) -> Prompt:
+    """Images of `sizes` `(rows, columns)` in patches, two in the first row and one in the second, padding behind them, a token
+    for each block of `block` by `block` patches, as LFM2-VL's processor puts them out."""
+
+    def make(pad: str = "left") -> dict[str, np.ndarray]:
+        rng = np.random.RandomState(0)
+        first, second, third = ([*[IMAGE] * count] for count in (sizes // block).prod(axis=1))
+        rows = [
+            [*words(rng, 2), *first, *words(rng, 2), *second, *words(rng, 4)],
+            [*words(rng, 1), *third, *words(rng, 3)],
+        ]
+        real = np.arange(sizes.prod(axis=1).max() + 2)[None] < sizes.prod(axis=1)[:, None]
+        pixels = rng.randn(*real.shape, 3 * patch**2) * real[..., None]
+        more = {"pixel_values": pixels.astype(np.float32), "pixel_attention_mask": real.astype(int)}
+        return {**padded(rows, pad), **more, "spatial_shapes": sizes}
 
     return make
 

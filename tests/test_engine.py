@@ -95,6 +95,8 @@ def one_row(name, row):
     images = slice(row, row + 1) if by_row else slice(ends[row], ends[row + 1])
     beside = {k: v for k, v in made.items() if v.shape[:2] != shape}
     found = {k: v[images] for k, v in beside.items() if "video" not in k and v[images].size}
+    if "batch_num_images" in beside:
+        found["batch_num_images"] = beside["batch_num_images"][row : row + 1]
     if "image_grid_thw" in made:
         patches = np.cumsum([0, *made["image_grid_thw"].prod(axis=1)])
         found["pixel_values"] = made["pixel_values"][patches[images.start] : patches[images.stop]]

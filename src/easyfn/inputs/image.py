@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from ..nn.context import Context
 from ..nn.grid_vision import GridImageText, grid_positions_of
-from ..nn.image_text import ImageText
+from ..nn.image_text import SIZES, ImageText
 from ..nn.native_tower import NativeTower
-from ..nn.packing import AnyResolution, PatchSquares, RealImages
+from ..nn.packing import AnyResolution, PatchBlocks, PatchSquares, RealImages
 from ..nn.patch_tower import PatchTower
 from ..nn.pixtral import PixtralTower
 from ..nn.places import check_places
@@ -96,6 +96,14 @@ def _(model: ImageText) -> Inputs:
         fields["token_type_ids"] = Input("mask")  # what is an image, or a prefix
     if isinstance(model.pack, AnyResolution | PatchSquares):
         fields["image_sizes"] = Input("index", ("images", 2))
+    if isinstance(model.pack, AnyResolution) and model.pack.most is not None:
+        fields["batch_num_images"] = Input("index", ("batch",))
+    if model.frames is not None:
+        shape = ("videos", "frames", *pixels.shape[len(before) :])
+        fields["pixel_values_videos"] = dataclasses.replace(pixels, shape=shape)
+    if isinstance(model.pack, PatchBlocks):
+        fields["spatial_shapes"] = Input("index", ("images", 2))
+        fields["pixel_attention_mask"] = Input("mask", ("images", "patches"))
     if isinstance(model.pack, RealImages):
         fields["pixel_attention_mask"] = Input("mask", (*before, "height", "width"))
     return text.replace(fields=fields, sizes={**image.sizes, "images": 1, "tiles": 2})
@@ -103,18 +111,22 @@ def _(model: ImageText) -> Inputs:
 
 @fits.register(ImageText)
 def _(model: ImageText, given: Mapping[str, Any]) -> None:
-    if given.get("pixel_values") is None:
-        return
     none = jnp.zeros((1, 1), jnp.int32)
-    made = model.states if model.pack is not None and model.pack.first else model.features
-    found = jax.eval_shape(made, Context(none, None, slots=none[0], order=none[0]), given["pixel_values"])
-    count: Any = found.shape[0] * found.shape[1]
-    if model.pack is not None:
-        sized = isinstance(model.pack, AnyResolution | PatchSquares)
-        sizes = {"image_sizes": given.get("image_sizes")} if sized else {}
-        tokens = jnp.zeros((*found.shape[:2], 1))  # how many there are, whatever they say
-        count = model.pack(tokens, 1, pixel_values=given["pixel_values"], **sizes)[1]
-    check_places(given["input_ids"], model.image_token, count)
+    context = Context(none, None, slots=none[0], order=none[0])
+    if (pixels := given.get("pixel_values")) is not None:
+        first = model.pack is not None and model.pack.first
+        sizes = {name: given[name] for name in SIZES if given.get(name) is not None}
+        made = (lambda context, x: model.states(context, x, sizes=sizes)) if first else model.features
+        found = jax.eval_shape(made, context, pixels)
+        count: Any = found.shape[0] * found.shape[1]
+        if model.pack is not None:
+            tokens = jnp.zeros((*found.shape[:2], 1))  # how many there are, whatever they say
+            count = model.pack(tokens, 1, pixel_values=pixels, **sizes)[1]
+        check_places(given["input_ids"], model.image_token, count)
+    if model.frames is not None and (pixels := given.get("pixel_values_videos")) is not None:
+        found = jax.eval_shape(model.features, context, pixels)
+        count = model.frames(jnp.zeros((*found.shape[:2], 1)), jnp.zeros((1,)), pixels.shape[0]).shape[0]
+        check_places(given["input_ids"], model.frames.token, count, "video")
 
 
 @positions.register(ImageText)

@@ -96,12 +96,13 @@ def two_halves(first: Sequence[Rule] = (), tower: str = "vision_tower") -> Calla
     return with_and_without_head(names)
 
 
-def in_model(first: Sequence[Rule] = ()) -> Callable[[Any], list[Rule]]:
-    """The same of transformers' module, where both halves are in `model`."""
+def in_model(first: Sequence[Rule] = (), *, files: bool = False) -> Callable[[Any], list[Rule]]:
+    """The same of transformers' module, where both halves are in `model`; or of its `files`, where they have those names."""
 
     def modules(model: Any) -> list[Rule]:
         halves = {name: getattr(model.model, name) for name in ("language_model", "vision_tower")}
-        rules = {f"model.{name}": family_of(half).modules(half) for name, half in halves.items()}
+        of = part_names if files else lambda half: family_of(half).modules(half)
+        rules = {f"model.{name}": of(half) for name, half in halves.items()}
         return [*first, *(rule for place, own in rules.items() for rule in under(own, place, place))]
 
     return with_and_without_head(modules)

@@ -17,19 +17,26 @@ from .norm import LayerNorm
 
 
 class Projector(eqx.Module):
-    """`linear_2(act(linear_1(x)))`: from the width of the tower to that of the language model."""
+    """`linear_2(act(linear_1(x)))`: from the width of the tower to that of the language model, by way of `hidden`, where that is
+    another; normed before, if there is a `norm`."""
 
+    layer_norm: Any
     linear_1: Linear
     linear_2: Linear
     act: str = eqx.field(static=True)
 
-    def __init__(self, size: int, out: int, act: str, *, bias: bool = True) -> None:
+    def __init__(
+        self, size: int, out: int, act: str, *, bias: bool = True, hidden: int | None = None, norm: Any = None
+    ) -> None:
         activation(act)
-        self.linear_1 = Linear(size, out, bias, axes=("mlp", "embed"))
-        self.linear_2 = Linear(out, out, bias, axes=("embed", "mlp"))
+        hidden = out if hidden is None else hidden
+        self.layer_norm = norm
+        self.linear_1 = Linear(size, hidden, bias, axes=("mlp", "embed"))
+        self.linear_2 = Linear(hidden, out, bias, axes=("embed", "mlp"))
         self.act = act
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        x = x if self.layer_norm is None else self.layer_norm(x)
         return self.linear_2(activation(self.act)(self.linear_1(x)))
 
 
