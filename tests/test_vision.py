@@ -227,6 +227,23 @@ def test_masked_pixels(name):
         ef.compute_loss(model, {"pixel_values": inputs["pixel_values"]})
 
 
+def test_segmentation_loss():
+    """Scores are resampled to the labels of pixels of an image of another size, of which some do not count."""
+    import torch
+
+    model, module = model_of("segformer-segmentation"), IMAGES["segformer-segmentation"].torch()
+    draw = np.random.RandomState(0)
+    pixels = draw.randn(2, 3, 37, 61).astype(np.float32)
+    labels = draw.randint(0, 5, (2, 37, 61))
+    labels[0, :9] = 255
+    with torch.no_grad():
+        want = module(pixel_values=torch.tensor(pixels), labels=torch.tensor(labels))
+    close(ef.forward(model, pixel_values=pixels).logits, want.logits.numpy(), "logits")
+    loss, metrics = ef.compute_loss(model, {"pixel_values": pixels, "labels": labels})
+    np.testing.assert_allclose(loss, want.loss.item(), rtol=1e-5)
+    assert metrics["num_tokens"] == np.sum(labels != 255)
+
+
 def test_loss_and_training():
     """Image classification learns; dropout and stochastic depth need a key."""
     model = model_of("vit-classifier")

@@ -20,7 +20,8 @@ class ImageClassifier(eqx.Module):
     """One answer per image: `logits` `(batch, num_labels)`, a linear layer on what `pooling` makes of the hidden states.
 
     `cls` takes the first token, `mean` the mean of the patches after `extra` tokens (of those that `pixel_attention_mask` names,
-    where a model reads such a mask), `cls_mean` both one after the other, and `pooler` the model's `pooler_output`.
+    where a model reads such a mask), `cls_mean` both one after the other, `places` the mean of all places of hidden states
+    `(batch, channels, height, width)`, and `pooler` the model's `pooler_output`.
     """
 
     model: Any
@@ -51,6 +52,8 @@ def pool_image(out: Output, pooling: str, extra: int = 1, seen: Any = None) -> j
     x: Any = out.pooler_output if pooling == "pooler" else out.last_hidden_state
     if pooling == "pooler":
         return x.reshape(x.shape[0], -1)
+    if pooling == "places":
+        return jnp.mean(x.astype(jnp.float32), axis=(2, 3)).astype(x.dtype)
     real = None if seen is None else (jnp.asarray(seen) != 0)[:, extra:, None]
     mean = lambda: jnp.mean(x[:, extra:].astype(jnp.float32), axis=1, where=real).astype(x.dtype)
     if pooling == "cls":
@@ -112,3 +115,22 @@ class MaskedPixels(eqx.Module):
         x = self.decoder[0](x.reshape(x.shape[0], side, side, x.shape[-1]))
         x = x.reshape(x.shape[0], side, side, channels, one, one).transpose(0, 3, 1, 4, 2, 5)
         return out.replace(reconstruction=x.reshape(x.shape[0], channels, side * one, side * one))
+
+
+class SemanticSegmenter(eqx.Module):
+    """What each place shows: `logits` `(batch, num_labels, height, width)`, that `decode_head(states, context)` makes of the
+    model's hidden states. The places are as coarse as the head has them; the loss resamples them to the pixels of labels.
+    """
+
+    model: Any
+    decode_head: Any
+    config: Any = eqx.field(static=True)
+
+    def __init__(self, model: Any, decode_head: Any) -> None:
+        self.model, self.decode_head = model, decode_head
+        self.config = model.config
+
+    def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
+        out = self.model(context.replace(outputs=context.outputs | {"hidden_states"}), cache, **inputs)
+        logits = self.decode_head(out.hidden_states, context)
+        return out.replace(logits=logits, hidden_states=out.hidden_states if context.wants("hidden_states") else None)

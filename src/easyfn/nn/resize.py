@@ -64,3 +64,13 @@ def resize_grid(
     grid = table.reshape(*old, -1).astype(jnp.float32)
     grid = jnp.einsum("ah,bw,hwe->abe", rows, columns, grid, precision=jax.lax.Precision.HIGHEST)
     return grid.reshape(new[0] * new[1], -1).astype(table.dtype)
+
+
+def resize_images(x: jax.Array, size: tuple[int, ...], *, method: str = "bilinear") -> jax.Array:
+    """`x` `(batch, height, width, channels)` resampled to `size`, `(height, width)`."""
+    old, new = (x.shape[1], x.shape[2]), (size[0], size[1])
+    if old == new:
+        return x
+    rows, columns = (resize_matrix(o, n, method) for o, n in zip(old, new, strict=True))
+    y = jnp.einsum("ah,bw,nhwe->nabe", rows, columns, x.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return y.astype(x.dtype)

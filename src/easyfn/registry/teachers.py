@@ -34,6 +34,7 @@ TEACHERS: Mapping[str, tuple[str, ...]] = {
     ),
     "easyfn.nn.image_heads.MaskedPatches": ("easyfn.tasks.masked_image_modeling",),
     "easyfn.nn.image_heads.MaskedPixels": ("easyfn.tasks.masked_image_modeling",),
+    "easyfn.nn.image_heads.SemanticSegmenter": ("easyfn.tasks.semantic_segmentation",),
     "easyfn.nn.image_text.ImageText": ("easyfn.inputs.image",),
     "easyfn.nn.native_tower.NativeTower": ("easyfn.inputs.image",),
     "easyfn.nn.patch_tower.PatchTower": ("easyfn.inputs.image",),
