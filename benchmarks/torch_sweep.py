@@ -209,7 +209,7 @@ def why(row: dict) -> str:
         return "decides by values, and otherwise for other inputs than its example's, which it says when it runs"
     if "x[mask]" in error:
         return "picks as many entries as a mask says (`x[mask]`): converted, and refused in words when it runs"
-    if "aten.rand" in error:
+    if "aten.rand" in error or "draws no random numbers" in error:
         return "draws random numbers in each pass, which no program does"
     if "found invalid values" in error:
         return "checks its own numbers (`torch.distributions`), and finds those of the export wrong"
