@@ -83,6 +83,43 @@ def test_one_that_is_described_is_saved(model, tmp_path, how):
     assert len(ef.load(tmp_path).model.layers) == 4
 
 
+def test_what_is_written_otherwise_is_held_to_the_config_too(model, tmp_path):
+    changed = CHANGED["wrapped"][0](model)
+    for call in (
+        lambda: ef.save_gguf(changed, tmp_path / "model.gguf"),
+        lambda: ef.to_torch(changed),
+        lambda: ef.save_adapter(ef.apply_lora(changed, key=KEY), tmp_path / "adapter"),
+    ):
+        with pytest.raises(ValueError, match=r"model\.layers\.2\.inner"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_checkpoint_is_not_overwritten_or_mixed(model, tmp_path):
+    """transformers writes over it, and then reads the tokenizer and the adapter of the old one with the new one."""
+    there = lambda: sorted(path.name for path in tmp_path.iterdir())
+    ef.save(model, tmp_path, max_shard_size=20_000)
+    for name in ("tokenizer.json", "README.md", "vocab.txt"):
+        (tmp_path / name).write_text("{}")
+    ef.save(ef.prune_layers(ef.resize_embeddings(model, 70, key=KEY), [0]), tmp_path)  # a later state of the same
+    mine = ["README.md", "config.json", "model.safetensors", "tokenizer.json", "vocab.txt"]
+    assert there() == mine
+    sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 64, "n_positions": 32}
+    gpt2 = ef.init(ef.read_config({"model_type": "gpt2", **sizes}), key=KEY)
+    for other, said in ((gpt2, "a llama model"), (ef.testing.tiny(hidden_size=64), "hidden_size 32, not 64")):
+        with pytest.raises(FileExistsError, match=f"{said}.*overwrite=True"):
+            ef.save(other, tmp_path)
+    assert there() == mine
+    ef.save(gpt2, tmp_path, overwrite=True)
+    assert there() == ["README.md", "config.json", "model.safetensors"]
+    tuned = ef.apply_lora(gpt2, key=KEY)
+    ef.save_adapter(tuned, tmp_path)
+    with pytest.raises(FileExistsError, match=r"an adapter.*once more"):
+        ef.save(ef.merge_lora(tuned), tmp_path)
+    ef.save(ef.merge_lora(tuned), tmp_path, overwrite=True)
+    assert there() == ["README.md", "config.json", "model.safetensors"]
+
+
 def test_prune_layers(model, tmp_path):
     small = ef.prune_layers(model, [0, -1])
     by_hand = eqx.tree_at(lambda m: m.model.layers, model, (model.model.layers[0], model.model.layers[3]))

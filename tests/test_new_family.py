@@ -82,6 +82,33 @@ def test_norms_under_other_names_are_found():
     compile(text, "normed.py", "exec")
 
 
+def test_parts_under_other_names_are_found():
+    """Experts called `block_sparse_moe`, latent attention, a correction beside the router, shared experts by their widths."""
+    from transformers import GraniteMoeSWAConfig, HYV3Config
+
+    plan = plan_of(GraniteMoeSWAConfig, new_family.fields(GraniteMoeSWAConfig)[0])
+    assert plan.renames == [(".mlp.", ".block_sparse_moe.")] and "SparseMoE(" in plan.words
+    plan = plan_of(HYV3Config, new_family.fields(HYV3Config)[0])
+    assert "shared_experts=ef.nn.GatedMLP(c.hidden_size, c.moe_intermediate_size * c.num_shared_experts" in plan.words
+    assert plan.unplaced == [] and "scale=c.router_scaling_factor" in plan.words
+    assert (".mlp.gate.e_score_correction_bias", ".mlp.e_score_correction_bias") in plan.renames
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("bert-generation", "its config has no rope_parameters"),
+        ("reformer", "its config has no num_hidden_layers"),
+        ("hrm_text", "it is no decoder with layers: its HrmTextModel holds embed_tokens"),
+        ("gemma4_assistant", "its config has no vocab_size"),
+    ],
+)
+def test_why_there_is_no_plan(name, said):
+    theirs = new_family.reference(name)
+    with pytest.raises(ValueError, match=said):
+        plan_of(theirs, new_family.fields(theirs)[0])
+
+
 def test_a_page_from_anything_else(tmp_path, capsys):
     into = ["--into", str(tmp_path)]
     main(["new-family", "heard", "--from-transformers", "bark", *into])

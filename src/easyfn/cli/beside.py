@@ -47,6 +47,8 @@ def sizes(theirs: Any) -> dict[str, Any]:
     """The small settings that this config class has fields for, and of those of kinds of layers only what it knows."""
     names, second = {f.name for f in dataclasses.fields(theirs)}, theirs.attribute_map
     both = SMALL | OWN
+    if "kv_lora_rank" in names:  # latent attention has a key for each head
+        both["num_key_value_heads"] = both["num_attention_heads"]
     if "sliding_window" not in names or set(getattr(theirs(), "layer_types", None) or ()) - set(OWN["layer_types"]):
         del both["layer_types"]
     return {second.get(key, key): value for key, value in both.items() if second.get(key, key) in names}
@@ -111,9 +113,7 @@ def _compared(ours: Any, build: Any, theirs: Any, plan: Plan) -> list[str]:
 
 
 def _renamed(path: str, plan: Plan) -> str:
-    for ours, theirs in plan.renames:
-        path = path.replace(ours, theirs)
-    return path
+    return next((path.replace(ours, theirs) for ours, theirs in plan.renames if ours in path), path)
 
 
 def _read(config: Any, build: Any) -> set[str]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .reference import ATTENDS, BLOCKS, COUNTS, GROUPED, HEADS, KEYS, MLPS, NORMS, ROUTES, on_meta, stored
+from .feeds import feed
+from .reference import ATTENDS, BLOCKS, HEADS, KEYS, LATENT, NAMINGS, PLACES, on_meta
 
 
 class Plan(NamedTuple):
@@ -26,23 +28,38 @@ class Plan(NamedTuple):
     renames: list[tuple[str, str]]  # modules of ours, and what the reference calls them
 
 
-def plan_of(theirs: Any, fields: Mapping[str, Any]) -> Plan | None:
-    """The plan of a decoder-only reference with this config class, `None` where it is none that has layers of `self_attn`
-    and `mlp`."""
-    if not all(key in fields for key in KEYS):
-        return None
+def plan_of(theirs: Any, fields: Mapping[str, Any]) -> Plan:
+    """The plan of a decoder-only reference with this config class. Raises `ValueError` where it is none that has layers of
+    attention and a feed-forward part, saying what it is instead."""
+    keys = [*fields, *(new for new, old in theirs.attribute_map.items() if old in fields)]
+    if lacks := [key for key in KEYS if key not in keys]:
+        raise ValueError(f"its config has no {', '.join(lacks)}")
     made = on_meta(theirs)
-    base = None if made is None else getattr(made, made.base_model_prefix, None)
+    if isinstance(made, str):
+        raise ValueError(made)
+    base = getattr(made, made.base_model_prefix, None)
     layers = getattr(base, "layers", None)
-    if layers is None or not all(hasattr(layers[0], part) for part in ("self_attn", "mlp")):
-        return None
-    return _Reader(theirs, made, base, list(fields)).plan()
+    if not layers:
+        inside = ", ".join(name for name, _ in (base or made).named_children())
+        raise ValueError(f"it is no decoder with layers: its {type(base or made).__name__} holds {inside}")
+    places = {part: place_of(layers, names) for part, names in PLACES.items()}
+    if lost := [part for part, place in places.items() if place is None]:
+        inside = ", ".join(name for name, _ in layers[0].named_children())
+        raise ValueError(f"its layers have no {' and no '.join(lost)}, but {inside}")
+    return Reader(theirs, made, base, keys, places).plan()
 
 
-class _Reader:
-    def __init__(self, theirs: Any, made: Any, base: Any, keys: list[str]) -> None:
+def place_of(layers: Any, names: Sequence[str]) -> str | None:
+    """What the layers call a part of ours."""
+    return next((name for name in names if any(hasattr(layer, name) for layer in layers)), None)
+
+
+class Reader:
+    """The reference, and what was found in it so far. Parts are called as ours are: `self_attn`, `mlp`."""
+
+    def __init__(self, theirs: Any, made: Any, base: Any, keys: list[str], places: Mapping[str, str]) -> None:
         self.theirs, self.made, self.base, self.keys = theirs, made, base, keys
-        self.config, self.layers = made.config, list(base.layers)
+        self.config, self.layers, self.places = made.config, list(base.layers), places
         self.source = inspect.getsource(sys.modules[type(base).__module__])
         self.unplaced: list[str] = []
         self.imports: dict[str, set[str]] = {"decoders": {"attention", "decoder", "decoder_family", "norm"}}
@@ -50,37 +67,49 @@ class _Reader:
         self.before: list[str] = []
         self.renames: list[tuple[str, str]] = []
         self.family: dict[str, str] = {}
+        self.latent = False
 
     def use(self, module: str, *names: str) -> None:
         self.imports.setdefault(module, set()).update(names)
 
     def plan(self) -> Plan:
-        attention, feed = self._attention(), self._feed()
+        attention, feed_ = self._attention(), feed(self)
         kind, norms = self._block()
         own = self._decoder()
         self._head()
-        inside = ", ".join([attention, feed, *norms])
-        block = "".join(f"        {part},\n" for part in [attention, feed, *norms])
+        inside = ", ".join([attention, feed_, *norms])
+        block = "".join(f"        {part},\n" for part in [attention, feed_, *norms])
         kwargs = "".join(f"    {key}={value},\n" for key, value in own.items())
         call = f"return decoder(\n    c,\n    lambda i: ef.nn.{kind}(\n{block}    ),\n{kwargs})"
         lines = [*self.before, *call.split("\n")]
         self._rest()
+        moved = [(f".{ours}.", f".{place}.") for ours, place in self.places.items() if place != ours]
+        for ours, place in moved:
+            self.renames = [(a, b.replace(ours, place)) for a, b in self.renames]
+        self.renames += moved  # the first that fits is applied: those of single layers before those of parts
+        if self.latent:
+            self.imports["decoders"].discard("attention")
         imports = {module: sorted(names) for module, names in self.imports.items()}
         left = list(dict.fromkeys(self.unplaced))
         return Plan(lines, imports, self.family, left, f"{kind}({inside})", self._called(), self.renames)
 
-    def _children(self, part: str) -> Mapping[str, Any]:
+    def parts(self, part: str) -> list[Any]:
+        """A part of every layer that has it."""
+        return [getattr(layer, self.places[part]) for layer in self.layers if hasattr(layer, self.places[part])]
+
+    def children(self, part: str) -> Mapping[str, Any]:
         """The modules and own parameters of a layer's part, in the first layer that has each."""
         found: dict[str, Any] = {}
-        for layer in reversed(self.layers):
-            module = getattr(layer, part)
+        for module in reversed(self.parts(part)):
             found |= dict(module.named_children()) | dict(module.named_parameters(recurse=False))
         return found
 
     def _attention(self) -> str:
-        parts = self._children("self_attn")
+        parts = self.children("self_attn")
         args: dict[str, str] = {}
-        first = self.layers[0].self_attn
+        first = self.parts("self_attn")[0]
+        if "kv_a_proj_with_mqa" in parts and all(key in self.keys for key in LATENT):
+            return self._latent_attention(parts)
         dim = getattr(first, "head_dim", None)
         if "q_proj" in parts:
             self._biases(parts, args)
@@ -116,17 +145,37 @@ class _Reader:
         self._windows(args)
         return f"attention(c{''.join(f', {key}={value}' for key, value in args.items())})"
 
+    def _latent_attention(self, parts: Mapping[str, Any]) -> str:
+        self.use("mixtures", "latent_attention")
+        self.latent = True
+        names = (
+            "q_proj",
+            "q_a_proj",
+            "q_a_layernorm",
+            "q_b_proj",
+            "kv_a_proj_with_mqa",
+            "kv_a_layernorm",
+            "kv_b_proj",
+            "o_proj",
+        )
+        self.placed |= {f"self_attn.{name}" for name in names}
+        turned = ", interleaved=bool(c.rope_interleave)" if "rope_interleave" in self.keys else ""
+        return (
+            f"latent_attention(c{turned or (', interleaved=True' if self._interleaved() else ', interleaved=False')})"
+        )
+
     def _biases(self, parts: Mapping[str, Any], args: dict[str, str]) -> None:
         """`attention` gives the bias of `attention_bias` to all four: said where that is otherwise."""
         switch = next(
             (key for key in ("attention_bias", "qkv_bias", "use_bias", "use_qkv_bias") if key in self.keys), None
         )
-        one = self.layers[0].self_attn
+        one = self.parts("self_attn")[0]
         if switch is not None:
             other = on_meta(self.theirs, num_hidden_layers=1, **{switch: True})
-            one = one if other is None else getattr(other, other.base_model_prefix).layers[0].self_attn
+            if not isinstance(other, str):
+                one = getattr(getattr(other, other.base_model_prefix).layers[0], self.places["self_attn"], one)
         has = {
-            name: getattr(one, name).bias is not None
+            name: getattr(getattr(one, name), "bias", None) is not None
             for name in parts
             if name in ("q_proj", "k_proj", "v_proj", "o_proj")
         }
@@ -140,15 +189,15 @@ class _Reader:
         name = next((name for name in ("gate_proj", "g_proj") if name in parts), None)
         if name is None:
             return
-        code = inspect.getsource(type(self.layers[0].self_attn))
+        code = inspect.getsource(type(self.parts("self_attn")[0]))
         act = "softplus" if "softplus" in code else "sigmoid"
         args["gate"] = f'"{act}"'
         if parts[name].weight.shape[0] == getattr(
-            self.layers[0].self_attn, "num_heads", self.config.num_attention_heads
+            self.parts("self_attn")[0], "num_heads", self.config.num_attention_heads
         ):
             args["head_gates"] = "True"
         if name != "gate_proj":
-            self.renames.append(("self_attn.gate_proj.", f"self_attn.{name}."))
+            self.renames.append((".self_attn.gate_proj.", f".self_attn.{name}."))
         self.placed.add(f"self_attn.{name}")
 
     def _interleaved(self) -> bool:
@@ -188,84 +237,19 @@ class _Reader:
             self.unplaced.append("layer_types: the reference derives them, see __post_init__ of its config")
         return f'("{kinds[0]}",) * c.num_hidden_layers'
 
-    def _feed(self) -> str:
-        sparse = [hasattr(layer.mlp, "experts") for layer in self.layers]
-        plain = next((layer.mlp for layer, experts in zip(self.layers, sparse, strict=True) if not experts), None)
-        self.placed |= {f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj", "gate_up_proj")}
-        dense = "" if plain is None else self._dense(plain)
-        if not any(sparse):
-            return dense
-        return self._experts(
-            next(layer.mlp for layer, experts in zip(self.layers, sparse, strict=True) if experts), sparse, dense
-        )
-
-    def _dense(self, module: Any) -> str:
-        names = tuple(sorted(name for name, child in module.named_children() if hasattr(child, "weight")))
-        if names not in MLPS:
-            self.unplaced.append(f"mlp: layers named {', '.join(names)}; ef.nn has {', '.join(map('/'.join, MLPS))}")
-            return "mlp(c)"
-        if MLPS[names] == "mlp(c)":
-            self.use("decoders", "mlp")
-        return MLPS[names].format(bias=", bias=True" if module.down_proj.bias is not None else "")
-
-    def _experts(self, module: Any, sparse: list[bool], dense: str) -> str:
-        self.placed |= {"mlp.experts", "mlp.gate", "mlp.shared_experts", "mlp.shared_expert", "mlp.shared_expert_gate"}
-        files = " ".join(name for names, _, _ in stored(self.theirs.model_type) for name in names)
-        if "mlp.experts.*.gate_proj.weight" in files:
-            self.use("mixtures", "per_expert")
-            self.family["names"] = "per_expert()"
-        elif ".experts." in files:
-            self.unplaced.append(
-                "the files of experts: they hold them one by one under other names, see per_expert(...)"
-            )
-        if all(key in self.keys for key in GROUPED):
-            self.use("mixtures", "grouped")
-            return "grouped(c, i)"
-        parts = dict(module.named_children())
-        code = inspect.getsource(type(parts["gate"])) if "gate" in parts else ""
-        count = next((key for key in COUNTS if key in self.keys), "num_experts")
-        width = "moe_intermediate_size" if "moe_intermediate_size" in self.keys else "intermediate_size"
-        args = {"correction": "True"} if hasattr(parts.get("gate"), "e_score_correction_bias") else {}
-        if "sigmoid" in code:
-            args["score"] = '"sigmoid"'
-        for key in self.keys:
-            if (name := ROUTES.get(key)) is not None:
-                args[name] = f"c.{key} or None" if name == "softcap" else f"c.{key}"
-        given = "".join(f", {key}={value}" for key, value in args.items())
-        router = f"ef.nn.Router(c.hidden_size, c.{count}, c.num_experts_per_tok{given})"
-        experts = f"ef.nn.Experts(c.{count}, c.hidden_size, c.{width}, c.hidden_act)"
-        shared = ""
-        if (
-            size := next((key for key in self.keys if key.startswith("shared_expert") and "size" in key), None)
-        ) is not None:
-            shared = f", shared_experts=ef.nn.GatedMLP(c.hidden_size, c.{size}, c.hidden_act)"
-        elif any(name.startswith("shared") for name in parts):
-            self.unplaced.append("mlp.shared_experts: how wide they are is in the reference's file")
-        if "shared_expert_gate" in parts:
-            shared += ', shared_expert_gate=ef.nn.Linear(c.hidden_size, 1, axes=(None, "embed"))'
-        made = f"ef.nn.SparseMoE({router}, {experts}{shared})"
-        if all(sparse) and "mlp_layer_types" not in self.keys:
-            return made
-        front = sparse.index(True)
-        first = next((key for key in self.keys if "dense" in key and getattr(self.config, key, None) == front), None)
-        if {"decoder_sparse_step", "mlp_only_layers"} <= set(self.keys):
-            self.use("mixtures", "is_sparse")
-            return f"{made} if is_sparse(c, i) else {dense}"
-        if not all(sparse[front:]):
-            self.unplaced.append("mlp: which layers have experts is in the reference's file")
-        self.use("mixtures", "mlp_kinds")
-        said = "c.mlp_layer_types" if "mlp_layer_types" in self.keys else "None"
-        self.before.append(f"feeds = mlp_kinds(c, {said}, {f'c.{first}' if first else front})")
-        if not dense:
-            self.use("decoders", "mlp")
-        return f'{made} if feeds[i] == "sparse" else {dense or "mlp(c)"}'
-
     def _block(self) -> tuple[str, list[str]]:
-        layer = self.layers[0]
+        layer = next(layer for layer in self.layers if hasattr(layer, self.places["self_attn"]))
         found = [name for name, child in layer.named_children() if "norm" in name]
-        ours = {NORMS.get(name, name) for name in found}
-        kind = next((kind for names, kind in BLOCKS.items() if set(names) == ours), None)
-        self.renames += [(f".{NORMS[name]}.", f".{name}.") for name in found if name in NORMS and kind]
+        kind, naming = next(
+            (
+                (kind, naming)
+                for naming in NAMINGS
+                for names, kind in BLOCKS.items()
+                if {naming.get(name, name) for name in names} == set(found)
+            ),
+            (None, {}),
+        )
+        self.renames += [(f".{ours}.", f".{name}.") for ours, name in naming.items() if name in found]
         if kind is None:
             self.unplaced.append(
                 f"the norms of a layer, {', '.join(found)}: none of {', '.join(BLOCKS.values())} has these"
@@ -287,20 +271,22 @@ class _Reader:
         return "norm(c)" if eps == "c.rms_norm_eps" else f"ef.nn.RMSNorm(c.hidden_size, {eps})"
 
     def _decoder(self) -> dict[str, str]:
-        own = {}
+        own = {"head_dim": "c.qk_rope_head_dim"} if self.latent else {}
         last = self._norm(self.base.norm) if hasattr(self.base, "norm") else "norm(c)"
         if last != "norm(c)":
             own["last"] = last
         nested = self._tables()
         turning = getattr(self.base, "rotary_emb", None)
-        if nested:
+        if nested and self.latent:
+            self.unplaced.append("rope_parameters: a table for each kind of layer, beside latent attention")
+        elif nested:
             own["rope"] = "{kind: c.rope_parameters[kind] for kind in sorted(set(kinds))}"
         if turning is not None and "partial_rotary_factor" in inspect.getsource(type(turning)):
             own["partial"] = "True"
         if "embedding_multiplier" in self.keys:  # of what a caller embeds, too
             own |= {"embed_scale": "c.embedding_multiplier", "scale_inputs": "True"}
         if "embed_scale" not in own and (
-            "hidden_size**0.5" in self.source or hasattr(self.base.embed_tokens, "embed_scale")
+            "hidden_size**0.5" in self.source or hasattr(getattr(self.base, "embed_tokens", None), "embed_scale")
         ):
             own["embed_scale"] = "c.hidden_size**0.5"
         return own
@@ -326,16 +312,17 @@ class _Reader:
     def _rest(self) -> None:
         """Parameters that nothing of the plan holds."""
         seen: dict[str, tuple[int, ...]] = {}
+        ours = {f"{place}.": f"{part}." for part, place in self.places.items()}
         for layer in self.layers:
-            seen |= {name: tuple(value.shape) for name, value in layer.named_parameters()}
+            for name, value in layer.named_parameters():
+                head = name.partition(".")[0] + "."
+                seen[ours.get(head, head) + name[len(head) :]] = tuple(value.shape)
         for name, shape in seen.items():
             if not any(name == place or name.startswith(place + ".") for place in self.placed):
                 self.unplaced.append(f"layers.{{i}}.{name} {shape}")
-        known = ("embed_tokens.", "layers.", "norm.")
+        known, head = ("embed_tokens.", "layers.", "norm."), (f"{self.made.base_model_prefix}.", "lm_head.weight")
         outside = {name for name, _ in self.base.named_parameters() if not name.startswith(known)}
-        outside |= {
-            n
-            for n, _ in self.made.named_parameters()
-            if not n.startswith((self.made.base_model_prefix + ".", "lm_head.weight"))
-        }
-        self.unplaced += sorted(outside)
+        outside |= {name for name, _ in self.made.named_parameters() if not name.startswith(head)}
+        parts = Counter(name.partition(".")[0] for name in outside)
+        self.unplaced += sorted({f"{top}: {n} tensors" for top, n in parts.items() if n > 4})
+        self.unplaced += sorted(name for name in outside if parts[name.partition(".")[0]] <= 4)

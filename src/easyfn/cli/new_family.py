@@ -16,7 +16,7 @@ from .beside import OWN, compared, sizes
 from .blueprint import Plan, plan_of
 from .checked import Wrong, free
 from .parts import extra
-from .reference import COUNTS, stored
+from .reference import COUNTS, first_line, stored
 
 # Read by nothing that computes, or kept with what `generate` is told.
 PASSED = {"use_cache", "initializer_range", "bos_token_id", "eos_token_id", "output_router_logits"}
@@ -38,10 +38,13 @@ def run(args: argparse.Namespace) -> None:
     if name in ef.families():
         raise Wrong(f"easyfn has {name}: see ef.families()[{name!r}], or choose another name")
     theirs = reference(args.from_transformers)
+    plan, none = None, ""
     try:
-        plan, none = plan_of(theirs, fields(theirs)[0]), "it is no decoder of layers with self_attn and mlp"
-    except (AttributeError, StopIteration, TypeError, ValueError) as error:
-        plan, none = None, f"its modules are not understood: {type(error).__name__}: {str(error).splitlines()[0]}"
+        plan = plan_of(theirs, fields(theirs)[0])
+    except ValueError as error:
+        none = str(error)
+    except Exception as error:  # of a reference that is built as none before
+        none = f"its modules are not understood: {first_line(error)}"
     text = page_of(name, theirs, plan)
     left = [f"no place for: {what}" for what in plan.unplaced] if plan else [f"no plan: write the model ({none})"]
     left += compared(text, name, _title(name), theirs, plan) if plan else []
@@ -97,18 +100,30 @@ def fields(theirs: Any) -> tuple[dict[str, tuple[str, str]], list[str]]:
     from transformers import PreTrainedConfig
 
     common = {f.name for f in dataclasses.fields(PreTrainedConfig)} - {"tie_word_embeddings"}
-    made, found, inside = theirs(), {}, []
+    found, inside = {}, []
+    try:
+        made = theirs()
+    except Exception:  # whose own defaults the reference refuses
+        made = None
     for field in dataclasses.fields(theirs):
         value = None if field.default is dataclasses.MISSING else field.default
         if field.name in common | PASSED or (field.name, value) == ("pad_token_id", None):
             continue
         if field.name == "rope_parameters":
-            value = getattr(made, field.name, None) or {}
-        if isinstance(getattr(made, field.name, None), PreTrainedConfig):
+            value = said(made, field.name) or {}
+        if isinstance(said(made, field.name), PreTrainedConfig):
             inside.append(field.name)
         else:
             found[field.name] = _annotation(field.type, value), _code(value)
     return found, inside
+
+
+def said(config: Any, name: str) -> Any:
+    """The value of a key, and `None` where there is none for all layers."""
+    try:
+        return getattr(config, name, None)
+    except Exception:
+        return None
 
 
 def _annotation(hint: Any, value: Any) -> str:
@@ -142,7 +157,8 @@ def page_of(name: str, theirs: Any, plan: Plan | None) -> str:
     title = _title(name)
     if plan is not None:
         llama = "rms_norm_eps" in found and "hidden_act" in found
-        groups, build = "LlamaFields" if llama else "RotaryFields", _decoder(name, title, plan, theirs)
+        groups = "LlamaFields" if llama else "RotaryFields"
+        groups, build = groups if "intermediate_size" in found else "CommonFields", _decoder(name, title, plan, theirs)
     else:
         groups, build = "CommonFields", _unwritten(name, title)
     lines = [f"    {key}: {hint} = {default}" for key, (hint, default) in found.items()]

@@ -36,7 +36,9 @@ def save(model: Any, out: str, source: str, *, kind: str | None = None, **option
     `kind`, `ef.save_gguf`."""
     import easyfn as ef
 
-    write: Any = functools.partial(ef.save, **options) if kind is None else functools.partial(ef.save_gguf, kind=kind)
+    write: Any = functools.partial(ef.save_gguf, kind=kind)
+    if kind is None:  # what is there was asked for with --force
+        write = functools.partial(ef.save, overwrite=True, **options)
     try:
         write(model, out, tokenizer=source)
     except (OSError, ImportError, ValueError) as error:

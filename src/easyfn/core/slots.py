@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from .habits import no_path
-from .tree import Pattern, is_leaf, join, leaves, matches, nodes, nothing_matched, rebuild
+from .tree import Pattern, children, expand, is_array, is_leaf, join, matches, nodes, nothing_matched, rebuild
 from .verb import NodeVerb
 from .weight import Slot, slots
 
@@ -55,7 +57,7 @@ def select_slots(verb: str, model: Any, pattern: Pattern, roles: tuple[str, ...]
 
     `"all-linear"`, alone or in a list, is every slot of role `linear` and `experts`: never a head, a router or an
     embedding. Other patterns search in the dotted path of the slot, and reach the given `roles`. Selecting nothing is an
-    error.
+    error, and a warning tells of matrices that the pattern selects too and no layer has declared a weight.
 
     ```python
     import easyfn as ef
@@ -72,17 +74,41 @@ def select_slots(verb: str, model: Any, pattern: Pattern, roles: tuple[str, ...]
         for f in find_slots(model, (*roles, *every))
         if f.slot.role in every or (f.slot.role in roles and matches(rest, f.path, f.weight))
     ]
+    bare = {path: leaf for path, leaf in _undeclared("", model) if every or matches(rest, path, leaf)}
     if not chosen:
         error = nothing_matched(verb, pattern, [f.path for f in find_slots(model, roles)])
-        held = tuple(f.path for f in find_slots(model))
-        bare = (p for p, leaf in leaves(model).items() if not p.startswith(held) and matches(rest, p, leaf))
-        if path := next(bare, None):
-            error = ValueError(
-                f"{error} {path} is an array in no weight slot: ef.adopt(model) exchanges layers of Equinox's own, and "
-                "@ef.slots.register(Layer) says which fields of one of yours are weights."
-            )
-        raise error
+        said = "" if not bare or "ef.adopt" in str(error) else f" {next(iter(bare))} is in no weight slot: {_DECLARE}."
+        raise ValueError(f"{error}{said}")
+    if over := [path for path, leaf in bare.items() if _is_matrix(path, leaf)]:
+        more = f" and {len(over) - 4} more" if len(over) > 4 else ""
+        warnings.warn(
+            f"{verb}: {', '.join(over[:4])}{more} stay as they are: arrays in no weight slot. {_DECLARE} (a role of "
+            "'other' says that it is none).",
+            stacklevel=4,
+        )
     return chosen
+
+
+_DECLARE = (
+    "ef.adopt(model) exchanges layers of Equinox's own, and @ef.slots.register(Layer) says which fields of one of yours "
+    "are weights"
+)
+
+
+def _undeclared(path: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """The arrays that are in no weight slot."""
+    if is_leaf(node):
+        if is_array(node):
+            yield path, node
+        return
+    declared = slots(node)
+    for name, child in children(node)[0]:
+        if name not in declared:
+            yield from _undeclared(join(path, name), child)
+
+
+def _is_matrix(path: str, leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.ndim - (expand(path) != [path]) > 1
 
 
 def map_slots(verb: NodeVerb[..., Any], model: Any, how: Callable[[str, Slot, Any], Any]) -> Any:

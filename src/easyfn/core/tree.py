@@ -28,6 +28,13 @@ def _drawn(node: Any, path: str | None, subtree_renderer: Any) -> Any:
     return repr_lib.render_object_constructor(type(node), parts, path, subtree_renderer)
 
 
+def _no_part(run: Any, name: str) -> Any:
+    raise AttributeError(
+        f"{type(run).__name__!r} object has no attribute {name!r}: it is a run of layers, which ef.unstack(model) and "
+        "ef.unpipeline(model) take apart again"
+    )
+
+
 @jtu.register_pytree_with_keys_class
 class Stacked:
     """A run of alike layers whose arrays carry a leading axis: layer `start + j + i * period` is `blocks[j][i]`.
@@ -37,6 +44,7 @@ class Stacked:
 
     __slots__ = ("blocks", "repeats", "start")
     __treescope_repr__ = _drawn
+    __getattr__ = _no_part
 
     def __init__(self, blocks: Sequence[Any], start: int, repeats: int) -> None:
         self.blocks = tuple(blocks)
@@ -82,6 +90,7 @@ class Pipelined:
 
     __slots__ = ("axis", "microbatches", "rounds", "stages")
     __treescope_repr__ = _drawn
+    __getattr__ = _no_part
 
     def __init__(self, rounds: Sequence[Stacked], stages: int, microbatches: int, axis: str = "pp") -> None:
         self.rounds = tuple(rounds)
@@ -207,6 +216,8 @@ def at(model: Any, path: str) -> Any:
 def near(word: str, words: Iterable[str]) -> str:
     """A sentence with the closest known spellings."""
     known = [w for w in words if w]
+    if run := next((w for w in known if w != word and word in expand(w)), None):
+        return f"It lies in the stacked run {run!r}: ef.unstack(model) has each layer apart."
     close = closest(word, known)
     return f"Near misses: {', '.join(close)}." if close else f"Known: {', '.join(known[:8])}."
 

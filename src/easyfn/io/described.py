@@ -11,7 +11,7 @@ from ..registry.family import Family, build
 from ..tasks.task import task
 
 
-def as_described(model: Any, known: Family) -> None:
+def as_described(model: Any, known: Family, verb: str = "save") -> None:
     """Raises `ValueError` if a model has other weights than one that is built of its config, naming paths and ways out."""
     mine, best = _weights(model), None
     first = task(model)
@@ -31,8 +31,8 @@ def as_described(model: Any, known: Family) -> None:
         f"{name}: {_some(paths)}" for name, paths in (("missing", less), ("new", more), ("changed", other)) if paths
     ]
     raise ValueError(
-        f"save: the model is not what its config ({type(model.config).__name__}) describes, so nothing could load the "
-        f"folder. {'; '.join(said)}. {_way_out(more, less)}"
+        f"{verb}: the model is not what its config ({type(model.config).__name__}) describes, so nothing could load what "
+        f"is written of it. {'; '.join(said)}. {_way_out(more, less)}"
     )
 
 

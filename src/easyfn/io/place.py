@@ -65,7 +65,7 @@ def _replace(new: Path, old: Path, ours: re.Pattern[str]) -> None:
         os.replace(path, old / path.name)
     for path in stale:
         if path.name not in made:
-            path.unlink()
+            _remove(path)
     atomic.sync(old)
 
 

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.multihost import same_number
+from ..core.multihost import first, same_number
 from ..names.part import Index, Runs, joined, runs
+from .another import ADAPTER, another, refuse
 from .checkpoint import CONFIG, GENERATION, INDEX, SINGLE, Files, LoadError
 from .place import document
 from .safetensors import BadFile, Info, bytes_of, parse_header, write_to
@@ -138,8 +139,15 @@ def _read_group(store: Any, info: Info, found: Runs, group: slice, target: memor
         target[n * length : (n + 1) * length] = content[each - start : each - start + length]
 
 
-def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapping[str, Any], alone: bool) -> None:
-    """Writes a model behind a URL. `documents` are its other files (JSON, or bytes), the config last.
+def save_remote(
+    url: str,
+    shards: Mapping[str, Sequence[Entry]],
+    documents: Mapping[str, Any],
+    alone: bool,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model behind a URL. `documents` are its other files (JSON, or bytes), the config last. Raises
+    `FileExistsError` where another checkpoint is, without `overwrite`.
 
     Into an empty place the files come under their usual names, the config last: without it there is no model. Where one
     is already, the tensors come under new names; the index, which is one object and so is replaced at once, makes them
@@ -148,8 +156,13 @@ def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapp
     """
     store, path = open_store(url)
     store.invalidate_cache()
-    there = any(store.exists(f"{path}/{name}") for name in (SINGLE, INDEX))
-    if number := same_number(int.from_bytes(np.random.default_rng().bytes(3), "big") + 1 if there else 0, alone):
+    with tempfile.TemporaryDirectory(prefix="easyfn-") as name:
+        for each in (CONFIG, ADAPTER):
+            _fetch(store, path, each, Path(name))
+        there = another(Path(name), documents[CONFIG])
+    first(lambda: None if overwrite else refuse(there, url), "save", alone)
+    model = any(store.exists(f"{path}/{name}") for name in (SINGLE, INDEX))
+    if number := same_number(int.from_bytes(np.random.default_rng().bytes(3), "big") + 1 if model else 0, alone):
         names = {n: f"model-{number:06x}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i, n in enumerate(shards)}
         shards = {names[n]: entries for n, entries in shards.items()}
         documents = {**{n: d for n, d in documents.items() if n != INDEX}, INDEX: index_of(shards)}
@@ -164,9 +177,12 @@ def save_remote(url: str, shards: Mapping[str, Sequence[Entry]], documents: Mapp
             store.makedirs(f"{path}/{name}".rpartition("/")[0], exist_ok=True)
             store.pipe_file(f"{path}/{name}", document(data))
         store.invalidate_cache()
+        made = {*shards, *(name.partition("/")[0] for name in documents)}
         for name in [str(f).rpartition("/")[2] for f in store.ls(path, detail=False)]:
             old_index = name == INDEX and INDEX not in documents
             if old_index or (re.fullmatch(r"model(-[\w-]+)?\.safetensors", name) and name not in shards):
                 store.rm_file(f"{path}/{name}")
+            elif there is not None and there.files.fullmatch(name) and name not in made:
+                store.rm(f"{path}/{name}", recursive=True)
 
     write_all(shards, write, finish, alone)

@@ -21,17 +21,18 @@ from ..core.atomic import beside
 from ..core.dtype import cast
 from ..core.frozen import thaw
 from ..core.habits import no_path, taught
-from ..core.multihost import spans
+from ..core.multihost import first, spans
 from ..core.tree import is_abstract
 from ..core.weight import format_of
 from ..names.rules import tensors
 from ..registry.family import Family, build, family_of
 from ..tasks.task import task
+from .another import another, refuse
 from .checkpoint import CONFIG, GENERATION, INDEX, SINGLE
 from .described import as_described
 from .dtypes import float_dtype
 from .formats import layout_of, writer_for
-from .place import put_in_place, write_document
+from .place import MODEL, put_in_place, write_document
 from .plain import save_params
 from .remote import is_url, plain, save_remote
 from .safetensors import write
@@ -51,13 +52,15 @@ def save(
     max_shard_size: int | str = "5GB",
     step: int | None = None,
     tokenizer: Any = None,
+    overwrite: bool = False,
 ) -> Path | str:
     """Writes a model in Hugging Face's layout: what `transformers` reads, key for key and byte for byte.
 
     **Arguments**
 
     - `directory`: made if need be. Files in it that a model does not consist of (a tokenizer, a README) are kept. Or a
-      URL, `"gs://bucket/model"`, any that fsspec knows (extra `remote`).
+      URL, `"gs://bucket/model"`, any that fsspec knows (extra `remote`). An older state of the same model is replaced, as
+      transformers does; another checkpoint (another `model_type` or width, or an adapter) is not, without `overwrite`.
     - `dtype`: of the floating point tensors, and of those that quantized weights stand for; `None` keeps each array's own.
     - `max_shard_size`: bytes per file, as a number or `"5GB"`, `"500MB"`; a larger model becomes several files.
     - `step`: write into `directory/checkpoint-{step}` instead, the name that transformers' Trainer uses.
@@ -65,6 +68,8 @@ def save(
     - `tokenizer`: whose files are written beside: `"org/name"`, the folder, URL or `.gguf` file that the model came from
       (tokenizer, chat template, preprocessor), a `tokenizers.Tokenizer`, or a tokenizer or processor of transformers. A
       model is its weights and its config, so it does not know them by itself.
+    - `overwrite`: put the model in the place of another checkpoint, whose weights, adapter, tokenizer and settings go: none of
+      them is read with the new one.
 
     **Returns** the folder written (a URL as it was given), or the file: to a `directory` that ends in `.gguf` the model is
     written as one file for llama.cpp (see [`easyfn.save_gguf`][]); to one that ends in `.safetensors`, any pytree is, each
@@ -80,9 +85,9 @@ def save(
     A model that lies on several processes is saved by all of them together, into a folder that they share: each writes
     some of the files, and process 0 puts them in place when all are done.
 
-    **Raises** `ValueError` for an abstract model, for one whose layers are no longer those of its config (see
-    [`easyfn.prune_layers`][]), and for one with LoRA adapters: fold them in with `ef.merge_lora`, or write them with
-    `ef.save_adapter`.
+    **Raises** `FileExistsError` where another checkpoint is; `ValueError` for an abstract model, for one whose layers are no
+    longer those of its config (see [`easyfn.prune_layers`][]), and for one with LoRA adapters: fold them in with
+    `ef.merge_lora`, or write them with `ef.save_adapter`.
 
     ```python
     import tempfile, jax, easyfn as ef
@@ -125,13 +130,15 @@ def save(
     directory = plain(directory)
     if is_url(directory):
         url = directory.rstrip("/") if step is None else f"{directory.rstrip('/')}/checkpoint-{step}"
-        save_remote(url, shards, documents, alone)
+        save_remote(url, shards, documents, alone, overwrite)
         _tell(model, url)
         return url
     target = Path(directory).expanduser() if step is None else Path(directory).expanduser() / f"checkpoint-{step}"
     target = target.resolve()
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"save: {target} is a file; give a folder")
+    there = another(target, documents[CONFIG])
+    first(lambda: None if overwrite else refuse(there, target), "save", alone)
     with beside(target, "save", alone) as folder:
 
         def write_one(name: str, shapes: Shapes, arrays: Iterator[np.ndarray]) -> None:
@@ -146,7 +153,7 @@ def save(
             for name, data in documents.items():
                 (folder / name).parent.mkdir(exist_ok=True)
                 write_document(folder / name, data)
-            put_in_place(folder, target)
+            put_in_place(folder, target, MODEL if there is None else there.files)
 
         write_all(shards, write_one, finish, alone)
     _tell(model, target)

@@ -21,6 +21,7 @@ from ..core.dtype import dtype_of
 from ..core.rows import by_row
 from ..core.trainable import is_adapter, trainable
 from ..core.tree import is_abstract, nodes
+from ..core.weight import Slot, slots
 from ..forward.forward import forward, init_cache
 from ..inputs.checks import check_ids
 from ..inputs.statement import Inputs, inputs as inputs_of
@@ -61,6 +62,16 @@ class Prefix(eqx.Module):
     @property
     def count(self) -> int:
         return self.k.shape[2]
+
+
+@slots.register(Prompt)
+def _(prompt: Prompt) -> dict[str, Slot]:
+    return {"tokens": Slot("other", (None, None))}
+
+
+@slots.register(Prefix)
+def _(prefix: Prefix) -> dict[str, Slot]:
+    return {name: Slot("other", (None,) * 4) for name in ("k", "v")}
 
 
 def prompt_tuning(

@@ -23,6 +23,7 @@ from ...quant.kquant import to_blocks
 from ...quant.kround import to_q4_k
 from ...registry.family import build, family_of
 from ...tasks.task import task
+from ..described import as_described
 from ..dtypes import float_dtype
 from ..formats import disk_format
 from ..safetensors import Info
@@ -92,6 +93,7 @@ def save_gguf(
     if kind is not None and kind not in ROUNDED:
         raise ValueError(f"save: kind is one of {', '.join(ROUNDED)}, not {kind!r}")
     package()
+    as_described(model, family_of(model))
     said, extra = config_metadata(model.config)
     plan = {name: Written("F32", value.shape, value.nbytes) for name, value in extra.items()}
     # Twice: once for what the header says, once for the bytes, so that one array at a time is in the host's memory.

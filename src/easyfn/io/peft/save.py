@@ -22,6 +22,7 @@ from ...lora import LoRA, Rows, adapter_names
 from ...names.rules import file_name
 from ...nn import CausalLM, head_logits, input_embeddings
 from ...registry.family import family_of
+from ..described import as_described
 from ..place import put_in_place, write_document
 from ..safetensors import write
 from .methods import method_of
@@ -91,7 +92,8 @@ def save_adapter(
 
     **Arguments**
 
-    - `directory`: made if need be; its other files are kept.
+    - `directory`: made if need be; its other files are kept. Not that of the merged model, which transformers would give the
+      adapter once more: it puts an adapter on the model beside it.
     - `config`: more keys for `adapter_config.json` (`base_model_name_or_path`, `task_type`, or all of what
       [`easyfn.read_adapter_config`][] gave). They never replace what the model says; where they say the same in other
       words (`use_rslora`, patterns, `layers_to_transform`), those words are kept.
@@ -133,6 +135,7 @@ def save_adapter(
         if more.tensors or any(is_adapter(f.weight) for f in find_slots(model)):
             raise ValueError("save_adapter: PEFT's LoRA files need a LoRA in some layer; this model only saves weights")
         raise ValueError("save_adapter: the model has no adapter. Put one on with ef.apply_lora or ef.load_adapter.")
+    as_described(model, family_of(model), "save_adapter")
     data = {**_defaults(model, more), **config, **_describe(model, found, more, config)}
     named = {name: array for part in found for name, array in _tensors(part, found).items()} | more.tensors
     named |= _tied(model, found, more, data)

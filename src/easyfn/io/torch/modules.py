@@ -11,6 +11,7 @@ from ...core.habits import no_path
 from ...registry.family import family_of
 from ..build import from_state_dict
 from ..configs import abstract, read_config
+from ..described import as_described
 from ..dtypes import to_numpy
 from ..save import architecture_of, config_json
 from ..weights import entries
@@ -57,6 +58,7 @@ def to_torch(model: Any) -> Any:
     cls = torch_class(model)
     torch = _torch("to_torch")
     found = entries(model)
+    as_described(model, family_of(model), "to_torch")
     data = config_json(model, found=found)
     if "quantization_config" in data:
         raise ValueError("to_torch: the model has quantized weights; write ef.to_torch(ef.dequantize(model))")
