@@ -298,6 +298,18 @@ def test_without_slots_the_way_is_said():
         ef.adopt(eqx.nn.LayerNorm(4))
 
 
+class Plain(eqx.Module):
+    w: jax.Array
+
+
+def test_matrices_that_no_layer_declared_are_told():
+    both = (ef.init(ef.nn.Linear(64, 64), key=KEY), Plain(jnp.ones((64, 64))))
+    for call in (lambda: ef.quantize(both, "8bit"), lambda: ef.apply_lora(both, key=KEY)):
+        with pytest.warns(UserWarning, match=r"1\.w stay as they are.*ef\.adopt.*@ef\.slots\.register"):
+            call()
+    assert ef.is_quantized(ef.quantize(both, ef.QuantConfig("8bit", pattern="^0")))  # which asks for no more
+
+
 def test_logits_to_keep_is_a_number_or_places():
     model, ids = ef.testing.tiny(), jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]])
     whole = ef.forward(model, ids).logits
@@ -361,6 +373,11 @@ def wrong_calls(model, ids, key, tmp):
         ),
         "tokenizer a model": (lambda: ef.tokenizer(model), "ef.tokenizer(path)"),
         "Engine max_num_seqs": (lambda: ef.Engine(model, max_num_seqs=3), "max_batch_size="),
+        "a layer in a stack": (lambda: ef.stack(model).model.layers[0].mlp, "ef.unstack"),
+        "with_params in a stack": (
+            lambda: ef.with_params(ef.stack(model), {"model.layers.1.mlp.up_proj.weight": ids}),
+            "ef.unstack",
+        ),
         "to_state_dict adapters": (lambda: ef.to_state_dict(tuned), "ef.merge_lora"),
     }
     return (

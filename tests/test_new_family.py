@@ -87,7 +87,7 @@ def test_parts_under_other_names_are_found():
     from transformers import GraniteMoeSWAConfig, HYV3Config
 
     plan = plan_of(GraniteMoeSWAConfig, new_family.fields(GraniteMoeSWAConfig)[0])
-    assert plan.renames == [(".mlp.", ".block_sparse_moe.")] and "SparseMoE(" in plan.words
+    assert plan.renames == [(".mlp.gate.", ".block_sparse_moe.router."), (".mlp.", ".block_sparse_moe.")]
     plan = plan_of(HYV3Config, new_family.fields(HYV3Config)[0])
     assert "shared_experts=ef.nn.GatedMLP(c.hidden_size, c.moe_intermediate_size * c.num_shared_experts" in plan.words
     assert plan.unplaced == [] and "scale=c.router_scaling_factor" in plan.words

@@ -92,6 +92,17 @@ def test_a_new_model_in_the_place_of_an_old_one(model, store, monkeypatch):
     assert_same(ef.load(URL), model)
 
 
+def test_another_checkpoint_there_is_not_overwritten_or_mixed(model, store):
+    ef.save(model, URL)
+    store.pipe_file("/bucket/models/llama/tokenizer.json", b"{}")
+    other = ef.testing.tiny(hidden_size=64)
+    with pytest.raises(FileExistsError, match=rf"{URL} holds another llama model .*overwrite=True"):
+        ef.save(other, URL)
+    ef.save(other, URL, overwrite=True)
+    assert_same(ef.load(URL), other)
+    assert "tokenizer.json" not in names(store)
+
+
 def test_transformers_reads_what_was_replaced(model, store, tmp_path):
     from transformers import LlamaForCausalLM
 

@@ -72,7 +72,8 @@ def observe(
     combine: Combine = jnp.add,
     reached: bool = False,
 ) -> dict[str, Any]:
-    """The statistics of what enters the selected weights, summed over the batches, by the path of the slot.
+    """The statistics of what enters the selected weights, summed over the batches, by the path of the slot. (What layers
+    answer: `output_hidden_states=True` of [`easyfn.forward`][].)
 
     - `batches`: token ids `(batch, seq)`, or dicts of what [`easyfn.forward`][] takes. Where the input of a weight has
       the leading shape of the batch's `attention_mask`, padding does not count; nor do tokens whose `labels` are -100.
