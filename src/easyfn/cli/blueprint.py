@@ -42,8 +42,9 @@ def plan_of(theirs: Any, fields: Mapping[str, Any]) -> Plan:
     if not layers:
         inside = ", ".join(name for name, _ in (base or made).named_children())
         raise ValueError(f"it is no decoder with layers: its {type(base or made).__name__} holds {inside}")
-    places = {part: place_of(layers, names) for part, names in PLACES.items()}
-    if lost := [part for part, place in places.items() if place is None]:
+    found = {part: place_of(layers, names) for part, names in PLACES.items()}
+    places = {part: place for part, place in found.items() if place is not None}
+    if lost := [part for part in PLACES if part not in places]:
         inside = ", ".join(name for name, _ in layers[0].named_children())
         raise ValueError(f"its layers have no {' and no '.join(lost)}, but {inside}")
     return Reader(theirs, made, base, keys, places).plan()

@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> None:
     if name in ef.families():
         raise Wrong(f"easyfn has {name}: see ef.families()[{name!r}], or choose another name")
     theirs = reference(args.from_transformers)
-    plan, none = None, ""
+    plan: Plan | None = None
+    none = ""
     try:
         plan = plan_of(theirs, fields(theirs)[0])
     except ValueError as error:
