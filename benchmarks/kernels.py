@@ -49,7 +49,7 @@ def formatted(model, name: str, head: bool):
 
     def slots(model):
         parts = [part for layer in model.model.layers for part in (layer.self_attn, layer.mlp)]
-        linears = [getattr(part, n) for part in parts for n in LINEAR.split("|") if hasattr(part, n)]
+        linears = [getattr(part, n) for part in parts for n in LINEAR.split("|") if getattr(part, n, None) is not None]
         return [linear.weight for linear in [*linears, *([model.lm_head] if head else [])]]
 
     # Rows of 1408 are not whole blocks of 256: such matrices are Q8_0, as llama.cpp falls back, too.

@@ -43,6 +43,8 @@ def facts() -> Iterator[tuple[str, str]]:
     import huggingface_hub.constants
     import jax
 
+    from easyfn import nn
+
     for package in ("easyfn", "jax", "jaxlib", "equinox", "optax", "numpy"):
         yield package, version(package)
     yield "python", platform.python_version()
@@ -51,6 +53,7 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     yield "cores", f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
     yield "kernels", _kernels()
+    yield "bfloat16", f"products of many rows in {nn.product_form('bfloat16')}"
     yield from _memory(devices[0])
     hub = Path(huggingface_hub.constants.HF_HUB_CACHE)
     free = next(shutil.disk_usage(folder).free for folder in (hub, *hub.parents) if folder.exists())

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from .grouped import grouped_dot
+from .halves import product
 from .tree import near
 from .verb import NotSupported, Verb, verb
 
@@ -230,7 +231,7 @@ def _thin(rows: jax.Array, w: jax.Array, out: Any) -> jax.Array:
     single = rows.shape[0] == 1
     if single:
         rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
-    y = lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    y = product(rows, w, (((1,), (1,)), ((), ())))
     return (y[:1] if single else y).astype(out)
 
 
@@ -248,9 +249,8 @@ def _dot_low_forward(rows, w, out):
 def _dot_low_backward(out, saved, g):
     rows, w = saved
     g = g.astype(rows.dtype)
-    f32 = jnp.float32
-    dx = lax.dot_general(g, w, (((1,), (0,)), ((), ())), preferred_element_type=f32).astype(rows.dtype)
-    dw = lax.dot_general(g, rows, (((0,), (0,)), ((), ())), preferred_element_type=f32).astype(w.dtype)
+    dx = product(g, w, (((1,), (0,)), ((), ()))).astype(rows.dtype)
+    dw = product(g, rows, (((0,), (0,)), ((), ()))).astype(w.dtype)
     return dx, dw
 
 

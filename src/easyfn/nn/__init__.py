@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ..core.later import later as _later
 
 if TYPE_CHECKING:
+    from ..core.halves import product_form as product_form
     from .activation import ACTIVATIONS as ACTIVATIONS, ClampedGate as ClampedGate, activation as activation
     from .attention.attention import (
         Attention as Attention,

@@ -19,7 +19,8 @@ class Runtime:
 
     - `remat`: `None` keeps activations, `"full"` recomputes each layer in the backward pass, `"dots"` keeps only
       the results of matrix products without batch dimensions.
-    - `attention_chunk`: attention works in slices of queries once a score matrix has more entries than this.
+    - `attention_chunk`: attention works in slices of queries once a score matrix has more entries than this; `None` is
+      2**24, and on a CPU less, down to the 2**21 that its cache holds.
     - `batch_axes`, `sequence_axes`: the axes of the mesh, as far as it has them, over which activations between layers
       are split: their rows and their tokens. Where a model lies on a mesh they are held to it, see
       [`easyfn.nn.along_batch`][]; empty leaves the choice to XLA.
@@ -32,7 +33,7 @@ class Runtime:
     """
 
     remat: str | None = None
-    attention_chunk: int = 2**24
+    attention_chunk: int | None = None
     batch_axes: tuple[str, ...] = ("dp", "fsdp", "ep", "pp")  # outside of its stages pp has nothing else to split
     sequence_axes: tuple[str, ...] = ("sp",)
     head_axes: tuple[str, ...] = ("tp",)
@@ -45,6 +46,20 @@ class Runtime:
             raise ValueError(f"Runtime.remat is None, 'full' or 'dots', not {self.remat!r}")
         if self.context_parallel not in (None, "ring", "all_to_all"):
             raise ValueError(f"Runtime.context_parallel is None, 'ring' or 'all_to_all', not {self.context_parallel!r}")
+
+
+MANY_SCORES = 2**24
+
+
+def scores_at_once(runtime: Runtime, by_query: int = 0) -> int:
+    """The entries that a score matrix may have in one piece; `by_query` of them belong to one query, in all rows and heads.
+
+    Unless `runtime` says it: on a CPU 8 MB, since scores that leave its cache take up to four times as long (1024 tokens
+    in 8 heads), or more for 256 queries, below which products of a quarter of them are slow.
+    """
+    if runtime.attention_chunk is not None:
+        return runtime.attention_chunk
+    return min(MANY_SCORES, max(2**21, 256 * by_query)) if jax.default_backend() == "cpu" else MANY_SCORES
 
 
 def held_axes(mesh: Any, wanted: tuple[str, ...]) -> tuple[str, ...]:

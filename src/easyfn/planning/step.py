@@ -18,7 +18,7 @@ from ..generation.model import decode_step, encodes, prefill
 from ..inputs.sample import sample_inputs
 from ..io.configs import abstract
 from ..lora import apply_lora
-from ..nn.context import Runtime
+from ..nn.context import MANY_SCORES, Runtime
 from ..quant import QuantConfig, quantize
 from ..sharding import ShardingRules, shard, shard_batch
 from ..tasks.cross_entropy import LossConfig
@@ -125,7 +125,7 @@ def training(job: Job, mesh: Mesh | None) -> Step:
         loss=LossConfig(**job.loss),
         accumulate=job.accumulate,
         compute_dtype=job.compute_dtype,
-        runtime=Runtime(remat=job.remat),
+        runtime=Runtime(remat=job.remat, attention_chunk=MANY_SCORES),
     )
     return Step(step, (state, batch if mesh is None else shard_batch(batch, mesh)), (0,))
 

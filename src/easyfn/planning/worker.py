@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.halves import FLAG
 from ..sharding import ShardingError
 from .step import Job
 
@@ -74,6 +75,7 @@ def _apart(request: dict[str, Any], devices: int) -> Any:
         **os.environ,
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
         "JAX_PLATFORMS": "cpu",
+        FLAG: "0",  # the programs stand for those of accelerators
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     environment.pop("JAX_NUM_CPU_DEVICES", None)

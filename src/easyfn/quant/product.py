@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..core.dtype import cast
+from ..core.halves import product
 from ..core.trainable import trainable
 from ..core.weight import dense, dot, flat, shape_of, take
 from .thin import Thin, kernels, thin_product
@@ -111,7 +112,7 @@ def _matmul(rows: jax.Array, w: jax.Array, axis: int) -> jax.Array:
     single = rows.shape[0] == 1 and rows.dtype != jnp.float32
     if single:
         rows = jnp.concatenate([rows, jnp.zeros_like(rows)])
-    y = lax.dot_general(rows, w, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)
+    y = product(rows, w, (((1,), (axis,)), ((), ())))
     return y[:1] if single else y
 
 

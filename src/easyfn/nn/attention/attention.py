@@ -39,7 +39,7 @@ def attend(
     keys)`; `sinks`: `(heads,)`, one extra score per head that takes part in the softmax and has no value. Returns
     `(batch, heads, queries, dim)` and, if `weights`, the attention weights `(batch, heads, queries, keys)`.
 
-    When the score matrix has more than `runtime.attention_chunk` entries it is made in slices of queries, and again in
+    When the score matrix has more entries than `runtime.attention_chunk` it is made in slices of queries, and again in
     the backward pass, so memory grows with the number of keys only; and a slice is given no keys that a window or the causal
     order hides from all of it, where queries see their own sequence. On a mesh that splits the sequence, keys are passed
     round between devices, or traded for heads, as `runtime.context_parallel` says; weights are not, so there XLA decides.

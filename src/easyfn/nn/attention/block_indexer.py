@@ -18,7 +18,7 @@ from jax import lax
 from ...core.frozen import Frozen
 from ..cache.axes import cache_axes
 from ..cache.cache import key_scores, layer_cache, rewindable, write
-from ..context import Context, Mask
+from ..context import Context, Mask, scores_at_once
 from ..linear import Linear
 from ..norm import RMSNorm
 from .core import split_heads
@@ -167,7 +167,7 @@ class BlockIndexer(eqx.Module):
             jnp.arange(count)[None] < total, jnp.take_along_axis(number, last, axis=1), jnp.iinfo(jnp.int32).max
         )
         owner = jnp.take_along_axis(segments, last, axis=1)
-        chosen = self._best(q, pooled, context.segment_ids, own, owner, ends, context.runtime.attention_chunk)
+        chosen = self._best(q, pooled, context.segment_ids, own, owner, ends, scores_at_once(context.runtime))
         tail = (own + 1) // self.ratio * self.ratio
         return lambda mask: ChosenBlocks(mask, chosen, tail, block, number, count), cache
 

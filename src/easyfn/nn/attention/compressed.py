@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from ...core.tree import is_leaf
 from ...core.weight import HALF, Slot, Weight, dense, shape_of, slots, take
 from ..cache.cache import Held, attend_to, empty_kv, key_scores, layer_cache, stored
-from ..context import Context, Mask
+from ..context import Context, Mask, scores_at_once
 from ..linear import Linear, declare
 from ..norm import RMSNorm
 from .compressor import Compressed, Compressor, Filled, empty_compressed, empty_windows, rotate_last
@@ -102,7 +102,7 @@ class EntryIndexer(eqx.Module):
             return None, cache
         q = rotate_last(split_heads(self.q_b_proj(latent), self.heads), context.rope[self.rope])
         weights = jnp.swapaxes(self.weights_proj(x).astype(jnp.float32), 1, 2)
-        return self._best(q, weights, keys, context.segment_ids, filled, context.runtime.attention_chunk), cache
+        return self._best(q, weights, keys, context.segment_ids, filled, scores_at_once(context.runtime)), cache
 
     def _best(
         self, q: jax.Array, weights: jax.Array, keys: Held, segments: jax.Array, filled: Filled, chunk: int

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ..cache.cache import Held, key_scores, value_sums
-from ..context import Mask, Runtime
+from ..context import Mask, Runtime, scores_at_once
 from .slices import in_slices, in_window
 
 MASKED = -1e30  # finite: a row that sees nothing becomes uniform, never NaN
@@ -39,12 +39,12 @@ def attend_here(
 
     `mask` is a `Mask`, or what answers to the same methods: `rows`, `padded` and `visible`.
 
-    When the score matrix has more than `runtime.attention_chunk` entries it is made in slices of queries, and again in
+    When the score matrix has more entries than `scores_at_once` says it is made in slices of queries, and again in
     the backward pass, so memory grows with the number of keys only. Where queries see their own sequence, a slice is given
     no keys that a window or the causal order hides from all of it.
     """
-    length, chunk = q.shape[2], runtime.attention_chunk
-    size = q.shape[0] * q.shape[1] * length * k.shape[2]
+    length, by_query = q.shape[2], q.shape[0] * q.shape[1] * k.shape[2]
+    size, chunk = by_query * length, scores_at_once(runtime, by_query)
     if size <= chunk or weights or length == 1:
         return _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, key)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..cache.cache import KV, Held, attend_to, empty_slots, key_scores, layer_cache
-from ..context import Context, Mask
+from ..context import Context, Mask, scores_at_once
 from ..linear import Linear
 from ..norm import LayerNorm
 from .core import split_heads
@@ -74,7 +74,7 @@ class Indexer(eqx.Module):
         if keys[0].shape[2] <= self.topk:
             return None, cache
         weights = self.weights_proj(x).astype(jnp.float32) * (self.heads * self.dim) ** -0.5
-        return self._chosen(q, jnp.swapaxes(weights, 1, 2), keys, mask, context.runtime.attention_chunk), cache
+        return self._chosen(q, jnp.swapaxes(weights, 1, 2), keys, mask, scores_at_once(context.runtime)), cache
 
     def _chosen(self, q: jax.Array, weights: jax.Array, keys: list[Held], mask: Mask, chunk: int) -> jax.Array:
         """`q` `(batch, heads, seq, dim)`, `weights` `(batch, heads, seq)`; in slices of queries where the scores are many."""

@@ -13,9 +13,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
+from ...core.halves import product
 from ...core.weight import dense
 from ..block import Result, feed_forward, times
 from ..cache.cache import KV, attend_to, empty_slots, key_scores, layer_cache
@@ -225,7 +225,7 @@ def _(block: ChoosingBlock) -> bool:
 
 def _by_head(x: jax.Array, w: jax.Array) -> jax.Array:
     """`(batch, heads, seq, n)` with each head's matrix `(heads, n, m)`, float32 accumulation."""
-    out = lax.dot_general(x, w, (((3,), (1,)), ((1,), (0,))), preferred_element_type=jnp.float32)
+    out = product(x, w, (((3,), (1,)), ((1,), (0,))))
     return jnp.swapaxes(out, 0, 1).astype(x.dtype)
 
 

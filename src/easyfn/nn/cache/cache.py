@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from ...core.arrays import Host
+from ...core.halves import product
 from ...core.verb import verb
 from ..context import Context, Mask
 
@@ -114,12 +115,7 @@ def stored(held: Held, new: jax.Array) -> Any:
 def key_scores(keys: Held, queries: jax.Array) -> jax.Array:
     """The products of queries `(batch, kv_heads, rows, dim)` with all keys: float32 `(batch, kv_heads, rows, slots)`."""
     common = jnp.result_type(queries.dtype, keys.dtype)
-    return jax.lax.dot_general(
-        queries.astype(common),
-        keys.astype(common),
-        (((3,), (3,)), ((0, 1), (0, 1))),
-        preferred_element_type=jnp.float32,
-    )
+    return product(queries.astype(common), keys.astype(common), (((3,), (3,)), ((0, 1), (0, 1))))
 
 
 @verb
@@ -127,12 +123,7 @@ def value_sums(values: Held, probabilities: jax.Array, dtype: Any) -> jax.Array:
     """All values, each as much as `probabilities` `(batch, kv_heads, rows, slots)`, float32, say of it: float32 `(batch,
     kv_heads, rows, dim)`. `dtype` is that of the pass, to which the factors are rounded."""
     common = jnp.result_type(dtype, values.dtype)
-    return jax.lax.dot_general(
-        probabilities.astype(common),
-        values.astype(common),
-        (((3,), (2,)), ((0, 1), (0, 1))),
-        preferred_element_type=jnp.float32,
-    )
+    return product(probabilities.astype(common), values.astype(common), (((3,), (2,)), ((0, 1), (0, 1))))
 
 
 def seen(context: Context, slots: jax.Array, segments: jax.Array | None, window: int | None) -> Mask:

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from ...core.halves import product
 from ..attention.core import MASKED, attend_here, scores_of
-from ..context import Mask, Runtime, held_axes
+from ..context import Mask, Runtime, held_axes, scores_at_once
 
 
 class Operands(NamedTuple):
@@ -82,7 +83,7 @@ def attend_across(
     mesh = jax.typeof(operands.q).sharding.mesh
     size = math.prod(mesh.shape[a] for a in axes)
     causal, window = (False, None) if mask is None else (mask.causal, mask.window)
-    how = How(axes, size, scale, softcap, dropout_rate, runtime.attention_chunk, causal, window)
+    how = How(axes, size, scale, softcap, dropout_rate, scores_at_once(runtime), causal, window)
     run = _trade if runtime.context_parallel == "all_to_all" else _pass_round
     return run(how, mesh, operands, Facts(mask, key, jnp.arange(size, dtype=jnp.int32)), runtime)
 
@@ -357,7 +358,7 @@ def _scores(how: How, part: Slice, block: Block, bias: jax.Array | None) -> jax.
 def _mix(weight: jax.Array, v: jax.Array) -> jax.Array:
     batch, kv, group, rows, keys = weight.shape
     flat = weight.astype(v.dtype).reshape(batch, kv, group * rows, keys)
-    mixed = lax.dot_general(flat, v, (((3,), (2,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32)
+    mixed = product(flat, v, (((3,), (2,)), ((0, 1), (0, 1))))
     return mixed.reshape(batch, kv, group, rows, v.shape[-1])
 
 
