@@ -52,38 +52,36 @@ def squares(count: int, size: int, *, images: tuple[int, int] = (1, 1), types: s
     return make
 
 
-def grids(framed: bool = False) -> Prompt:
+def grids(framed: bool = False, videos: int | None = VIDEO) -> Prompt:
     """Two images and a video in the first row, an image in the second, each of its own size, patches of 4 x 4, merged in
-    squares. `framed`: text between the frames of the video."""
+    squares. `framed`: text between the frames of the video, whose token is `videos`; where that is an image's the video is
+    alone, and without one (`None`) there is none."""
 
     def make(pad: str = "left") -> dict[str, np.ndarray]:
         rng = np.random.RandomState(0)
-        images, videos = np.array([[1, 4, 6], [1, 8, 4], [1, 6, 10]]), np.array([[3, 4, 4]])
+        stills, moving = np.array([[1, 4, 6], [1, 8, 4], [1, 6, 10]]), np.array([[3, 4, 4]])
+        only = videos == IMAGE
         places = lambda token, grid: [5, *[token] * int(grid.prod() // 4), 6]
-        frame = [*words(rng, 2), *places(VIDEO, videos[0] // np.array([3, 1, 1]))]
-        video = [*frame, *frame, *frame] if framed else places(VIDEO, videos[0])
+        image = lambda grid: words(rng, 3) if only else places(IMAGE, grid)
+        first = [*words(rng, 3), *image(stills[0]), *words(rng, 2)]
+        video: list[int] = []
+        if videos is not None:
+            frame = [*words(rng, 2), *places(VIDEO, moving[0] // np.array([3, 1, 1]))]
+            video = [*frame, *frame, *frame] if framed else places(VIDEO, moving[0])
         rows = [
-            [
-                *words(rng, 3),
-                *places(IMAGE, images[0]),
-                *words(rng, 2),
-                *video,
-                *places(IMAGE, images[1]),
-                *words(rng, 4),
-            ],
-            [*words(rng, 1), *places(IMAGE, images[2]), *words(rng, 5)],
+            [*first, *video, *image(stills[1]), *words(rng, 4)],
+            [*words(rng, 1), *image(stills[2]), *words(rng, 5)],
         ]
         pixels = lambda grid: rng.randn(grid.prod(1).sum(), 3 * 2 * 4 * 4).astype(np.float32)
         found: dict[str, Any] = padded(rows, pad)
         ids = found["input_ids"]
-        return {
-            **found,
-            "pixel_values": pixels(images),
-            "image_grid_thw": images,
-            "pixel_values_videos": pixels(videos),
-            "video_grid_thw": videos,
-            "mm_token_type_ids": np.where(ids == IMAGE, 1, np.where(ids == VIDEO, 2, 0)),
-        }
+        found["mm_token_type_ids"] = np.where(ids == IMAGE, 1, np.where(ids == VIDEO, 2, 0))
+        if not only:
+            found |= {"pixel_values": pixels(stills), "image_grid_thw": stills}
+        if videos is not None:
+            found |= {"pixel_values_videos": pixels(moving), "video_grid_thw": moving}
+            found["input_ids"] = np.where(ids == VIDEO, videos, ids)
+        return found
 
     return make
 

@@ -24,7 +24,7 @@ def prompt(name, pad="left"):
 
 def told(name, mask):
     """The positions that transformers must be told where it would count padding."""
-    if "qwen" in name:
+    if "qwen" in name or "glm" in name:
         return {}
     return {"position_ids": np.maximum(mask.cumsum(1) - 1, 0) + ("paligemma" in name)}
 

@@ -142,7 +142,7 @@ def _(model: GridImageText) -> Inputs:
     text, v = inputs(model.language_model), model.visual.config
     wide = v.in_channels * v.temporal_patch_size * v.patch_size**2
     ids = text.fields["input_ids"]
-    tokens = (model.config.image_token_id, model.config.video_token_id)
+    tokens = (model.config.image_token_id, model.video_token)
     below = None if ids.below is None else max(ids.below, *(token + 1 for token in tokens))
     fields = {
         **text.fields,
@@ -168,7 +168,7 @@ def _(model: GridImageText, context: Context, given: Mapping[str, Any], start: A
     if grids[1] is not None:
         apart = jnp.ones((grids[1].shape[0],)) if seconds is None else jnp.asarray(seconds, jnp.float32)
         moving = apart * model.video_step
-    tokens = (model.config.image_token_id, model.config.video_token_id)
+    tokens = (model.config.image_token_id, model.video_token)
     kinds = list(zip(tokens, grids, (still, moving), strict=True))
     return grid_positions_of(
         given["input_ids"], context.segment_ids, start, model.visual.merge, kinds, framed=model.framed
@@ -177,7 +177,10 @@ def _(model: GridImageText, context: Context, given: Mapping[str, Any], start: A
 
 @fits.register(GridImageText)
 def _(model: GridImageText, given: Mapping[str, Any]) -> None:
-    for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+    kinds = (
+        ("image", "pixel_values", model.config.image_token_id),
+        ("video", "pixel_values_videos", model.video_token),
+    )
+    for kind, pixels, token in kinds:
         if given.get(pixels) is not None:
-            token = getattr(model.config, f"{kind}_token_id")
             check_places(given["input_ids"], token, given[pixels].shape[0] // model.visual.merge**2, kind)

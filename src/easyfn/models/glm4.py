@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..config.fields import LlamaFields, Size, rope
 from ..core.frozen import Frozen
@@ -26,7 +26,7 @@ class Glm4Config(LlamaFields):
     pad_token_id: int | None = 151329
 
 
-def glm4(c: Glm4Config) -> Decoder:
+def glm4(c: Any, **own: Any) -> Decoder:
     """The decoder: half of each head rotated, in neighbours; biases on queries, keys and values only."""
     return decoder(
         c,
@@ -36,6 +36,7 @@ def glm4(c: Glm4Config) -> Decoder:
             *(norm(c) for _ in range(4)),
         ),
         partial=True,
+        **own,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..config.fields import Size, head_dim, rope
 from ..core.frozen import Frozen
@@ -27,13 +27,14 @@ class Glm4MoeConfig(GroupedFields):
     use_qk_norm: bool = False
 
 
-def glm4_moe(c: Glm4MoeConfig) -> Decoder:
+def glm4_moe(c: Any, **own: Any) -> Decoder:
     """The decoder: pre-norm blocks of attention, rotated in part, and, after the first layer, of experts."""
     qk_norm = RMSNorm(head_dim(c), c.rms_norm_eps) if c.use_qk_norm else None
     return decoder(
         c,
         lambda i: Block(attention(c, out_bias=False, qk_norm=qk_norm), grouped(c, i), norm(c), norm(c)),
         partial=True,
+        **own,
     )
 
 

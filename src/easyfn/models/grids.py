@@ -111,7 +111,7 @@ def grid_family(
     names: Sequence[Rule],
     modules: Sequence[Rule] | None = None,
     ignore: Sequence[str] = (),
-    ignore_tensors: Sequence[str] = (),
+    ignore_tensors: Sequence[str] | Callable[[Any], Sequence[str]] = (),
     aliases: Mapping[str, tuple[str, ...]] | None = None,
     **facts: Any,
 ) -> Family:
@@ -120,6 +120,8 @@ def grid_family(
         "visual.{rest}": ("model.visual.{rest}",),
         "language_model.{rest}": ("model.language_model.{rest}", "model.{rest}"),
     }
+    buffers = (r"rotary_emb\.inv_freq$", r"rotary_pos_emb\.inv_freq$")
+    own = ignore_tensors if callable(ignore_tensors) else lambda config: ignore_tensors
     return family(
         config.model_type,  # type: ignore[attr-defined]
         config=config,
@@ -128,7 +130,7 @@ def grid_family(
         names=with_and_without_head(names),
         modules=with_and_without_head(names if modules is None else modules),
         ignore=("vision_start_token_id", "vision_end_token_id", "vision_token_id", *ignore),  # of the processor
-        ignore_tensors=(r"rotary_emb\.inv_freq$", r"rotary_pos_emb\.inv_freq$", *ignore_tensors),
+        ignore_tensors=lambda c: (*buffers, *own(c)),
         aliases={**(aliases or {}), **alone},
         prefix="",
         **facts,

@@ -8,87 +8,72 @@ grids may be data of a compiled program.
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from ..core.weight import Slot, Weight, dense, dot, shape_of, slots
-from .activation import activation
+from .activation import activation, gated
 from .attention.attention import attend
 from .attention.core import merge_heads, split_heads
 from .attention.rope import rotate
 from .context import Context, Mask
+from .conv import Conv
 from .fold import fold
+from .grid_places import cubic, patches, stretched, windows
 from .linear import Embedding, Linear, declare
+from .norm import LayerNorm
 from .output import Output
 from .places import check_places, embed, place
 from .vision import image_context
 
 
-class Patches(NamedTuple):
-    """Where each of `count` patches (or merged squares, with `merge=1` and a smaller grid) lies, all `(count,)`."""
-
-    image: jax.Array  # its number
-    first: jax.Array  # the number of its image's first patch
-    frame: jax.Array  # the number of its frame, over all images
-    t: jax.Array
-    y: jax.Array
-    x: jax.Array
-    height: jax.Array  # of its image
-    width: jax.Array
-
-
-def patches(grid_thw: jax.Array, count: int, merge: int = 1) -> Patches:
-    """The places of `count` patches of images of the sizes `grid_thw`, in squares of `merge` by `merge`."""
-    grid = jnp.asarray(grid_thw, jnp.int32)
-    sizes, frames = jnp.prod(grid, axis=1), grid[:, 0]
-    ends = jnp.cumsum(sizes)
-    number = jnp.arange(count, dtype=jnp.int32)
-    image = jnp.clip(jnp.searchsorted(ends, number, side="right"), 0, grid.shape[0] - 1).astype(jnp.int32)
-    first = (ends - sizes)[image]
-    height, width = grid[image, 1], grid[image, 2]
-    t, rest = jnp.divmod(number - first, height * width)
-    square, inner = jnp.divmod(rest, merge * merge)
-    row, column = jnp.divmod(square, width // merge)
-    y, x = row * merge + inner // merge, column * merge + inner % merge
-    return Patches(image, first, (jnp.cumsum(frames) - frames)[image] + t, t, y, x, height, width)
-
-
-def windows(at: Patches, size: int) -> jax.Array:
-    """The number, from 1, of the window of `size` by `size` patches that each patch lies in."""
-    down, across = -(-at.height // size), -(-at.width // size)
-    inside = (at.y // size) * across + at.x // size
-    per_frame = down * across
-    changed = jnp.concatenate([jnp.ones((1,), bool), at.frame[1:] != at.frame[:-1]])
-    before = jnp.cumsum(jnp.where(changed, per_frame, 0)) - per_frame  # windows of the frames before
-    return before + inside + 1
-
-
 class GridAttention(eqx.Module):
-    """Attention with one matrix for queries, keys and values, within frames, or within the windows of a frame."""
+    """Attention with one matrix for queries, keys and values, within frames, or within the windows of a frame. `qk_norm` are
+    norms of the queries and keys of each head, `bias` is whether each of the two matrices has one."""
 
     qkv: Linear
     proj: Linear
+    q_norm: Any
+    k_norm: Any
     heads: int = eqx.field(static=True)
     windowed: bool = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
 
-    def __init__(self, size: int, heads: int, *, windowed: bool = False) -> None:
-        self.qkv = Linear(size, 3 * size, True, axes=("heads", "embed"))
-        self.proj = Linear(size, size, True, axes=("embed", "heads"))
-        self.heads = heads
-        self.windowed = windowed
+    def __init__(
+        self,
+        size: int,
+        heads: int,
+        *,
+        windowed: bool = False,
+        bias: tuple[bool, bool] = (True, True),
+        qk_norm: tuple[Any, Any] = (None, None),
+        dropout: float = 0.0,
+    ) -> None:
+        self.qkv = Linear(size, 3 * size, bias[0], axes=("heads", "embed"))
+        self.proj = Linear(size, size, bias[1], axes=("embed", "heads"))
+        self.q_norm, self.k_norm = qk_norm
+        self.heads, self.windowed, self.dropout = heads, windowed, dropout
 
     def __call__(self, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
         assert context.rope is not None
         q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
+        q, k = q if self.q_norm is None else self.q_norm(q), k if self.k_norm is None else self.k_norm(k)
         q, k = rotate(q, context.rope["image"]), rotate(k, context.rope["image"])
         seen = (context.groups or {})["window"] if self.windowed else context.segment_ids
-        mask = Mask(context.slots, seen, context.slots, seen, False)
-        wants = context.wants("attentions")
-        out, weights = attend(q, k, v, mask, scale=q.shape[-1] ** -0.5, runtime=context.runtime, weights=wants)
+        out, weights = attend(
+            q,
+            k,
+            v,
+            Mask(context.slots, seen, context.slots, seen, False),
+            scale=q.shape[-1] ** -0.5,
+            runtime=context.runtime,
+            weights=context.wants("attentions"),
+            dropout_rate=self.dropout,
+            key=None if context.key is None else jax.random.fold_in(context.key, 0),
+        )
         return self.proj(merge_heads(out)), weights
 
 
@@ -129,36 +114,70 @@ class Merger(eqx.Module):
         return self.down_proj(activation("gelu")(self.up_proj(x)))
 
 
+class Downsampler(eqx.Module):
+    """Squares of patches through a convolution that covers one, and a gated MLP behind a norm (GLM-4.1V): one vector for each."""
+
+    post_layernorm: Any
+    downsample: Conv
+    proj: Linear
+    post_projection_norm: LayerNorm
+    gate_proj: Linear
+    up_proj: Linear
+    down_proj: Linear
+    act: str = eqx.field(static=True)
+
+    def __init__(self, norm: Any, size: int, out: int, merge: int, wide: int, act: str) -> None:
+        activation(act)
+        self.post_layernorm, self.act = norm, act
+        self.downsample = Conv(size, out, (merge, merge), stride=merge)
+        self.proj = Linear(out, out, axes=("mlp", "embed"))
+        self.post_projection_norm = LayerNorm(out, 1e-5)
+        self.gate_proj, self.up_proj = (Linear(out, wide, axes=("mlp", "embed")) for _ in range(2))
+        self.down_proj = Linear(wide, out, axes=("embed", "mlp"))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.post_layernorm(x)
+        side = shape_of(self.downsample.weight)[-1]
+        x = self.downsample(x.reshape(-1, side, side, x.shape[-1]))
+        x = activation("gelu")(self.post_projection_norm(self.proj(x.reshape(x.shape[0], -1))))
+        return self.down_proj(gated(self.act, self.gate_proj(x), self.up_proj(x)))
+
+
 class GridTower(eqx.Module):
     """Rows of patches `(patches, channels * time * height * width)` to vectors `(patches / merge^2, out)`.
 
-    `positions` is a table of learned positions on a square grid, stretched over every image. `deepstack_mergers` read the
-    states of layers before the last (Meng et al. 2024, arXiv 2406.04334).
+    `positions` is a table of learned positions on a square grid, stretched over every image: from corner to corner, or `cubic`.
+    `patch_norm` is of the patches before them. `deepstack_mergers` read the states of layers before the last (Meng et al. 2024,
+    arXiv 2406.04334).
     """
 
     patch_embed: Weight
     patch_bias: Weight | None
+    patch_norm: Any
     pos_embed: Embedding | None
     blocks: tuple[Any, ...]
-    merger: Merger
+    merger: Merger | Downsampler
     deepstack_mergers: tuple[Merger, ...]
     config: Any = eqx.field(static=True)
     merge: int = eqx.field(static=True)
     window: int | None = eqx.field(static=True)  # in patches
     theta: float = eqx.field(static=True)
+    cubic: bool = eqx.field(static=True)
 
     def __init__(
         self,
         config: Any,
         patch: tuple[int, ...],
         blocks: tuple[Any, ...],
-        merger: Merger,
+        merger: Merger | Downsampler,
         *,
         merge: int,
         window: int | None = None,
         theta: float = 10000.0,
         bias: bool = False,
         positions: Embedding | None = None,
+        cubic: bool = False,
+        patch_norm: Any = None,
         deepstack_mergers: tuple[Merger, ...] = (),
     ) -> None:
         deep = [merger.layer for merger in deepstack_mergers]
@@ -166,6 +185,7 @@ class GridTower(eqx.Module):
             raise ValueError(f"deepstack_visual_indexes={deep} are to name some of the {len(blocks)} layers, each once")
         self.patch_embed, self.patch_bias = declare(*patch), declare(patch[0]) if bias else None
         self.pos_embed, self.deepstack_mergers = positions, deepstack_mergers
+        self.patch_norm, self.cubic = patch_norm, cubic
         self.blocks, self.merger, self.config = blocks, merger, config
         self.merge, self.window, self.theta = merge, window, theta
 
@@ -177,10 +197,12 @@ class GridTower(eqx.Module):
         weight = dense(self.patch_embed)
         x = dot(weight.reshape(weight.shape[0], -1), pixel_values.astype(weight.dtype))[None]
         x = x if self.patch_bias is None else x + dense(self.patch_bias)[None, None].astype(x.dtype)
+        x = x if self.patch_norm is None else self.patch_norm(x)
         count = x.shape[1]
         at = patches(image_grid_thw, count, self.merge)
         if self.pos_embed is not None:
-            x = x + stretched(dense(self.pos_embed.weight), at)[None].astype(x.dtype)
+            places = (cubic if self.cubic else stretched)(dense(self.pos_embed.weight), at)
+            x = x + places[None].astype(x.dtype)
         quarter = x.shape[-1] // self.blocks_heads() // 4
         inv = self.theta ** -(jnp.arange(quarter, dtype=jnp.float32) / quarter)
         angles = jnp.concatenate([place.astype(jnp.float32)[:, None] * inv[None] for place in (at.y, at.x)], axis=-1)
@@ -214,28 +236,12 @@ def _(tower: GridTower) -> dict[str, Slot]:
     }
 
 
-def stretched(table: jax.Array, at: Patches) -> jax.Array:
-    """Learned positions `(side * side, embed)` for every patch `(patches, embed)`: the grid's corners lie on the image's, and
-    what lies between is bilinear."""
-    side = math.isqrt(table.shape[0])
-
-    def along(place: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        exact = place.astype(jnp.float32) * (side - 1) / jnp.maximum(size - 1, 1)
-        low = jnp.floor(exact).astype(jnp.int32)
-        return jnp.clip(low, 0, side - 1), jnp.clip(low + 1, 0, side - 1), exact - low
-
-    top, bottom, down = along(at.y, at.height)
-    left, right, across = along(at.x, at.width)
-    row = lambda y, x: table[y * side + x].astype(jnp.float32)
-    mix = lambda a, b, share: a + (b - a) * share[:, None]
-    return mix(mix(row(top, left), row(top, right), across), mix(row(bottom, left), row(bottom, right), across), down)
-
-
 class GridImageText(eqx.Module):
     """A language model whose images and videos are of any size, with positions of time, height and width.
 
     `video_step` is how far two frames lie apart in time, by the seconds of `second_per_grid_ts` (1 without). `framed`: the
-    prompt tells the frames of a video apart by text, and each has its positions as an image has.
+    prompt tells the frames of a video apart by text, and each has its positions as an image has. `video_token` stands for a
+    patch of a video, by default that of the config.
     """
 
     visual: GridTower
@@ -243,11 +249,20 @@ class GridImageText(eqx.Module):
     config: Any = eqx.field(static=True)
     video_step: float = eqx.field(static=True)
     framed: bool = eqx.field(static=True)
+    video_token: int = eqx.field(static=True)
 
     def __init__(
-        self, config: Any, visual: GridTower, text: Any, *, video_step: float = 1.0, framed: bool = False
+        self,
+        config: Any,
+        visual: GridTower,
+        text: Any,
+        *,
+        video_step: float = 1.0,
+        framed: bool = False,
+        video_token: int | None = None,
     ) -> None:
         self.framed = framed
+        self.video_token = config.video_token_id if video_token is None else video_token
         self.visual, self.language_model, self.config, self.video_step = visual, text, config, video_step
 
     def __call__(
@@ -266,8 +281,12 @@ class GridImageText(eqx.Module):
     ) -> Output:
         kinds = [
             ("image", self.config.image_token_id, pixel_values, image_grid_thw),
-            ("video", self.config.video_token_id, pixel_values_videos, video_grid_thw),
+            ("video", self.video_token, pixel_values_videos, video_grid_thw),
         ]
+        if self.video_token == self.config.image_token_id and all(pixels is not None for _, _, pixels, _ in kinds):
+            raise ValueError(
+                f"images and videos have one token here, {self.video_token}: give one of pixel_values and pixel_values_videos"
+            )
         if all(pixels is None for _, _, pixels, _ in kinds):
             return self.language_model(context, cache, input_ids=input_ids, inputs_embeds=inputs_embeds)
         if input_ids is None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.weight import Slot, Weight, dense, slots
-from .grid_vision import patches
+from .grid_places import patches
 from .linear import declare
 from .resize import resize_grid
 

@@ -13,7 +13,7 @@ from ..core.weight import dense
 from .context import Context
 from .conv import Conv
 from .fold import fold
-from .grid_vision import patches
+from .grid_places import patches
 from .mlp import GatedMLP
 from .norm import RMSNorm
 from .output import Output
