@@ -30,14 +30,14 @@ from ..nn.vision import (
     pair,
 )
 from ..registry.family import family
-from .vision import BACKBONE, LEGACY, MODULES, block_names, head_names
+from .vision import BACKBONE, MODULES, block_names, head_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class SwinFields(CommonFields):
     """The keys that both Swin have."""
 
-    ignored: ClassVar = ("hidden_size", "num_layers", "path_norm")  # derived
+    ignored: ClassVar[tuple[str, ...]] = ("hidden_size", "num_layers", "path_norm")  # derived
     image_size: int | tuple[int, ...] = 224
     patch_size: int | tuple[int, ...] = 4
     num_channels: Size = 3
@@ -278,10 +278,8 @@ class Swin(eqx.Module):
 @inputs.register(Swin)
 def _(model: Swin) -> Inputs:
     masked = model.embeddings.mask_token is not None
-    return image_inputs(model.config, **({"bool_masked_pos": Input("mask", ("batch", "patches"))} if masked else {}))
-
-
-SELF = {a: b.replace("attention.attention.", "attention.self.") for a, b in LEGACY.items()}
+    more = {"bool_masked_pos": Input("mask", ("batch", "patches"))} if masked else {}
+    return image_inputs(model.config, **more)  # type: ignore[arg-type]
 
 
 EMBEDDINGS = rename("embeddings.projection.{rest}", "embeddings.patch_embeddings.projection.{rest}")

@@ -27,7 +27,7 @@ class Swinv2Config(SwinFields):
     """The keys of a Swin V2 `config.json`. Its absolute positions run nowhere: the reference has one row too many of them."""
 
     model_type: ClassVar[str] = "swinv2"
-    ignored: ClassVar = ("hidden_size", "num_layers", "path_norm", "use_absolute_embeddings")
+    ignored: ClassVar[tuple[str, ...]] = ("hidden_size", "num_layers", "path_norm", "use_absolute_embeddings")
     pretrained_window_sizes: tuple[int, ...] | None = (0, 0, 0, 0)
 
     @staticmethod

@@ -21,7 +21,12 @@ def _each(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
 
 
 def convolve(
-    x: jax.Array, weight: jax.Array, stride: tuple[int, ...], padding: tuple[int, ...], groups: int
+    x: jax.Array,
+    weight: jax.Array,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    groups: int,
+    dilation: tuple[int, ...] | None = None,
 ) -> jax.Array:
     """The convolution of `x` `(batch, *spatial, in)` with `weight` `(out, in / groups, *kernel)`, summed in float32."""
     spatial = _AXES[-(weight.ndim - 2) :]
@@ -33,6 +38,7 @@ def convolve(
             weight,
             stride,
             [(p, p) for p in padding],
+            rhs_dilation=dilation,
             dimension_numbers=(f"N{spatial}C", f"OI{spatial}", f"N{spatial}C"),
             feature_group_count=groups,
             preferred_element_type=jnp.float32,
@@ -45,7 +51,7 @@ class Conv(eqx.Module):
     """A convolution over the spatial axes of `x` `(batch, *spatial, in)`, to `(batch, *spatial, out)`.
 
     `weight` is torch's: `(out, in / groups, *kernel)`; `bias` `(out,)`. The channels come last, where linear layers and norms
-    want them. `padding` is how many zeros are added on both sides of each axis.
+    want them. `padding` is how many zeros are added on both sides of each axis, `dilation` how far apart the taps are.
     """
 
     weight: Weight
@@ -53,6 +59,7 @@ class Conv(eqx.Module):
     stride: tuple[int, ...] = eqx.field(static=True)
     padding: tuple[int, ...] = eqx.field(static=True)
     groups: int = eqx.field(static=True)
+    dilation: tuple[int, ...] = eqx.field(static=True)
     axes: tuple[str | None, ...] = eqx.field(static=True)
 
     def __init__(
@@ -65,6 +72,7 @@ class Conv(eqx.Module):
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] = 0,
         groups: int = 1,
+        dilation: int | Sequence[int] = 1,
         axes: tuple[str | None, str | None] = ("embed", None),
     ) -> None:
         rank = len(kernel)
@@ -73,13 +81,14 @@ class Conv(eqx.Module):
         self.stride = _each(stride, rank)
         self.padding = _each(padding, rank)
         self.groups = groups
+        self.dilation = _each(dilation, rank)
         self.axes = (*axes, *(None,) * rank)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = shape_of(self.weight)[2:]
         if self.stride == kernel and self.groups == 1 and not any(self.padding):
             return self._by_patches(x, kernel)
-        return self._biased(convolve(x, dense(self.weight), self.stride, self.padding, self.groups))
+        return self._biased(convolve(x, dense(self.weight), self.stride, self.padding, self.groups, self.dilation))
 
     def _by_patches(self, x: jax.Array, kernel: tuple[int, ...]) -> jax.Array:
         """Patches that do not overlap: one matrix product, which is faster than a convolution on every backend."""

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .context import Context
+from .context import Context, dropout
 from .conv import Conv
 from .linear import Linear
 from .norm import LayerNorm
@@ -29,9 +29,17 @@ class ImageClassifier(eqx.Module):
     config: Any = eqx.field(static=True)
     pooling: str = eqx.field(static=True)
     extra: int = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
 
     def __init__(
-        self, model: Any, config: Any = None, *, pooling: str = "cls", size: int | None = None, extra: int = 1
+        self,
+        model: Any,
+        config: Any = None,
+        *,
+        pooling: str = "cls",
+        size: int | None = None,
+        extra: int = 1,
+        dropout: float = 0.0,
     ) -> None:
         config = model.config if config is None else config  # of the whole, where the model is one of its towers
         width = size or model.config.hidden_size * (2 if pooling == "cls_mean" else 1)
@@ -40,11 +48,13 @@ class ImageClassifier(eqx.Module):
         self.config = config
         self.pooling = pooling
         self.extra = extra
+        self.dropout = dropout
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
         out = self.model(context, cache, **inputs)
         seen = inputs.get("pixel_attention_mask")
-        return out.replace(logits=self.classifier(pool_image(out, self.pooling, self.extra, seen)))
+        x = dropout(pool_image(out, self.pooling, self.extra, seen), self.dropout, context, 1_000_004)
+        return out.replace(logits=self.classifier(x))
 
 
 def pool_image(out: Output, pooling: str, extra: int = 1, seen: Any = None) -> jax.Array:
