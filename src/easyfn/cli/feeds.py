@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .reference import CHOSEN, COUNTS, GROUPED, LAYERS, MLPS, ROUTES, stored
-
-if TYPE_CHECKING:
-    from .blueprint import Reader
 
 CORRECTION = "e_score_correction_bias"
 _SHARED = ("shared_experts", "shared_expert", "shared_mlp")
 
 
-def feed(reader: Reader) -> str:
-    """The code of a block's second part."""
+def feed(reader: Any) -> str:
+    """The code of a block's second part; `reader` is the `Reader` of blueprint.py."""
     modules = reader.parts("mlp")
     sparse = [hasattr(module, "experts") for module in modules]
     plain = next((module for module, experts in zip(modules, sparse, strict=True) if not experts), None)
@@ -27,7 +24,7 @@ def feed(reader: Reader) -> str:
     return _experts(reader, modules[sparse.index(True)], sparse, dense)
 
 
-def _dense(reader: Reader, module: Any) -> str:
+def _dense(reader: Any, module: Any) -> str:
     names = tuple(sorted(name for name, child in module.named_children() if hasattr(child, "weight")))
     if "intermediate_size" not in reader.keys:
         size = next((child.weight.shape[0] for _, child in module.named_children() if hasattr(child, "weight")), 0)
@@ -47,7 +44,7 @@ def _dense(reader: Reader, module: Any) -> str:
     return MLPS[names].format(bias=", bias=True" if bias else "")
 
 
-def _experts(reader: Reader, module: Any, sparse: list[bool], dense: str) -> str:
+def _experts(reader: Any, module: Any, sparse: list[bool], dense: str) -> str:
     reader.placed |= {f"mlp.{name}" for name in ("experts", "gate", "shared_experts", "shared_expert_gate")}
     _files(reader)
     keys, parts = reader.keys, dict(module.named_children())
@@ -92,7 +89,7 @@ def _experts(reader: Reader, module: Any, sparse: list[bool], dense: str) -> str
     return f'{made} if feeds[i] == "sparse" else {dense or "mlp(c)"}'
 
 
-def _files(reader: Reader) -> None:
+def _files(reader: Any) -> None:
     """What files call experts that they hold one by one."""
     pattern = re.compile(r"(\w+)\\?\.experts\\?\.\*\\?\.(\w+)\\?\.weight")
     found = [
@@ -108,7 +105,7 @@ def _files(reader: Reader) -> None:
     reader.family["names"] = f"per_expert({', '.join(own)})"
 
 
-def _shared(reader: Reader, parts: dict[str, Any], width: str) -> str:
+def _shared(reader: Any, parts: dict[str, Any], width: str) -> str:
     """The experts that every token goes to, as an argument of `SparseMoE`."""
     name = next((name for name in _SHARED if name in parts), None)
     if name is None:
@@ -128,7 +125,7 @@ def _shared(reader: Reader, parts: dict[str, Any], width: str) -> str:
     return f", shared_experts=ef.nn.{kind}(c.hidden_size, {size}, c.hidden_act){gate}"
 
 
-def _width(reader: Reader, shared: Any, width: str) -> str | None:
+def _width(reader: Any, shared: Any, width: str) -> str | None:
     """The keys whose value is the width of a shared expert, or whose product."""
     down = getattr(shared, "down_proj", None)
     if down is None:
