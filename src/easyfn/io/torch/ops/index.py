@@ -43,10 +43,13 @@ def embedding_bag(
 
 
 @op("aten.embedding_bag.padding_idx")
-def embedding_bag_padded(weight: Any, *args: Any) -> Any:
+def embedding_bag_padded(
+    weight: Any, ids: Any, starts: Any, scaled: bool, mode: int, sparse: bool, scales: Any, with_last: bool,
+    padding_idx: int | None,
+) -> Any:  # fmt: skip
     """With an index that may count from the end."""
-    *given, padding_idx = args
-    return embedding_bag(weight, *given, -1 if padding_idx is None else padding_idx % weight.shape[0])
+    hidden = -1 if padding_idx is None else padding_idx % weight.shape[0]
+    return embedding_bag(weight, ids, starts, scaled, mode, sparse, scales, with_last, hidden)
 
 
 @op("aten.index.Tensor", "aten._unsafe_index.Tensor")
