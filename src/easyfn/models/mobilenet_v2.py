@@ -109,19 +109,24 @@ class ConvLayer(eqx.Module):
 
 
 class InvertedResidual(eqx.Module):
-    """More channels, a depthwise convolution, fewer channels; added to what came in where the shape is the same."""
+    """More channels, a depthwise convolution, fewer channels; added to what came in where the shape is the same.
+
+    `shrinks` numbers the layers that make the image smaller: no two of them are alike, so that none is scanned.
+    """
 
     expand_1x1: ConvLayer
     conv_3x3: ConvLayer
     reduce_1x1: ConvLayer
     adds: bool = eqx.field(static=True)
+    shrinks: int = eqx.field(static=True)
 
-    def __init__(self, c: MobileNetV2Config, size_in: int, size: int, stride: int, dilation: int) -> None:
+    def __init__(self, c: MobileNetV2Config, size_in: int, size: int, stride: int, dilation: int, index: int) -> None:
         many = c.rounded(size_in * c.expand_ratio)
         self.expand_1x1 = ConvLayer(c, size_in, many)
         self.conv_3x3 = ConvLayer(c, many, many, 3, stride=stride, dilation=dilation, depthwise=True)
         self.reduce_1x1 = ConvLayer(c, many, size, act="linear")
         self.adds = stride == 1 and size_in == size
+        self.shrinks = index + 1 if stride > 1 else 0
 
     def __call__(self, x: jax.Array, context: Context, cache: Any = None) -> tuple[jax.Array, Any, dict[str, Any]]:
         h = self.reduce_1x1(self.conv_3x3(self.expand_1x1(x)))
@@ -162,10 +167,10 @@ class MobileNetV2(eqx.Module):
         shrunk, spread, layers = 2, 1, []
         for i, stride in enumerate(STRIDES):
             if shrunk == c.output_stride:
-                layers.append(InvertedResidual(c, sizes[i], sizes[i + 1], 1, spread))
+                layers.append(InvertedResidual(c, sizes[i], sizes[i + 1], 1, spread, i))
                 spread *= stride
             else:
-                layers.append(InvertedResidual(c, sizes[i], sizes[i + 1], stride, 1))
+                layers.append(InvertedResidual(c, sizes[i], sizes[i + 1], stride, 1, i))
                 shrunk *= stride
         self.conv_stem, self.layer = Stem(c, sizes[0]), tuple(layers)
         self.conv_1x1 = ConvLayer(c, sizes[-1], c.width)
