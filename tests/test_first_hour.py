@@ -1,6 +1,7 @@
 """What a new user types and breaks: no silent damage, and the wrong call says which is right."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_what_is_written_otherwise_is_held_to_the_config_too(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_another_checkpoint_is_not_overwritten_or_mixed(model, tmp_path):
+def test_another_checkpoint_is_told_of_refused_or_gone(model, tmp_path, caplog):
     """transformers writes over it, and then reads the tokenizer and the adapter of the old one with the new one."""
     there = lambda: sorted(path.name for path in tmp_path.iterdir())
     ef.save(model, tmp_path, max_shard_size=20_000)
@@ -108,8 +109,11 @@ def test_another_checkpoint_is_not_overwritten_or_mixed(model, tmp_path):
     gpt2 = ef.init(ef.read_config({"model_type": "gpt2", **sizes}), key=KEY)
     for other, said in ((gpt2, "a llama model"), (ef.testing.tiny(hidden_size=64), "hidden_size 32, not 64")):
         with pytest.raises(FileExistsError, match=f"{said}.*overwrite=True"):
-            ef.save(other, tmp_path)
-    assert there() == mine
+            ef.save(other, tmp_path, overwrite=False)
+    assert there() == mine and not caplog.records
+    ef.save(gpt2, tmp_path)
+    assert there() == mine and "held a llama model: its weights and config are replaced" in caplog.text
+    ef.save(model, tmp_path)
     ef.save(gpt2, tmp_path, overwrite=True)
     assert there() == ["README.md", "config.json", "model.safetensors"]
     tuned = ef.apply_lora(gpt2, key=KEY)
@@ -302,12 +306,15 @@ class Plain(eqx.Module):
     w: jax.Array
 
 
-def test_matrices_that_no_layer_declared_are_told():
+def test_matrices_that_no_layer_declared_are_told(caplog):
     both = (ef.init(ef.nn.Linear(64, 64), key=KEY), Plain(jnp.ones((64, 64))))
     for call in (lambda: ef.quantize(both, "8bit"), lambda: ef.apply_lora(both, key=KEY)):
-        with pytest.warns(UserWarning, match=r"1\.w stay as they are.*ef\.adopt.*@ef\.slots\.register"):
-            call()
+        caplog.clear()
+        call()
+        assert re.search(r"1\.w stay as they are.*ef\.adopt.*@ef\.slots\.register", caplog.text)
+    caplog.clear()
     assert ef.is_quantized(ef.quantize(both, ef.QuantConfig("8bit", pattern="^0")))  # which asks for no more
+    assert not caplog.records
 
 
 def test_logits_to_keep_is_a_number_or_places():

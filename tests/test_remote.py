@@ -97,7 +97,10 @@ def test_another_checkpoint_there_is_not_overwritten_or_mixed(model, store):
     store.pipe_file("/bucket/models/llama/tokenizer.json", b"{}")
     other = ef.testing.tiny(hidden_size=64)
     with pytest.raises(FileExistsError, match=rf"{URL} holds another llama model .*overwrite=True"):
-        ef.save(other, URL)
+        ef.save(other, URL, overwrite=False)
+    ef.save(other, URL)
+    assert "tokenizer.json" in names(store)
+    ef.save(model, URL)
     ef.save(other, URL, overwrite=True)
     assert_same(ef.load(URL), other)
     assert "tokenizer.json" not in names(store)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ def select_slots(verb: str, model: Any, pattern: Pattern, roles: tuple[str, ...]
 
     `"all-linear"`, alone or in a list, is every slot of role `linear` and `experts`: never a head, a router or an
     embedding. Other patterns search in the dotted path of the slot, and reach the given `roles`. Selecting nothing is an
-    error, and a warning tells of matrices that the pattern selects too and no layer has declared a weight.
+    error, and matrices that the pattern selects too and no layer has declared a weight are logged.
 
     ```python
     import easyfn as ef
@@ -81,10 +81,12 @@ def select_slots(verb: str, model: Any, pattern: Pattern, roles: tuple[str, ...]
         raise ValueError(f"{error}{said}")
     if over := [path for path, leaf in bare.items() if _is_matrix(path, leaf)]:
         more = f" and {len(over) - 4} more" if len(over) > 4 else ""
-        warnings.warn(
-            f"{verb}: {', '.join(over[:4])}{more} stay as they are: arrays in no weight slot. {_DECLARE} (a role of "
-            "'other' says that it is none).",
-            stacklevel=4,
+        logging.getLogger("easyfn").warning(
+            "%s: %s%s stay as they are: arrays in no weight slot. %s (a role of 'other' says that it is none).",
+            verb,
+            ", ".join(over[:4]),
+            more,
+            _DECLARE,
         )
     return chosen
 

@@ -1,9 +1,9 @@
-"""A folder that holds another checkpoint than the one to be saved: nothing of it is lost unasked, and nothing of it is mixed
-with the new one."""
+"""A folder that holds another checkpoint than the one to be saved: what is said of it, what is refused, and what may go."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +23,12 @@ _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "hidden_dim")  # which not
 
 
 class Another(NamedTuple):
-    """What a folder holds, in words, and the files of it that may not lie beside the new ones."""
+    """What a folder holds, in words, and the files of it that speak for the other one."""
 
     said: str
     goes: str
     files: re.Pattern[str]
+    harms: bool = False  # changes what the new model answers where it is read
 
 
 def another(folder: Path, config: Mapping[str, Any]) -> Another | None:
@@ -47,7 +48,7 @@ def another(folder: Path, config: Mapping[str, Any]) -> Another | None:
             return Another(f"another {kinds[0]} model ({key} {was[key]}, not {now[key]})", *every)
     if (folder / ADAPTER).is_file():
         said = "an adapter, which transformers puts on any model beside it (on a merged one once more)"
-        return Another(said, "the adapter", re.compile(_either(MODEL, _ADAPTER)))
+        return Another(said, "the adapter", re.compile(_either(MODEL, _ADAPTER)), harms=True)
     return None
 
 
@@ -66,10 +67,23 @@ def _widths(config: Mapping[str, Any], above: str = "") -> dict[str, int]:
     return found
 
 
-def refuse(there: Another | None, folder: Any) -> None:
-    """Raises `FileExistsError` for a folder that holds another checkpoint."""
-    if there is not None:
+def going(there: Another | None, folder: Any, overwrite: bool | None) -> re.Pattern[str]:
+    """The files that make room for the new ones. Raises `FileExistsError` for a folder that holds another checkpoint where
+    that is not wanted, and for one whose adapter would change the new one unseen; what stays of another is logged."""
+    if there is None:
+        return MODEL
+    if overwrite:
+        return there.files
+    if overwrite is False or there.harms:
         raise FileExistsError(
             f"save: {folder} holds {there.said}: choose another folder, or give overwrite=True, with which {there.goes} "
             "will go (other files stay)"
         )
+    logging.getLogger("easyfn").warning(
+        "save: %s held %s: its weights and config are replaced, its tokenizer and other files stay. overwrite=True takes "
+        "%s away, overwrite=False refuses",
+        folder,
+        there.said,
+        there.goes,
+    )
+    return MODEL

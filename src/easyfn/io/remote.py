@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core.multihost import first, same_number
 from ..names.part import Index, Runs, joined, runs
-from .another import ADAPTER, another, refuse
+from .another import ADAPTER, another, going
 from .checkpoint import CONFIG, GENERATION, INDEX, SINGLE, Files, LoadError
 from .place import document
 from .safetensors import BadFile, Info, bytes_of, parse_header, write_to
@@ -144,10 +144,10 @@ def save_remote(
     shards: Mapping[str, Sequence[Entry]],
     documents: Mapping[str, Any],
     alone: bool,
-    overwrite: bool = False,
+    overwrite: bool | None = None,
 ) -> None:
     """Writes a model behind a URL. `documents` are its other files (JSON, or bytes), the config last. Raises
-    `FileExistsError` where another checkpoint is, without `overwrite`.
+    `FileExistsError` where another checkpoint is, as `overwrite` of [`easyfn.save`][] says.
 
     Into an empty place the files come under their usual names, the config last: without it there is no model. Where one
     is already, the tensors come under new names; the index, which is one object and so is replaced at once, makes them
@@ -160,7 +160,13 @@ def save_remote(
         for each in (CONFIG, ADAPTER):
             _fetch(store, path, each, Path(name))
         there = another(Path(name), documents[CONFIG])
-    first(lambda: None if overwrite else refuse(there, url), "save", alone)
+    goes = re.compile("")
+
+    def look() -> None:
+        nonlocal goes
+        goes = going(there, url, overwrite)
+
+    first(look, "save", alone)
     model = any(store.exists(f"{path}/{name}") for name in (SINGLE, INDEX))
     if number := same_number(int.from_bytes(np.random.default_rng().bytes(3), "big") + 1 if model else 0, alone):
         names = {n: f"model-{number:06x}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i, n in enumerate(shards)}
@@ -182,7 +188,7 @@ def save_remote(
             old_index = name == INDEX and INDEX not in documents
             if old_index or (re.fullmatch(r"model(-[\w-]+)?\.safetensors", name) and name not in shards):
                 store.rm_file(f"{path}/{name}")
-            elif there is not None and there.files.fullmatch(name) and name not in made:
+            elif there is not None and goes.fullmatch(name) and name not in made:
                 store.rm(f"{path}/{name}", recursive=True)
 
     write_all(shards, write, finish, alone)

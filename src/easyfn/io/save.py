@@ -27,7 +27,7 @@ from ..core.weight import format_of
 from ..names.rules import tensors
 from ..registry.family import Family, build, family_of
 from ..tasks.task import task
-from .another import another, refuse
+from .another import another, going
 from .checkpoint import CONFIG, GENERATION, INDEX, SINGLE
 from .described import as_described
 from .dtypes import float_dtype
@@ -52,15 +52,15 @@ def save(
     max_shard_size: int | str = "5GB",
     step: int | None = None,
     tokenizer: Any = None,
-    overwrite: bool = False,
+    overwrite: bool | None = None,
 ) -> Path | str:
     """Writes a model in Hugging Face's layout: what `transformers` reads, key for key and byte for byte.
 
     **Arguments**
 
     - `directory`: made if need be. Files in it that a model does not consist of (a tokenizer, a README) are kept. Or a
-      URL, `"gs://bucket/model"`, any that fsspec knows (extra `remote`). An older state of the same model is replaced, as
-      transformers does; another checkpoint (another `model_type` or width, or an adapter) is not, without `overwrite`.
+      URL, `"gs://bucket/model"`, any that fsspec knows (extra `remote`). What a model consists of is
+      replaced, as transformers does.
     - `dtype`: of the floating point tensors, and of those that quantized weights stand for; `None` keeps each array's own.
     - `max_shard_size`: bytes per file, as a number or `"5GB"`, `"500MB"`; a larger model becomes several files.
     - `step`: write into `directory/checkpoint-{step}` instead, the name that transformers' Trainer uses.
@@ -68,8 +68,9 @@ def save(
     - `tokenizer`: whose files are written beside: `"org/name"`, the folder, URL or `.gguf` file that the model came from
       (tokenizer, chat template, preprocessor), a `tokenizers.Tokenizer`, or a tokenizer or processor of transformers. A
       model is its weights and its config, so it does not know them by itself.
-    - `overwrite`: put the model in the place of another checkpoint, whose weights, adapter, tokenizer and settings go: none of
-      them is read with the new one.
+    - `overwrite`: of a folder that holds another checkpoint (another `model_type` or width, or an adapter). `None` replaces its
+      weights and config and logs that its tokenizer and other files stay; an adapter, which transformers would put on
+      the new model, is refused. `True` takes all of the other away, `False` refuses.
 
     **Returns** the folder written (a URL as it was given), or the file: to a `directory` that ends in `.gguf` the model is
     written as one file for llama.cpp (see [`easyfn.save_gguf`][]); to one that ends in `.safetensors`, any pytree is, each
@@ -85,7 +86,7 @@ def save(
     A model that lies on several processes is saved by all of them together, into a folder that they share: each writes
     some of the files, and process 0 puts them in place when all are done.
 
-    **Raises** `FileExistsError` where another checkpoint is; `ValueError` for an abstract model, for one whose layers are no
+    **Raises** `FileExistsError` as `overwrite` says; `ValueError` for an abstract model, for one whose layers are no
     longer those of its config (see [`easyfn.prune_layers`][]), and for one with LoRA adapters: fold them in with
     `ef.merge_lora`, or write them with `ef.save_adapter`.
 
@@ -137,8 +138,13 @@ def save(
     target = target.resolve()
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"save: {target} is a file; give a folder")
-    there = another(target, documents[CONFIG])
-    first(lambda: None if overwrite else refuse(there, target), "save", alone)
+    there, goes = another(target, documents[CONFIG]), MODEL
+
+    def look() -> None:
+        nonlocal goes
+        goes = going(there, target, overwrite)
+
+    first(look, "save", alone)
     with beside(target, "save", alone) as folder:
 
         def write_one(name: str, shapes: Shapes, arrays: Iterator[np.ndarray]) -> None:
@@ -153,7 +159,7 @@ def save(
             for name, data in documents.items():
                 (folder / name).parent.mkdir(exist_ok=True)
                 write_document(folder / name, data)
-            put_in_place(folder, target, MODEL if there is None else there.files)
+            put_in_place(folder, target, goes)
 
         write_all(shards, write_one, finish, alone)
     _tell(model, target)

@@ -31,7 +31,8 @@ from ..registry.family import Family, family
 from .decoders import full_attention
 
 Builder = Callable[[Any], Any]
-Pairs = Sequence[tuple[str, str] | Rule]
+Pairs = Sequence[tuple[str, str]]
+Rules = Sequence[tuple[str, str] | Rule]
 
 # Ours of a layer -> the end of theirs: the heads of a masked language model as most files name them.
 LM_HEAD: Pairs = (
@@ -121,7 +122,7 @@ def rotary_encoder(config: Any, *, pooler: bool, bias: bool, mlp: Any) -> TextEn
 
 
 def rotary_modules(
-    prefix: str, layers: Pairs, heads: Pairs | Callable[[Any], Pairs], gate_up: Sequence[str] = ()
+    prefix: str, layers: Pairs, heads: Rules | Callable[[Any], Rules], gate_up: Sequence[str] = ()
 ) -> Callable[[Any], list[Rule]]:
     """The modules of transformers' rotary encoders, after which adapters are named: queries, keys and values apart, and the
     parts of the MLP, `gate_up` in the order of our rows."""
@@ -165,7 +166,7 @@ def encoder_only(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def encoder_names(
-    prefix: str, layers: Pairs = (), heads: Pairs | Callable[[Any], Pairs] = ()
+    prefix: str, layers: Pairs = (), heads: Rules | Callable[[Any], Rules] = ()
 ) -> Callable[[Any], list[Rule]]:
     """The names of an encoder and of all its heads: `layers` and `heads` are pairs of our path and the file's.
 
@@ -226,7 +227,7 @@ def encoder_family(
     architectures: Mapping[str, str] | None = None,
     lacks: Sequence[str] = (),
     layers: Pairs = (),
-    heads: Pairs | Callable[[Any], Pairs] = LM_HEAD,
+    heads: Rules | Callable[[Any], Rules] = LM_HEAD,
     ignore: Sequence[str] = IGNORED,
     ignore_tensors: Sequence[str] = BUFFERS,
     **facts: Any,

@@ -28,6 +28,8 @@ SIGLIP = {
     "vision_use_head": False,
 }
 
+_SIDES = range(384, 2305, 384)  # of a picture, in pixels
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlavaOnevisionConfig(LlavaConfig):
@@ -41,7 +43,7 @@ class LlavaOnevisionConfig(LlavaConfig):
     video_token_index: int = 151647
     vision_feature_select_strategy: str = "full"
     vision_feature_layer: Integer | tuple[Integer, ...] = -1
-    image_grid_pinpoints: tuple[tuple[Size, Size], ...] = tuple(itertools.product(range(384, 2305, 384), repeat=2))
+    image_grid_pinpoints: tuple[tuple[Size, Size], ...] = tuple(itertools.product(_SIDES, _SIDES))
     vision_aspect_ratio: str = "anyres_max_9"
 
     video_token_id = alias("video_token_index")

@@ -30,7 +30,7 @@ from ..nn.vision import (
     pair,
 )
 from ..registry.family import family
-from .vision import BACKBONE, MODULES, block_names, head_names
+from .vision import BACKBONE, LEGACY, MODULES, block_names, head_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +282,7 @@ def _(model: Swin) -> Inputs:
     return image_inputs(model.config, **more)  # type: ignore[arg-type]
 
 
+SELF = {a: b.replace("attention.attention.", "attention.self.") for a, b in LEGACY.items()}
 EMBEDDINGS = rename("embeddings.projection.{rest}", "embeddings.patch_embeddings.projection.{rest}")
 
 

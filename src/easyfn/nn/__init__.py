@@ -91,9 +91,7 @@ if TYPE_CHECKING:
         PooledClassifier as PooledClassifier,
         QuestionAnswering as QuestionAnswering,
         ReplacedTokens as ReplacedTokens,
-        SentenceEmbedding as SentenceEmbedding,
         TokenClassifier as TokenClassifier,
-        sentence_embedding as sentence_embedding,
     )
     from .fold import fold as fold, hands_on as hands_on
     from .heads import (
@@ -150,6 +148,7 @@ if TYPE_CHECKING:
     from .recurrent.state import Documents as Documents, RecurrentState as RecurrentState
     from .relative import RelativeBias as RelativeBias, buckets as buckets
     from .resize import resize_grid as resize_grid, resize_matrix as resize_matrix
+    from .sentence import SentenceEmbedding as SentenceEmbedding, sentence_embedding as sentence_embedding
     from .seq2seq import (
         Seq2Seq as Seq2Seq,
         Seq2SeqLM as Seq2SeqLM,

@@ -23,7 +23,7 @@ TEACHERS: Mapping[str, tuple[str, ...]] = {
     "easyfn.nn.encoder_heads.PooledClassifier": ("easyfn.tasks.sequence_classification",),
     "easyfn.nn.encoder_heads.QuestionAnswering": ("easyfn.tasks.question_answering",),
     "easyfn.nn.encoder_heads.ReplacedTokens": ("easyfn.tasks.replaced_tokens",),
-    "easyfn.nn.encoder_heads.SentenceEmbedding": ("easyfn.tasks.sentence_embedding",),
+    "easyfn.nn.sentence.SentenceEmbedding": ("easyfn.tasks.sentence_embedding",),
     "easyfn.nn.encoder_heads.TokenClassifier": ("easyfn.tasks.token_classification",),
     "easyfn.nn.grid_vision.GridImageText": ("easyfn.inputs.image",),
     "easyfn.nn.heads.CausalLM": ("easyfn.tasks.causal_lm",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..nn.encoder_heads import SentenceEmbedding
+from ..nn.sentence import SentenceEmbedding
 from .task import Task, task
 
 TASK = Task("sentence-embedding", hub="sentence-similarity", labels={})
