@@ -92,7 +92,7 @@ def test_a_new_model_in_the_place_of_an_old_one(model, store, monkeypatch):
     assert_same(ef.load(URL), model)
 
 
-def test_another_checkpoint_there_is_not_overwritten_or_mixed(model, store):
+def test_another_checkpoint_there_is_told_of_refused_or_gone(model, store):
     ef.save(model, URL)
     store.pipe_file("/bucket/models/llama/tokenizer.json", b"{}")
     other = ef.testing.tiny(hidden_size=64)
