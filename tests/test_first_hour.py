@@ -112,14 +112,16 @@ def test_another_checkpoint_is_told_of_refused_or_gone(model, tmp_path, caplog):
             ef.save(other, tmp_path, overwrite=False)
     assert there() == mine and not caplog.records
     ef.save(gpt2, tmp_path)
-    assert there() == mine and "held a llama model: its weights and config are replaced" in caplog.text
+    assert there() == mine and "held a llama model: weights and config are replaced" in caplog.text
     ef.save(model, tmp_path)
     ef.save(gpt2, tmp_path, overwrite=True)
     assert there() == ["README.md", "config.json", "model.safetensors"]
     tuned = ef.apply_lora(gpt2, key=KEY)
     ef.save_adapter(tuned, tmp_path)
     with pytest.raises(FileExistsError, match=r"an adapter.*once more"):
-        ef.save(ef.merge_lora(tuned), tmp_path)
+        ef.save(ef.merge_lora(tuned), tmp_path, overwrite=False)
+    ef.save(ef.merge_lora(tuned), tmp_path)
+    assert "adapter_model.safetensors" in there() and "an adapter, which transformers puts on any model" in caplog.text
     ef.save(ef.merge_lora(tuned), tmp_path, overwrite=True)
     assert there() == ["README.md", "config.json", "model.safetensors"]
 

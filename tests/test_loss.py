@@ -315,3 +315,28 @@ def test_vocabulary_loss_weighs_tokens(model):
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)[..., 0]
     np.testing.assert_allclose(one, jnp.sum(nll * weights) / jnp.sum(weights), rtol=1e-5)
     np.testing.assert_allclose(one, two, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "bart", "gpt2", "t5"])
+def test_the_row_of_padding_learns_where_it_does_in_transformers(name):
+    """Its id in the text, and no mask: torch's `padding_idx` has no gradient from being looked up."""
+    import torch
+
+    case = CASES[name]
+    module, model = case.make().requires_grad_(True), case.model()
+    pad = module.config.pad_token_id
+    pad = 3 if pad is None or not 0 <= pad < model.config.vocab_size else pad
+    ids = np.array([[5, 6, pad, 8, 9], [7, pad, 11, 12, 4]])
+    labels = np.array([[5, 6, 10, 8, 9], [7, 10, 11, 12, 4]])
+    more = {"decoder_input_ids": ids} if case.encoder_decoder else {}
+    module(torch.tensor(ids), **{k: torch.tensor(v) for k, v in more.items()}).logits.log_softmax(-1).gather(
+        -1, torch.tensor(labels)[..., None]
+    ).sum().backward()
+    want = module.get_input_embeddings().weight.grad.numpy()
+
+    def loss(model):
+        logits = ef.forward(model, ids, **more).logits
+        return jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1))
+
+    got = ef.input_embeddings(jax.grad(loss)(model)).weight
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())

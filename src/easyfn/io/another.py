@@ -28,7 +28,6 @@ class Another(NamedTuple):
     said: str
     goes: str
     files: re.Pattern[str]
-    harms: bool = False  # changes what the new model answers where it is read
 
 
 def another(folder: Path, config: Mapping[str, Any]) -> Another | None:
@@ -48,7 +47,7 @@ def another(folder: Path, config: Mapping[str, Any]) -> Another | None:
             return Another(f"another {kinds[0]} model ({key} {was[key]}, not {now[key]})", *every)
     if (folder / ADAPTER).is_file():
         said = "an adapter, which transformers puts on any model beside it (on a merged one once more)"
-        return Another(said, "the adapter", re.compile(_either(MODEL, _ADAPTER)), harms=True)
+        return Another(said, "the adapter", re.compile(_either(MODEL, _ADAPTER)))
     return None
 
 
@@ -69,19 +68,19 @@ def _widths(config: Mapping[str, Any], above: str = "") -> dict[str, int]:
 
 def going(there: Another | None, folder: Any, overwrite: bool | None) -> re.Pattern[str]:
     """The files that make room for the new ones. Raises `FileExistsError` for a folder that holds another checkpoint where
-    that is not wanted, and for one whose adapter would change the new one unseen; what stays of another is logged."""
+    that is not wanted; what stays of another is logged."""
     if there is None:
         return MODEL
     if overwrite:
         return there.files
-    if overwrite is False or there.harms:
+    if overwrite is False:
         raise FileExistsError(
             f"save: {folder} holds {there.said}: choose another folder, or give overwrite=True, with which {there.goes} "
             "will go (other files stay)"
         )
     logging.getLogger("easyfn").warning(
-        "save: %s held %s: its weights and config are replaced, its tokenizer and other files stay. overwrite=True takes "
-        "%s away, overwrite=False refuses",
+        "save: %s held %s: weights and config are replaced, and its other files stay beside the new model. overwrite=True "
+        "takes %s away, overwrite=False refuses",
         folder,
         there.said,
         there.goes,

@@ -69,8 +69,8 @@ def save(
       (tokenizer, chat template, preprocessor), a `tokenizers.Tokenizer`, or a tokenizer or processor of transformers. A
       model is its weights and its config, so it does not know them by itself.
     - `overwrite`: of a folder that holds another checkpoint (another `model_type` or width, or an adapter). `None` replaces its
-      weights and config and logs that its tokenizer and other files stay; an adapter, which transformers would put on
-      the new model, is refused. `True` takes all of the other away, `False` refuses.
+      weights and config, as transformers does, and logs that its other files stay: a tokenizer, or an adapter, which
+      transformers puts on the new model. `True` takes them away, `False` refuses.
 
     **Returns** the folder written (a URL as it was given), or the file: to a `directory` that ends in `.gguf` the model is
     written as one file for llama.cpp (see [`easyfn.save_gguf`][]); to one that ends in `.safetensors`, any pytree is, each

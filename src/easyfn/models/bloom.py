@@ -50,7 +50,7 @@ def bloom(c: BloomConfig) -> Decoder:
         )
         for _ in range(c.n_layer)
     ]
-    return Decoder(c, layers, norm(), alibi=Alibi(c.n_head), embed_norm=norm())
+    return Decoder(c, layers, norm(), alibi=Alibi(c.n_head), embed_norm=norm(), padding=False)
 
 
 NAMES = decoder_names(

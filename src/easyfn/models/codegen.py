@@ -84,7 +84,7 @@ def codegen(c: CodeGenConfig) -> Decoder:
         for _ in range(c.n_layer)
     ]
     final, rope = LayerNorm(c.n_embd, c.layer_norm_epsilon), {"default": {"rope_theta": 10000.0}}
-    return Decoder(c, layers, final, head_dim=c.rotary_dim, rope=rope, dropout=c.embd_pdrop)
+    return Decoder(c, layers, final, head_dim=c.rotary_dim, rope=rope, dropout=c.embd_pdrop, padding=False)
 
 
 decoder_family(

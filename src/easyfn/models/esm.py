@@ -15,7 +15,7 @@ from ..core.weight import HALF, Slot, Weight, dense, slots
 from ..nn import Block, Context, Embedding, LayerNorm, Linear, MaskedLM, Output, TextEncoder
 from ..nn.encoder import learned_positions
 from ..nn.fold import fold
-from ..nn.linear import along_last, declare
+from ..nn.linear import along_last, declare, pad_token
 from .encoders import BUFFERS, IGNORED, encoder_family, pre_norm_layer, pre_norm_names
 
 MASKED_IN_TRAINING = 0.15 * 0.8  # the share of tokens that were `<mask>` when ESM was trained
@@ -71,7 +71,7 @@ class EsmEmbeddings(eqx.Module):
             raise ValueError("esm: position_embedding_type='absolute' needs pad_token_id, after which positions begin")
         if c.token_dropout and c.mask_token_id is None:
             raise ValueError("esm: token_dropout=True needs mask_token_id, the tokens that are dropped")
-        self.word_embeddings = Embedding(c.vocab_size, c.hidden_size)
+        self.word_embeddings = Embedding(c.vocab_size, c.hidden_size, padding=pad_token(c))
         rows = c.max_position_embeddings
         self.position_embeddings = Embedding(rows, c.hidden_size, axes=(None, "embed")) if learned else None
         self.layer_norm = LayerNorm(c.hidden_size, c.layer_norm_eps) if c.emb_layer_norm_before else None

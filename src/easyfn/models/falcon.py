@@ -76,7 +76,7 @@ def falcon(c: FalconConfig) -> Decoder:
     ]
     alibi = Alibi(c.num_attention_heads, scale=width**-0.5, rounded=True) if c.alibi else None
     rope = {} if c.alibi else {"default": c.rope_parameters}
-    return Decoder(c, layers, norm(), head_dim=width, rope=rope, alibi=alibi)
+    return Decoder(c, layers, norm(), head_dim=width, rope=rope, alibi=alibi, padding=False)
 
 
 def names(model: Any) -> Any:

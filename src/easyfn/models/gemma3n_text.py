@@ -22,7 +22,7 @@ from ..nn.attention.rope import checked_rope, rope_table
 from ..nn.attention.sharing import SharingAttention, sharing
 from ..nn.block import Result
 from ..nn.context import Context, called
-from ..nn.linear import along_last
+from ..nn.linear import along_last, pad_token
 from ..nn.output import Output
 from .decoders import alternate, decoder_family, layer_windows, rope_by_kind
 
@@ -186,8 +186,10 @@ class Gemma3nDecoder(eqx.Module):
 
         own = c.num_hidden_layers * c.hidden_size_per_layer_input
         squares = lambda: tuple(Linear(c.hidden_size, c.hidden_size) for _ in range(1, c.altup_num_inputs))
-        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size)
-        self.embed_tokens_per_layer = Embedding(c.vocab_size_per_layer_input, own, axes=("vocab", None))
+        self.embed_tokens = Embedding(c.vocab_size, c.hidden_size, padding=pad_token(c))
+        self.embed_tokens_per_layer = Embedding(
+            c.vocab_size_per_layer_input, own, axes=("vocab", None), padding=pad_token(c)
+        )
         self.layers = tuple(block(i) for i in range(c.num_hidden_layers))
         self.norm = norm()
         self.per_layer_model_projection = Linear(c.hidden_size, own, axes=(None, "embed"))

@@ -31,6 +31,7 @@ from ..nn import (
     hands_on,
 )
 from ..nn.attention.sharing import SharingAttention, sharing
+from ..nn.linear import pad_token
 from .decoders import alternate, decoder_family, layer_windows
 
 
@@ -192,7 +193,9 @@ class LayerInputs(eqx.Module):
     def __init__(self, c: Gemma4TextConfig) -> None:
         self.width = c.hidden_size_per_layer_input
         wide = c.num_hidden_layers * self.width
-        self.embed_tokens_per_layer = Embedding(c.vocab_size_per_layer_input, wide, axes=("vocab", None))
+        self.embed_tokens_per_layer = Embedding(
+            c.vocab_size_per_layer_input, wide, axes=("vocab", None), padding=pad_token(c)
+        )
         self.per_layer_model_projection = Linear(c.hidden_size, wide, axes=(None, "embed"))
         self.per_layer_projection_norm = RMSNorm(self.width, c.rms_norm_eps)
 

@@ -53,7 +53,7 @@ def gpt_bigcode(c: GPTBigCodeConfig) -> Decoder:
         for _ in range(c.n_layer)
     ]
     final, positions = LayerNorm(c.n_embd, c.layer_norm_epsilon), LearnedPositions(c.n_positions, c.n_embd)
-    return Decoder(c, layers, final, positions=positions, dropout=c.embd_pdrop)
+    return Decoder(c, layers, final, positions=positions, dropout=c.embd_pdrop, padding=False)
 
 
 NAMES = decoder_names(

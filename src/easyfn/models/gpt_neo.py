@@ -62,7 +62,7 @@ def gpt_neo(c: GPTNeoConfig) -> Decoder:
     ]
     positions = LearnedPositions(c.max_position_embeddings, c.hidden_size)
     final = LayerNorm(c.hidden_size, c.layer_norm_epsilon)
-    return Decoder(c, layers, final, positions=positions, dropout=c.embed_dropout)
+    return Decoder(c, layers, final, positions=positions, dropout=c.embed_dropout, padding=False)
 
 
 NAMES = decoder_names(

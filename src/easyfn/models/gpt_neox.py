@@ -55,7 +55,9 @@ def gpt_neox(c: GPTNeoXConfig) -> Decoder:
         for _ in range(c.num_hidden_layers)
     ]
     final, table = LayerNorm(c.hidden_size, c.layer_norm_eps), {"default": c.rope_parameters}
-    return Decoder(c, layers, final, head_dim=head_dim(c), rope=table, partial=True, dropout=c.hidden_dropout)
+    return Decoder(
+        c, layers, final, head_dim=head_dim(c), rope=table, partial=True, dropout=c.hidden_dropout, padding=False
+    )
 
 
 NAMES = {

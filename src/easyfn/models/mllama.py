@@ -24,6 +24,7 @@ from ..nn.attention.attention import attend_within
 from ..nn.attention.core import split_heads
 from ..nn.cache.cache import CrossKV, layer_cache, stored
 from ..nn.context import Context, Mask
+from ..nn.linear import pad_token
 from ..nn.seq2seq import empty_cross
 from ..nn.tiled_tower import TiledTower, gated
 from ..registry.family import family
@@ -209,7 +210,7 @@ def mllama_text(c: MllamaTextConfig) -> Decoder:
 
     layers = [block(i) for i in range(c.num_hidden_layers)]
     found = Decoder(c, layers, norm(c), head_dim=head_dim(c), rope={"default": c.rope_parameters})
-    more = Embedding(c.vocab_size + 8, c.hidden_size)  # the image token is one of the eight
+    more = Embedding(c.vocab_size + 8, c.hidden_size, padding=pad_token(c))  # the image token is one of the eight
     return eqx.tree_at(lambda model: model.embed_tokens, found, more)
 
 

@@ -32,7 +32,7 @@ from ..nn.attention.attention import attend
 from ..nn.attention.core import merge_heads, split_heads
 from ..nn.context import encoder_mask
 from ..nn.encoder import AddNorm, Dense, chosen_rows, learned_positions
-from ..nn.linear import Embedding
+from ..nn.linear import Embedding, pad_token
 from .encoders import PREDICTIONS, EncoderFields, encoder_family
 
 
@@ -99,7 +99,7 @@ class MobileBertEmbeddings(eqx.Module):
 
     def __init__(self, c: MobileBertConfig) -> None:
         table = lambda rows: Embedding(rows, c.hidden_size, axes=(None, "embed"))
-        self.word_embeddings = Embedding(c.vocab_size, c.embedding_size)
+        self.word_embeddings = Embedding(c.vocab_size, c.embedding_size, padding=pad_token(c))
         self.position_embeddings = table(c.max_position_embeddings)
         self.token_type_embeddings = table(c.type_vocab_size)
         wide = c.embedding_size * (3 if c.trigram_input else 1)

@@ -36,7 +36,7 @@ from ..nn import (
     source_segments,
     split_heads,
 )
-from ..nn.linear import along_last, declare
+from ..nn.linear import along_last, declare, pad_token
 from ..registry.family import family
 
 STRIDE = 64 * 3 * 2  # samples of a frame
@@ -272,7 +272,7 @@ class MoonshineDecoder(eqx.Module):
 
 def moonshine(config: Any) -> Seq2Seq:
     """Encoder and decoder."""
-    table = Embedding(config.vocab_size, config.hidden_size)
+    table = Embedding(config.vocab_size, config.hidden_size, padding=pad_token(config))
     return Seq2Seq(config, table, MoonshineEncoder(config), MoonshineDecoder(config))
 
 

@@ -85,7 +85,7 @@ def mpt(c: MptConfig) -> Decoder:
         )
         for _ in range(c.n_layers)
     ]
-    return Decoder(c, layers, norm(), alibi=Alibi(c.n_heads))
+    return Decoder(c, layers, norm(), alibi=Alibi(c.n_heads), padding=False)
 
 
 NAMES = decoder_names(

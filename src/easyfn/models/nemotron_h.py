@@ -195,7 +195,7 @@ def nemotron_h(config: NemotronHConfig) -> Decoder:
     c = config
     norm = lambda: RMSNorm(c.hidden_size, c.layer_norm_epsilon)
     layers = [NemotronHBlock(norm(), mixer(c, kind), kind) for kind in c.layers_block_type]
-    return Decoder(c, layers, norm(), head_dim=c.head_dim, rope={})
+    return Decoder(c, layers, norm(), head_dim=c.head_dim, rope={}, padding=False)
 
 
 _EXPERT = "{rest}.mixer.experts.{e}."

@@ -36,7 +36,9 @@ def openai_gpt(c: OpenAIGPTConfig) -> Decoder:
         )
         for _ in range(c.n_layer)
     ]
-    return Decoder(c, layers, None, positions=LearnedPositions(c.n_positions, c.n_embd), dropout=c.embd_pdrop)
+    return Decoder(
+        c, layers, None, positions=LearnedPositions(c.n_positions, c.n_embd), dropout=c.embd_pdrop, padding=False
+    )
 
 
 MATRICES = {

@@ -18,6 +18,7 @@ from ..nn import (
     Seq2SeqLM,
     TranslationStack,
 )
+from ..nn.linear import pad_token
 from ..registry.family import Family, family
 
 Ids = int | tuple[int, ...] | None
@@ -75,7 +76,7 @@ def translation(
     encoder's are normed after. `own_tables`: each side has token embeddings of its own, the decoder
     `decoder_vocab_size` of them. `encoder_attention(layer)` is the encoder's own attention, `encoder` what is around it.
     """
-    table = lambda size: Embedding(size, config.d_model)
+    table = lambda size: Embedding(size, config.d_model, padding=pad_token(config))
 
     def stack(side: str, **more: Any) -> TranslationStack:
         own = (

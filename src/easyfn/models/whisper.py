@@ -32,7 +32,7 @@ from ..nn import (
     max_positions,
     source_segments,
 )
-from ..nn.linear import declare
+from ..nn.linear import declare, pad_token
 from ..registry.family import family
 
 
@@ -174,7 +174,12 @@ def _(model: WhisperDecoder) -> int:
 
 def whisper(config: Any) -> Seq2Seq:
     """Encoder and decoder."""
-    return Seq2Seq(config, Embedding(config.vocab_size, config.d_model), WhisperEncoder(config), WhisperDecoder(config))
+    return Seq2Seq(
+        config,
+        Embedding(config.vocab_size, config.d_model, padding=pad_token(config)),
+        WhisperEncoder(config),
+        WhisperDecoder(config),
+    )
 
 
 def _names(model: Any) -> list[Rule]:

@@ -69,7 +69,7 @@ def xlstm(c: xLSTMConfig) -> Decoder:
         )
         return RecurrentBlock(memory, GatedMLP(c.hidden_size, width, "silu"), norm(), norm())
 
-    return Decoder(c, [block() for _ in range(c.num_hidden_layers)], norm())
+    return Decoder(c, [block() for _ in range(c.num_hidden_layers)], norm(), padding=False)
 
 
 LAYER = "layers.{i}"

@@ -16,7 +16,7 @@ from .attention.rope import checked_rope, rope_table
 from .context import Context, called, dropout
 from .fold import fold
 from .heads import max_positions
-from .linear import Embedding, Linear
+from .linear import Embedding, Linear, pad_token
 from .output import Output
 from .positions import Alibi, LearnedPositions
 
@@ -36,6 +36,7 @@ class Decoder(eqx.Module):
     - `per_layer(input_ids, embeddings)` is what each layer is given beside the hidden states, `(batch, layers, seq, dim)`: a
       layer finds its own in `context.by_layer` (Gemma 4). With it ids are needed beside `inputs_embeds`.
     - `shared`: layers that several of `layers` call (Zamba 2). Those find `(shared, embeddings)` in `context.shared`.
+    - `padding`: the row of the config's `pad_token_id` does not learn from being looked up, as in most of transformers.
     """
 
     embed_tokens: Embedding
@@ -74,11 +75,12 @@ class Decoder(eqx.Module):
         width: int | None = None,
         shared: Sequence[Any] = (),
         per_layer: Any = None,
+        padding: bool = True,
     ) -> None:
         needs("nn.Decoder", config, "vocab_size", "hidden_size", *(["max_position_embeddings"] if rope else []))
         self.width = width or config.hidden_size
         apart = self.width != config.hidden_size
-        self.embed_tokens = Embedding(config.vocab_size, self.width)
+        self.embed_tokens = Embedding(config.vocab_size, self.width, padding=pad_token(config) if padding else None)
         self.embed_positions = positions
         self.embed_norm = embed_norm
         self.project_in = Linear(self.width, config.hidden_size) if apart else None

@@ -20,7 +20,7 @@ from .attention.rope import checked_rope, rope_table, rotate
 from .cache.cache import layer_cache
 from .context import Context, dropout, encoder_mask
 from .fold import fold
-from .linear import Embedding, Linear
+from .linear import Embedding, Linear, pad_token
 from .norm import LayerNorm
 from .output import Output
 from .pooling import first_token
@@ -280,7 +280,9 @@ class EncoderEmbeddings(eqx.Module):
     ) -> None:
         size = getattr(config, "embedding_size", None) or config.hidden_size
         table = lambda rows: Embedding(rows, size, axes=(None, "embed")) if rows else None
-        self.word_embeddings = Embedding(config.vocab_size, size)
+        self.word_embeddings = Embedding(
+            config.vocab_size, size, padding=pad_token(config) if padding is None else padding
+        )
         self.position_embeddings = table(config.max_position_embeddings if positions else 0)
         self.token_type_embeddings = table(config.type_vocab_size)
         self.layout = layout

@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ..core.weight import Slot, Weight, affine, slots, take
@@ -17,6 +18,12 @@ Axes = tuple[str | None, ...]
 def declare(*shape: int) -> Any:
     """A weight yet to be filled: layers are built abstract, and `init` or `load` brings the numbers."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def pad_token(config: Any) -> int | None:
+    """A config's `pad_token_id`, from its field or from what it keeps of `config.json`."""
+    found = getattr(config, "pad_token_id", None)
+    return (getattr(config, "extra", None) or {}).get("pad_token_id") if found is None else found
 
 
 def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
@@ -63,21 +70,37 @@ def _(linear: Linear) -> dict[str, Slot]:
 
 
 class Embedding(eqx.Module):
-    """A table of shape `(num_embeddings, embedding_dim)`, indexed by ids; a tied head is `dot(embedding.weight, x)`."""
+    """A table of shape `(num_embeddings, embedding_dim)`, indexed by ids; a tied head is `dot(embedding.weight, x)`.
+
+    The row `padding` does not learn from being looked up, as that of torch's `padding_idx`; a negative one counts from the end,
+    and one that the table does not have is none.
+    """
 
     weight: Weight
     axes: Axes = eqx.field(static=True)
     std: float | None = eqx.field(static=True)
+    padding: int | None = eqx.field(static=True)
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, *, axes: Axes = ("vocab", "embed"), std: float | None = None
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        axes: Axes = ("vocab", "embed"),
+        std: float | None = None,
+        padding: int | None = None,
     ) -> None:
         self.weight = declare(num_embeddings, embedding_dim)
         self.axes = axes
         self.std = std
+        there = padding is not None and -num_embeddings <= padding < num_embeddings
+        self.padding = padding % num_embeddings if there and padding is not None else None
 
     def __call__(self, ids: Int[Array, "*rows"] | None) -> Float[Array, "*rows embed"]:
-        return take(self.weight, ids)
+        rows = take(self.weight, ids)
+        if self.padding is None or ids is None:
+            return rows
+        return jnp.where((jnp.asarray(ids) == self.padding)[..., None], lax.stop_gradient(rows), rows)
 
 
 @slots.register(Embedding)

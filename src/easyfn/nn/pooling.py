@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .context import Context
+from .linear import pad_token
 
 
 def at_token(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -33,8 +34,7 @@ def last_token(x: Float[Array, "batch seq embed"], context: Context) -> Float[Ar
 def last_token_by_id(x: jax.Array, context: Context, ids: jax.Array | None, config: Any) -> jax.Array:
     """As `last_token`, where the config's `pad_token_id` is padding too, as transformers' decoders classify: they look
     at the ids and not at the mask, so a row needs no mask, and an end token that is also the padding does not count."""
-    pad = getattr(config, "pad_token_id", None)
-    pad = (getattr(config, "extra", None) or {}).get("pad_token_id") if pad is None else pad
+    pad = pad_token(config)
     seen = context.segment_ids > 0
     return at_token(x, _last(seen if ids is None or pad is None else seen & (ids != pad)))
 
