@@ -28,8 +28,8 @@ from ..nn import (
     declare,
     dropout,
 )
-from ..nn.attention.attention import attend
-from ..nn.attention.core import merge_heads, split_heads
+from ..nn.attention.attention import attend_within
+from ..nn.attention.core import split_heads
 from ..nn.context import encoder_mask
 from ..nn.encoder import AddNorm, Dense, chosen_rows, learned_positions
 from ..nn.linear import Embedding, pad_token
@@ -154,19 +154,8 @@ class ThinAttention(eqx.Module):
     def __call__(self, asks: jax.Array, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array | None]:
         q, k, v = self.query(asks), self.key(asks), self.value(x)
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
-        out, weights = attend(
-            q,
-            k,
-            v,
-            encoder_mask(context),
-            scale=q.shape[-1] ** -0.5,
-            bias=context.bias,
-            runtime=context.runtime,
-            weights=context.wants("attentions"),
-            dropout_rate=self.dropout,
-            key=None if context.key is None else jax.random.fold_in(context.key, 0),
-        )
-        return merge_heads(out), weights
+        mask, scale = encoder_mask(context), q.shape[-1] ** -0.5
+        return attend_within(context, q, k, v, mask, dropout=self.dropout, scale=scale, bias=context.bias)
 
 
 class ThinNorm(eqx.Module):

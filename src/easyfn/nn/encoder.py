@@ -14,8 +14,8 @@ from ..core.frozen import Frozen
 from ..core.stack import unstack
 from ..core.tree import layers_in
 from .activation import activation
-from .attention.attention import attend
-from .attention.core import merge_heads, split_heads
+from .attention.attention import attend_within
+from .attention.core import split_heads
 from .attention.rope import checked_rope, rope_table, rotate
 from .cache.cache import layer_cache
 from .context import Context, dropout, encoder_mask
@@ -141,19 +141,8 @@ class SelfAttention(eqx.Module):
             table = context.rope["default"]
             turn = lambda name, part: rotate(part, table, True) if name in self.rotated else part
             q, k, v = turn("q", q), turn("k", k), turn("v", v)
-        out, weights = attend(
-            q,
-            k,
-            v,
-            encoder_mask(context),
-            scale=q.shape[-1] ** -0.5,
-            bias=context.bias,
-            runtime=context.runtime,
-            weights=context.wants("attentions"),
-            dropout_rate=self.dropout,
-            key=None if context.key is None else jax.random.fold_in(context.key, 0),
-        )
-        return merge_heads(out), weights
+        mask, scale = encoder_mask(context), q.shape[-1] ** -0.5
+        return attend_within(context, q, k, v, mask, dropout=self.dropout, scale=scale, bias=context.bias)
 
 
 class EncoderAttention(eqx.Module):
