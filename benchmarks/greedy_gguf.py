@@ -106,6 +106,15 @@ YARN = {
     "mscale_all_dim": 1.0,
 }
 SSM = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 16, "mamba_chunk_size": 16}
+NEMOTRON_H = {
+    "head_dim": 16,
+    "ssm_state_size": 16,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "chunk_size": 16,
+    "time_step_min": 1e-30,  # llama.cpp has no least one
+}
 HALF = ef.Frozen(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)
 FAMILIES = {
     "LlamaConfig": {},
@@ -190,15 +199,29 @@ FAMILIES = {
         "rope_parameters": HALF,
         **EXPERTS,
     },
+    "MptConfig": {"d_model": 64, "n_layers": 3, "n_heads": 4, "max_seq_len": 256},
+    "NemotronHConfig": {
+        "layers_block_type": ("linear_attention", "mlp", "full_attention", "linear_attention", "mlp"),
+        "mlp_bias": True,
+        **NEMOTRON_H,
+    },
+    "NemotronHConfig experts": {
+        "layers_block_type": ("linear_attention", "moe", "full_attention", "linear_attention", "moe"),
+        "moe_shared_expert_intermediate_size": 48,
+        "moe_latent_size": 48,
+        **ROUTED,
+        **NEMOTRON_H,
+    },
     "GPT2Config": {"n_positions": 256, "n_embd": 64, "n_layer": 3, "n_head": 4},
 }
 
 
 def drawn(name: str) -> Any:
     """A random model of an architecture, its norms and biases away from neutral."""
-    config = getattr(ef.models, name)
-    sizes = {key: value for key, value in SIZES.items() if key in {f.name for f in dataclasses.fields(config)}}
-    model = ef.init(config(**{**sizes, **FAMILIES[name]}), key=jax.random.key(0))
+    config = getattr(ef.models, name.partition(" ")[0])
+    known = {f.name for f in dataclasses.fields(config)}
+    sizes = {key: value for key, value in {**SIZES, **FAMILIES[name]}.items() if key in known}
+    model = ef.init(config(**sizes), key=jax.random.key(0))
     params = ef.params(model)
     keys = dict(zip(params, jax.random.split(jax.random.key(7), len(params)), strict=True))
     return ef.with_params(model, {p: v + 0.15 * jax.random.normal(keys[p], v.shape) for p, v in params.items()})
@@ -224,7 +247,7 @@ def families(node: Path) -> None:
                 equal = mine[len(prompt) - 1 : len(prompt) - 1 + len(other)] == np.asarray(other)
                 same += len(other) if equal.all() else int(equal.argmin())
                 total += len(other)
-            print(f"| {name.removesuffix('Config')} | {same} of {total} |", flush=True)
+            print(f"| {name.replace('Config', '')} | {same} of {total} |", flush=True)
 
 
 def main() -> None:

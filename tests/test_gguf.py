@@ -306,6 +306,15 @@ LATENT = {
     "num_experts_per_tok": 2,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+NEMOTRON_H = ("linear_attention", "mlp", "full_attention", "linear_attention", "mlp")
+SSM = {
+    "ssm_state_size": 10,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 6,
+    "n_groups": 2,
+    "conv_kernel": 3,
+    "chunk_size": 4,
+}
 DRAWN = {  # whose cases have what llama.cpp has not
     "seed_oss": ("SeedOss", {}),
     "smollm3": ("SmolLM3", {}),
@@ -336,6 +345,15 @@ DRAWN = {  # whose cases have what llama.cpp has not
         },
     ),
     "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "mpt": ("Mpt", {"d_model": 48, "n_layers": 3, "n_heads": 6, "attn_config": ef.models.MptAttentionConfig(clip_qkv=0.3)}),
+    "nemotron_h": ("NemotronH", {"layers_block_type": NEMOTRON_H, "head_dim": 12, "mlp_bias": True, **SSM}),
+    "nemotron_h-experts": (
+        "NemotronH",
+        {
+            "layers_block_type": ("linear_attention", "moe", "full_attention", "moe"), "head_dim": 12, **SSM, "n_group": 2,
+            "n_routed_experts": 6, "moe_intermediate_size": 20, "moe_shared_expert_intermediate_size": 28, "moe_latent_size": 24,
+        },
+    ),
     "gpt_neox": ("GPTNeoX", {"rope_parameters": ef.Frozen(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.25)}),
 }  # fmt: skip
 

@@ -39,6 +39,7 @@ from .facts import (
 )
 from .hybrids import HYBRIDS
 from .mixtures import MIXTURES
+from .nemotron import NEMOTRON_H
 from .read import GGUF
 
 
@@ -345,4 +346,5 @@ ARCHITECTURES = (
     *DECODERS,
     *MIXTURES,
     *HYBRIDS,
+    *NEMOTRON_H,
 )

@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from .facts import (
     DECODER,
     LAYER_NORM,
@@ -139,6 +141,37 @@ def _read_bloom(keys: Data, data: Data, file: GGUF) -> None:
             del keys[key]
 
 
+def _read_mpt(keys: Data, data: Data, file: GGUF) -> None:
+    data["attn_config"] = {"clip_qkv": keys.pop("attention.clamp_kqv", None)}
+    for key, value in (("feed_forward_length", 4 * data["d_model"]), ("attention.head_count_kv", data["n_heads"])):
+        if keys.get(key) == value:
+            del keys[key]
+    if (steepest := keys.pop(_STEEPEST, 0.0)) != 8:
+        raise ValueError(f"mpt: {_STEEPEST} is {steepest}, and transformers has MPT with ALiBi of 8 only")
+
+
+_STEEPEST = "attention.max_alibi_bias"
+
+
+def _said_mpt(config: Any) -> Any:
+    attention = config.attn_config
+    clip, scale = attention.clip_qkv, attention.softmax_scale
+    usual = scale is None or scale == (config.d_model / config.n_heads) ** -0.5
+    said = {"clip_qkv": float(np.float32(clip)) if clip else None, "softmax_scale": None if usual else scale}
+    return dataclasses.replace(
+        config, attn_config=dataclasses.replace(attention, **said, attn_pdrop=0, extra=type(attention.extra)())
+    )
+
+
+def _write_mpt(config: Any) -> Data:
+    clip = config.attn_config.clip_qkv
+    return {
+        "feed_forward_length": 4 * config.d_model,
+        _STEEPEST: 8.0,
+        **({"attention.clamp_kqv": float(clip)} if clip else {}),
+    }
+
+
 def _read_gpt_neox(keys: Data, data: Data, file: GGUF) -> None:
     read_partial(keys, data, file)
     if keys.get("attention.head_count_kv") == data["num_attention_heads"]:
@@ -186,6 +219,20 @@ DECODERS = (
         (_QKV,),
         ("context_length",),
         ((r"transformer\.(.*)", r"\1"),),
+    ),
+    Architecture(
+        "mpt",
+        "mpt",
+        {
+            "context_length": "max_seq_len",
+            "embedding_length": "d_model",
+            "block_count": "n_layers",
+            "attention.head_count": "n_heads",
+            "attention.layer_norm_epsilon": "layer_norm_epsilon",
+        },
+        _read_mpt,
+        _write_mpt,
+        said=_said_mpt,
     ),
     Architecture(
         "gptneox",

@@ -44,6 +44,7 @@ class Architecture:
     - `names`: our (Hugging Face's) names, as patterns, that the `gguf` package does not know, by one that it does.
     - `own(config)`: rules for arrays of ours that a file holds as several tensors; they count where it has these tensors.
     - `fits(metadata)`: whether a file of the architecture is of this family; the first that fits reads it.
+    - `writes(config)`: whether a model of the family is written as this one; the first that does writes it.
     - `said(config)`: the config with what a file says in one way only said in that way.
     """
 
@@ -57,6 +58,7 @@ class Architecture:
     names: tuple[tuple[str, str], ...] = ()
     own: Callable[[Any], tuple[Rule, ...]] = lambda config: ()
     fits: Callable[[Mapping[str, Any]], bool] = lambda metadata: True
+    writes: Callable[[Any], bool] = lambda config: True
     said: Callable[[Any], Any] = lambda config: config
 
 

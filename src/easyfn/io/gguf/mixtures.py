@@ -59,11 +59,11 @@ def _read_gpt_oss(keys: Data, data: Data, file: GGUF) -> None:
     data["layer_types"] = [kinds[i % 2] for i in range(data["num_hidden_layers"])]
 
 
-def _read_groups(keys: Data, data: Data) -> None:
+def read_groups(keys: Data, data: Data) -> None:
     data["n_group"], data["topk_group"] = keys.pop("expert_group_count", 1), keys.pop("expert_group_used_count", 1)
 
 
-def _write_groups(config: Any) -> Data:
+def write_groups(config: Any) -> Data:
     if (config.n_group or 1) == 1:
         return {}
     return {"expert_group_count": config.n_group, "expert_group_used_count": config.topk_group}
@@ -83,7 +83,7 @@ def _read_deepseek(keys: Data, data: Data, file: GGUF) -> None:
     data["q_lora_rank"] = keys.pop("attention.q_lora_rank", None)
     data["routed_scaling_factor"] = keys.pop("expert_weights_scale", 1.0)
     data["norm_topk_prob"] = keys.pop("expert_weights_norm", False)
-    _read_groups(keys, data)
+    read_groups(keys, data)
     mscale = keys.pop("rope.scaling.yarn_log_multiplier", 0.0) * 10
     rope = read_rope(keys, data, file)
     if rope["rope_type"] == "yarn":
@@ -119,7 +119,7 @@ def _write_deepseek(config: Any) -> Data:
         "expert_weights_norm": bool(getattr(c, "norm_topk_prob", False)),
         "expert_gating_func": SOFTMAX if c.model_type == "deepseek_v2" else SIGMOID,
         **write_rope(rope, rotary),
-        **_write_groups(c),
+        **write_groups(c),
     }
     if rope.get("rope_type") == "yarn" and rope.get("mscale_all_dim"):
         out["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"]
@@ -204,7 +204,7 @@ def _read_glm4_moe(keys: Data, data: Data, file: GGUF) -> None:
     data["num_hidden_layers"] -= keys.pop("nextn_predict_layers", 0)
     read_wide(keys, data, file)
     data["norm_topk_prob"] = keys.pop("expert_weights_norm", False)
-    _read_groups(keys, data)
+    read_groups(keys, data)
     data["attention_bias"] = has(file, "blk.0.attn_q.bias")
     data["use_qk_norm"] = has(file, "blk.0.attn_q_norm.weight")
 
@@ -214,7 +214,7 @@ def _write_glm4_moe(config: Any) -> Data:
         **write_wide(config),
         "expert_gating_func": SIGMOID,
         "expert_weights_norm": config.norm_topk_prob,
-        **_write_groups(config),
+        **write_groups(config),
     }
 
 

@@ -80,7 +80,7 @@ def architecture_of(config: Any) -> Architecture:
     """The architecture in which a model is written."""
     kind = getattr(config, "model_type", None)
     for found in ARCHITECTURES:
-        if found.model_type == kind:
+        if found.model_type == kind and found.writes(config):
             return found
     raise ValueError(
         f"save: easyfn writes no .gguf files of {kind}; it writes {', '.join(a.model_type for a in ARCHITECTURES)}"
