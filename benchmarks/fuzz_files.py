@@ -33,6 +33,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[:] = [str(ROOT / "tests"), *(p for p in sys.path if Path(p) != ROOT / "benchmarks")]  # which has a families.py
 SECONDS, MEMORY = 10, 2 * 2**30
+TURN = 30  # seconds of one child, so that slow kinds take no more of the time than fast ones
 BATCH = 2000  # inputs of one child: what JAX compiled for odd shapes goes with it
 
 
@@ -138,7 +139,7 @@ def fuzz(names: list[str], count: int, minutes: float, seed: int, log: Path | No
         for name in names:
             if at[name] >= count or time.time() > end:
                 continue
-            found, at[name] = batch(name, seed, at[name], min(size, count - at[name]), end)
+            found, at[name] = batch(name, seed, at[name], min(size, count - at[name]), min(end, time.time() + TURN))
             for number, how, what in found:
                 tally[name][how] += 1
                 if (

@@ -193,6 +193,19 @@ def test_an_all_padding_row_disturbs_nobody(name):
     np.testing.assert_allclose(np.asarray(both[1:]), np.asarray(alone), atol=1e-4)
 
 
+@pytest.mark.quick("nn", "an id outside the vocabulary is never another token")
+@pytest.mark.parametrize("how", ["dense", "quantized", "on a mesh"])
+def test_ids_outside_the_vocabulary_are_nan_in_a_compiled_function(model, how):
+    """Nobody can raise there, and the nearest row of the table would be a silent wrong answer."""
+    if how == "quantized":
+        model = ef.quantize(model, ef.QuantConfig("8bit", pattern="embed_tokens"))
+    if how == "on a mesh":
+        model = ef.shard(model, "tp", ef.make_mesh(tp=2))
+    loss = jax.jit(lambda m, ids: ef.loss_from_logits(ef.forward(m, ids).logits, ids * 0 + 5))
+    outcome = [np.isfinite(loss(model, jnp.array([[3, 4, 5, last]]))[0]) for last in (63, 64, -1)]
+    assert outcome == [True, False, False]
+
+
 def test_rotary_positions_have_no_end(model):
     """As in transformers: what lies beyond `max_position_embeddings` is computed, and may be nonsense."""
     short = ef.init(ef.read_config({**CONFIG, "max_position_embeddings": 4}), key=key)

@@ -55,8 +55,20 @@ def test_damaged(name, tmp_path):
         gc.collect()  # here, and not in the midst of another test
 
 
+PANICS = {
+    "type": "BPE",
+    "continuing_subword_prefix": "long",
+    "vocab": {"a": 0, "b": 1, "ab": 2},
+    "merges": [["a", "b"]],
+}
+
+
 @pytest.mark.parametrize(
-    "text", ["{", "{}", '{"version": 5}', '{"model": {"type": "BPE", "vocab": [], "merges": 1}}', ""]
+    "text",
+    [
+        *("{", "{}", '{"version": 5}', '{"model": {"type": "BPE", "vocab": [], "merges": 1}}', ""),
+        json.dumps({"version": "1.0", "model": PANICS}),  # inside the library, which is no `Exception` of Python
+    ],
 )
 def test_a_tokenizer(tmp_path, text):
     pytest.importorskip("tokenizers")

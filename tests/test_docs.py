@@ -84,7 +84,7 @@ def test_a_wrong_command_says_so(checkpoint, monkeypatch, capsys):
 
     monkeypatch.chdir(checkpoint)
     with pytest.raises(SystemExit, match="easyfn show"):
-        main(["show", "nowhere/at/all"])
+        main(["show", "."])
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["quantize", "llama", "out", "--method", "nf5"])
     assert re.search("near|Near|knows|choose from", capsys.readouterr().err)

@@ -405,6 +405,8 @@ def wrong_calls(model, ids, key, tmp):
             "load load_in_4bit": (lambda: ef.load(tmp, load_in_4bit=True), "quantize="),
             "load quantization_config": (lambda: ef.load(tmp, quantization_config={}), "quantize="),
             "load attn_implementation": (lambda: ef.load(tmp, attn_implementation="sdpa"), "ef.Runtime"),
+            "load dtyp": (lambda: ef.load(tmp, dtyp="float32"), "Near misses: dtype"),
+            "generate with a base model": (lambda: ef.generate(model.model, ids), "ef.embed(model, texts"),
             "load num_labels": (lambda: ef.load(tmp, num_labels=3), "config_overrides"),
             "load ignore_mismatched_sizes": (lambda: ef.load(tmp, ignore_mismatched_sizes=True), "key="),
             "load an integer dtype": (lambda: ef.load(tmp, dtype="int8"), "quantize="),

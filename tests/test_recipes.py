@@ -294,6 +294,10 @@ def test_the_first_minute(here, capsys):
         (["quantize", "llama", "llama", "--force"], "what is read"),
         (["convert", "llama", "full"], "--force"),
         (["show"], "checkpoint"),
+        (["show", "./none"], "there is no folder or file './none'"),
+        (["generate", "llama", "a", "--adapter", "/no/adapter"], "there is no folder or file '/no/adapter'"),
+        (["perplexity", "llama", "none.txt"], "there is no file 'none.txt'"),
+        (["convert", "llama", "text.txt/out"], "text.txt, which is a file"),
         (["fine-tune"], "invalid choice"),
         (["merge", "llama", "out"], "convert CHECKPOINT OUT --adapter"),
     ):

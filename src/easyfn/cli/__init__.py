@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .checked import Parser, Wrong, count, dtype, free, method, positive, share, stoppable, whole
+from .checked import Parser, Wrong, count, dtype, free, method, positive, share, source, stoppable, text_file, whole
 from .parts import extra as extra, save, tell, tokenizer_of as tokenizer_of
 from .together import add_options, joined, places
 
@@ -118,43 +118,45 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     p = commands.add_parser("show", help="a table of a checkpoint's weights")
-    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
+    p.add_argument("checkpoint", type=source, help="a folder, a hub id or a .gguf file")
     p.add_argument("--abstract", action="store_true", help="from the config alone, without reading weights")
     p.add_argument("--quantize", type=method, help="as it would be quantized with this method")
     dtype_option(p)
     p.set_defaults(run=show)
 
     p = commands.add_parser("generate", help="text from a prompt")
-    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
+    p.add_argument("checkpoint", type=source, help="a folder, a hub id or a .gguf file")
     p.add_argument("prompt", nargs="?", default="", help="the text to go on from")
     p.add_argument("--ids", help="token ids, comma separated, instead of text")
     p.add_argument("--max-new-tokens", type=whole, default=64, help="of the answer")
     p.add_argument("--temperature", type=positive, default=0.0, help="0 is greedy")
     p.add_argument("--top-p", type=share, default=1.0, help="the likeliest tokens of this share")
     p.add_argument("--seed", type=count, default=0, help="of what is drawn")
-    p.add_argument("--adapter", help="a folder with a PEFT adapter")
+    p.add_argument("--adapter", type=source, help="a folder with a PEFT adapter")
     p.add_argument("--quantize", type=method, help="quantize while loading: 8bit, nf4")
     dtype_option(p)
     p.set_defaults(run=generate)
 
     p = commands.add_parser("quantize", help="a checkpoint in fewer bits")
-    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
+    p.add_argument("checkpoint", type=source, help="a folder, a hub id or a .gguf file")
     p.add_argument("out", help="a new folder, or file.gguf")
     p.add_argument(
         "--method", type=method, default="nf4", help="nf4, int4, int8, fp8, mxfp4, ...: an unknown one lists them all"
     )
     p.add_argument("--group-size", type=whole, help="entries that share a scale (default: the method's own)")
     p.add_argument("--refine", help="hqq: better zeros for integer codes, without data")
-    p.add_argument("--calibrate", metavar="TEXT_FILE", help="choose the codes on this text: int4, a4q, a8bit")
+    p.add_argument(
+        "--calibrate", type=text_file, metavar="TEXT_FILE", help="choose the codes on this text: int4, a4q, a8bit"
+    )
     p.add_argument("--calibration", help="gptq, awq or smooth (default: what suits the method)")
     p.add_argument("--rows", type=whole, default=128, help="rows of 128 tokens to calibrate on")
     p.add_argument("--force", action="store_true", help="put it in the place of what is there")
     p.set_defaults(run=quantize)
 
     p = commands.add_parser("convert", help="another dtype, other shards, an adapter merged; to or from .gguf")
-    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
+    p.add_argument("checkpoint", type=source, help="a folder, a hub id or a .gguf file")
     p.add_argument("out", help="a new folder, or file.gguf")
-    p.add_argument("--adapter", help="a folder with a PEFT adapter, to be merged")
+    p.add_argument("--adapter", type=source, help="a folder with a PEFT adapter, to be merged")
     p.add_argument("--max-shard-size", default="5GB", help="of a file")
     p.add_argument(
         "--kind", choices=["Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q8_0"], help="of a .gguf: round matrices to it"
@@ -183,8 +185,8 @@ def main(arguments: list[str] | None = None) -> None:
     add_serve(commands)
 
     p = commands.add_parser("demo", help="the main job on a checkpoint, step by step")
-    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
-    p.add_argument("text", help="a text file to learn")
+    p.add_argument("checkpoint", type=source, help="a folder, a hub id or a .gguf file")
+    p.add_argument("text", type=text_file, help="a text file to learn")
     p.add_argument("--out", default="out", help="the folder of what it writes")
     p.add_argument("--steps", type=whole, default=120, help="of training")
     p.set_defaults(run=run_demo)

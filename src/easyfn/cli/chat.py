@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .checked import Wrong, count, dtype, method, positive, share, whole
+from .checked import Wrong, count, dtype, method, positive, share, source, whole
 from .parts import tokenizer_of
 
 HELP = "/reset forgets what was said, /save FILE writes it down as JSON, /quit ends"
@@ -75,14 +75,14 @@ def _answer(model: Any, tokenizer: Any, text: str, args: argparse.Namespace, tur
 def add(commands: Any) -> None:
     """The parser of the command."""
     p = commands.add_parser("chat", help="talk to a checkpoint in the terminal", description=f"In the chat {HELP}.")
-    p.add_argument("checkpoint", help="a folder or a .gguf file, with a chat template")
+    p.add_argument("checkpoint", type=source, help="a folder or a .gguf file, with a chat template")
     p.add_argument("--system", help="what the model is told first")
     p.add_argument("--chat-template", metavar="FILE", help="a .jinja file (default: the checkpoint's)")
     p.add_argument("--max-new-tokens", type=whole, default=256, help="of an answer")
     p.add_argument("--temperature", type=positive, default=0.0, help="0 is greedy")
     p.add_argument("--top-p", type=share, default=1.0, help="the likeliest tokens of this share")
     p.add_argument("--seed", type=count, default=0, help="of what is drawn")
-    p.add_argument("--adapter", help="a folder with a PEFT adapter")
+    p.add_argument("--adapter", type=source, help="a folder with a PEFT adapter")
     p.add_argument("--quantize", type=method, help="quantize while loading: 8bit, nf4")
     p.add_argument("--dtype", type=dtype, help="float32, bfloat16, float16 (default: as stored)")
     p.set_defaults(run=run)

@@ -66,9 +66,27 @@ def method(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from None
 
 
+def source(text: str) -> str:
+    """A reader of checkpoints and adapters: one that can be no name on a hub is there."""
+    path = Path(text).expanduser()
+    named = "://" in text or (text.count("/") < 2 and not text.startswith((".", "/", "~")) and path.suffix != ".gguf")
+    if not named and not path.exists():
+        raise argparse.ArgumentTypeError(f"there is no folder or file {text!r}; one of a hub is written 'user/name'")
+    return text
+
+
+def text_file(text: str) -> str:
+    """A reader of files of text: there is one."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return text
+
+
 def free(out: str, force: bool, *sources: str | None) -> None:
-    """Refuses a result in the place of what is read, always, and of what is there, without --force."""
+    """Refuses a result in the place of what is read, always, and of what is there, without --force; and below a file."""
     path = Path(out)
+    if file := next((p for p in path.parents if p.is_file()), None):
+        raise Wrong(f"{out} would lie in {file}, which is a file: choose another place")
     if path.resolve() in {Path(source).resolve() for source in sources if source}:
         raise Wrong(f"{out} is what is read: choose another place")
     if not force and path.exists() and (path.is_file() or any(path.iterdir())):

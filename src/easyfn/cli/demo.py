@@ -131,7 +131,7 @@ def run(checkpoint: str, text_file: str, out: Path, steps: int) -> None:
         shutil.rmtree(out / folder, ignore_errors=True)
     ef.save(merged, out / "merged", tokenizer=checkpoint)
     ef.save(ef.remove_lora(tuned), out / "nf4")
-    ef.save_adapter(tuned, out / "adapter")
+    ef.save_adapter(tuned, out / "adapter", config={"base_model_name_or_path": str(checkpoint)})
     for path in sorted(out.rglob("*.safetensors")):
         console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
 

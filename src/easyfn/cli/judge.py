@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .checked import dtype, method
+from .checked import dtype, method, source, text_file
 from .parts import tokenizer_of
 
 
@@ -35,12 +35,12 @@ def run(args: argparse.Namespace) -> None:
 def add(commands: Any, whole: Any) -> None:
     """The parser of the command; `whole` reads a number of at least one."""
     p = commands.add_parser("perplexity", help="how well it predicts a text: nats a token, bits a byte")
-    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
-    p.add_argument("text", help="a text file")
+    p.add_argument("checkpoint", type=source, help="a folder, a hub id or a .gguf file")
+    p.add_argument("text", type=text_file, help="a text file")
     p.add_argument("--length", type=whole, default=512, help="tokens of a window")
     p.add_argument("--stride", type=whole, help="how far a window moves (default: half of it)")
     p.add_argument("--batch-size", type=whole, default=8, help="windows at once")
-    p.add_argument("--adapter", help="a folder with a PEFT adapter")
+    p.add_argument("--adapter", type=source, help="a folder with a PEFT adapter")
     p.add_argument("--quantize", type=method, help="quantize while loading: 8bit, nf4")
     p.add_argument("--dtype", type=dtype, help="float32, bfloat16, float16 (default: as stored)")
     p.add_argument("--json", action="store_true", help="as one line of JSON")

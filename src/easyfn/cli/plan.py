@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from .checked import dtype, method, whole
+from .checked import dtype, method, source, whole
 from .parts import tell
 from .together import sizes_of
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
 def add(commands: Any) -> None:
     """The parser of the command."""
     p = commands.add_parser("plan", help="memory and time of a step on devices that are not there")
-    p.add_argument("checkpoint", help="a folder, a hub id or a config.json")
+    p.add_argument("checkpoint", type=source, help="a folder, a hub id or a config.json")
     p.add_argument("--devices", type=whole, help="how many; with --mesh its axes must have as many")
     p.add_argument("--mesh", help="sizes by axis: fsdp=16,tp=4 (default: all devices on fsdp)")
     p.add_argument("--search", action="store_true", help="find the best mesh of --devices")

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
             sys.exit(stopped.code)
     model = ef.fully_gather(loop.state.model) if placed and jax.process_count() == 1 else loop.state.model
     if recipe.rank and args.command != "pretrain":
-        ef.save_adapter(model, recipe.out)
+        ef.save_adapter(model, recipe.out, config={"base_model_name_or_path": str(recipe.model)})
     else:
         save(model, recipe.out, recipe.model)
     _show(folder, recipe)

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from .checked import count, dtype, method, port, seconds, share, whole
+from .checked import count, dtype, method, port, seconds, share, source, whole
 
 
 def run(args: argparse.Namespace) -> None:
@@ -174,7 +174,7 @@ def _loopback(host: str) -> bool:
 def add(commands: Any) -> None:
     """The parser of the command."""
     p = commands.add_parser("serve", help="an OpenAI-compatible HTTP server")
-    p.add_argument("checkpoint", help="a folder, a hub id or a .gguf file")
+    p.add_argument("checkpoint", type=source, help="a folder, a hub id or a .gguf file")
     p.add_argument("--host", default="127.0.0.1", help="0.0.0.0 is open to others: give an --api-key")
     p.add_argument("--port", type=port, default=8000, help="0: a free one")
     p.add_argument("--api-key", help="what clients must give (default: EASYFN_API_KEY of the environment, or none)")

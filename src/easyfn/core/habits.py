@@ -6,6 +6,7 @@ others are left to Python, which names them.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import os
@@ -199,6 +200,7 @@ def taught(function: F) -> F:
     by_name = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
     needed = [p.name for p in parameters.values() if p.kind in _NAMED and p.default is inspect.Parameter.empty]
     words = HABITS.get(verb, {}).keys() - parameters.keys()
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     most = len(by_place) + ("self" in parameters)
 
     @functools.wraps(function)
@@ -212,6 +214,10 @@ def taught(function: F) -> F:
             raise TypeError(f"ef.{verb} draws at random: give key=jax.random.key(0).")
         if isinstance(key := kwargs.get("key"), int) and "key" in parameters:
             raise TypeError(f"ef.{verb}: key is a PRNG key, jax.random.key(seed): here key=jax.random.key({key}).")
+        if not anything and (unknown := [name for name in kwargs if name not in parameters]):
+            close = difflib.get_close_matches(unknown[0], by_place + by_name, 3)
+            known = f"Near misses: {', '.join(close)}" if close else f"It takes {', '.join(by_place + by_name)}"
+            raise TypeError(f"ef.{verb} has no argument {unknown[0]!r}. {known}.")
         if verb in EXAMPLES and (missing := [n for n in needed if n not in (*kwargs, *by_place[: len(args)])]):
             raise TypeError(f"ef.{verb} needs {', '.join(missing)}, as in {EXAMPLES[verb]}.")
         try:

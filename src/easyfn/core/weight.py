@@ -279,7 +279,7 @@ def take(w: Weight, ids: Int[Array, ...]) -> Any:
     """Entries of the leading axis: rows of an embedding table, or whole experts of a stacked weight.
 
     For an array: `w[ids]`. A format answers a dense array for a table `(rows, dim)`. Ids out of range are
-    clamped under `jit`; `forward` checks concrete ids.
+    clamped under `jit`; `forward` checks concrete ids, and an `Embedding` answers NaN for them.
 
     ```python
     import jax.numpy as jnp, easyfn as ef

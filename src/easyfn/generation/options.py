@@ -195,7 +195,7 @@ def _known(options: Mapping[str, Any], where: str, *, file: bool = False) -> dic
             refused.append(name)
     if refused:
         name = refused[0]
-        why = REFUSED[name][1] if name in REFUSED else f"no such option. {near(name, FIELDS)}"
+        why = REFUSED[name][1] if name in REFUSED else f"no such option. {near(name, FIELDS).rstrip('.')}"
         write = (
             f" Load with config_overrides, or set config.generation without {name}."
             if where.endswith(".json")

@@ -105,7 +105,10 @@ def prepare(
     """Everything that is checked and decided before a program runs."""
     if not can_generate(model):
         raise can_generate.missing(
-            model, "generate continues token ids, so it needs a language model with a head over them."
+            model,
+            "generate continues token ids, so it needs a language model with a head over them: ef.load(path, task='causal-lm') "
+            "where the checkpoint has one. What this model answers is ef.forward(model, ...); the vectors of texts are "
+            "ef.embed(model, texts, tokenizer=ef.tokenizer(path)).",
         )
     source = source_name(model)
     ids, options = _source(source, ids, options)

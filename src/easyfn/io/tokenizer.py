@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import LoadError
-from .gguf.tokenizer import gguf_tokenizer
+from .gguf.tokenizer import gguf_tokenizer, refused
 from .hub import locate
 from .words import FILE, folder_of
 
@@ -45,7 +45,9 @@ def tokenizer(path: Any, **options: Any) -> Any:
         raise FileNotFoundError(f"{file.parent} has no {FILE}: give token ids, or a folder that has one")
     try:
         return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library has no class of its own for it
+    except BaseException as error:
+        if not refused(error):
+            raise
         raise LoadError(file, [f"the tokenizers library {tokenizers.__version__} does not read it ({error})"]) from None
 
 

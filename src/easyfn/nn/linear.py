@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ..core.weight import Slot, Weight, affine, slots, take
+from ..core.weight import Slot, Weight, affine, shape_of, slots, take
 
 Axes = tuple[str | None, ...]
 
@@ -72,8 +72,9 @@ def _(linear: Linear) -> dict[str, Slot]:
 class Embedding(eqx.Module):
     """A table of shape `(num_embeddings, embedding_dim)`, indexed by ids; a tied head is `dot(embedding.weight, x)`.
 
-    The row `padding` does not learn from being looked up, as that of torch's `padding_idx`; a negative one counts from the end,
-    and one that the table does not have is none.
+    An id that the table does not have is NaN: in a compiled function nobody can raise, and another row would be a silent
+    wrong answer. The row `padding` does not learn from being looked up, as that of torch's `padding_idx`; a negative one
+    counts from the end, and one that the table does not have is none.
     """
 
     weight: Weight
@@ -98,9 +99,15 @@ class Embedding(eqx.Module):
 
     def __call__(self, ids: Int[Array, "*rows"] | None) -> Float[Array, "*rows embed"]:
         rows = take(self.weight, ids)
-        if self.padding is None or ids is None:
+        if ids is None:
             return rows
-        return jnp.where((jnp.asarray(ids) == self.padding)[..., None], lax.stop_gradient(rows), rows)
+        ids = jnp.asarray(ids)
+        if self.padding is not None:
+            rows = jnp.where((ids == self.padding)[..., None], lax.stop_gradient(rows), rows)
+        if not isinstance(ids, jax.core.Tracer):  # `forward` has looked at them
+            return rows
+        there = (ids >= 0) & (ids < shape_of(self.weight)[0])
+        return jnp.where(there[..., None], rows, jnp.asarray(jnp.nan, rows.dtype))
 
 
 @slots.register(Embedding)

@@ -26,6 +26,12 @@ _SPLITS = {
 }
 
 
+def refused(error: BaseException) -> bool:
+    """Whether the tokenizers library says so that it does not take a file: it has no class of its own for that, and a panic of
+    its Rust code is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def gguf_tokenizer(path: Any) -> Any:
     """The tokenizer of a `.gguf` file, a `tokenizers.Tokenizer` (extra `cli`); `.save("tokenizer.json")` keeps it.
 
@@ -46,7 +52,9 @@ def gguf_tokenizer(path: Any) -> Any:
     try:
         tokenizer = _byte_level(said, _SPLITS[pre]) if kind == "gpt2" else _sentencepiece(said)
         _special(tokenizer, said, add_start=said.get("add_bos_token", kind == "llama"))
-    except Exception as error:  # the library has no class of its own for what it does not take
+    except BaseException as error:
+        if not refused(error):
+            raise
         raise LoadError(
             path, [f"the tokenizers library takes no tokenizer of these tokens and merges ({error})"]
         ) from None

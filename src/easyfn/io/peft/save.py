@@ -94,9 +94,12 @@ def save_adapter(
 
     - `directory`: made if need be; its other files are kept. Not that of the merged model, which transformers would give the
       adapter once more: it puts an adapter on the model beside it.
-    - `config`: more keys for `adapter_config.json` (`base_model_name_or_path`, `task_type`, or all of what
-      [`easyfn.read_adapter_config`][] gave). They never replace what the model says; where they say the same in other
-      words (`use_rslora`, patterns, `layers_to_transform`), those words are kept.
+    - `config`: more keys for `adapter_config.json` (`task_type`, or all of what [`easyfn.read_adapter_config`][] gave).
+      `{"base_model_name_or_path": path}` says where the base is, which a model does not know: without it
+      `peft.PeftModel.from_pretrained(base, directory)` reads the folder, and those that look for the base themselves
+      (`peft.AutoPeftModelForCausalLM`, transformers' `from_pretrained(directory)`) ask the hub for one called "None".
+      They never replace what the model says; where they say the same in other words (`use_rslora`, patterns,
+      `layers_to_transform`), those words are kept.
     - `save_embedding_layers`: whether the base weight of an adapted `embed_tokens` or `lm_head` goes into the file; by
       default as PEFT does, if `target_modules` has one of these names.
 
