@@ -52,7 +52,6 @@ and takes `task=` for one of it; `ef.load(path, via="torch")` runs what torch ca
   roberta, whisper and xlm-roberta; `BertLMHeadModel`.
 - T5Gemma's classifiers of texts and tokens, and its encoder alone.
 - Objectives of pretraining: `AlbertForPreTraining`, `Wav2Vec2ForPreTraining`.
-- Sound frame by frame, or as a speaker: `Wav2Vec2ForAudioFrameClassification`, `Wav2Vec2ForXVector`.
 - Two heads at once: `GPT2DoubleHeadsModel`, `OpenAIGPTDoubleHeadsModel`.
 - The `Backbone` of beit, convnext, dinov2, dinov3_vit, swin and swinv2; `BeitForSemanticSegmentation`; `EsmForProteinFolding`.
 """

@@ -74,6 +74,30 @@ def test_loss_and_gradient(zero):
     np.testing.assert_allclose(slope[:2], scores.grad[:2].numpy(), atol=2e-5)  # torch: NaN for the third
 
 
+def test_heads_for_speakers():
+    """Both losses; and a vector of a padded recording is that of the recording alone, which the reference's is not."""
+    sounds = torch.tensor(VALUES)
+    kinds = np.random.RandomState(1).randint(0, 5, (3, 23))
+    each = {
+        "wav2vec2-frames": (np.eye(5, dtype=np.int64)[kinds], kinds),
+        "wav2vec2-speaker": (np.array([3, 0, 4]),) * 2,
+    }
+    for name, (labels, ours) in each.items():
+        hf, model = CASES[name].torch(), CASES[name].model()
+        with torch.no_grad():
+            want = hf(sounds, labels=torch.tensor(labels)).loss
+        for given in (labels, ours):
+            loss, _ = ef.compute_loss(model, {"input_values": VALUES, "labels": given})
+            np.testing.assert_allclose(loss, want.numpy(), rtol=1e-4)
+    vectors = ef.forward(model, input_values=VALUES[:2] * MASK[:2], attention_mask=MASK[:2]).embeddings
+    for n in (0, 1):
+        with torch.no_grad():
+            want = hf(sounds[n : n + 1, : LENGTHS[n]]).embeddings
+        np.testing.assert_allclose(vectors[n], want[0].numpy(), atol=1e-4)
+    with pytest.raises(ValueError, match="4 frames are too few"):
+        ef.forward(model, input_values=VALUES[:1, :100])
+
+
 @pytest.mark.parametrize("how", ["sum", "mean"])
 def test_compute_loss(how):
     hf = CASES["wav2vec2"].make()

@@ -39,3 +39,14 @@ def _():
     return wav2vec2(
         "Wav2Vec2ForSequenceClassification", num_labels=5, use_weighted_layer_sum=True, classifier_proj_size=20
     )
+
+
+@case("wav2vec2-frames", task="audio-frame-classification", causal=False, inputs=sound, variant=True)
+def _():
+    return wav2vec2("Wav2Vec2ForAudioFrameClassification", num_labels=5)
+
+
+@case("wav2vec2-speaker", task="audio-xvector", causal=False, inputs=sound, variant=True)
+def _():
+    sizes = {"tdnn_dim": (20, 24, 28), "tdnn_kernel": (3, 2, 1), "tdnn_dilation": (2, 3, 1), "xvector_output_dim": 12}
+    return wav2vec2("Wav2Vec2ForXVector", num_labels=5, use_weighted_layer_sum=True, feat_extract_norm="layer", **sizes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..config.config import only
-from .wav2vec2 import Wav2Vec2Config, speech_family
+from .wav2vec2 import SPEAKERS, Wav2Vec2Config, speech_family
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +14,7 @@ class HubertConfig(Wav2Vec2Config):
     """The keys of a HuBERT `config.json`."""
 
     model_type: ClassVar[str] = "hubert"
+    unsaid: ClassVar = SPEAKERS
     feat_proj_layer_norm: bool = True
 
     @staticmethod
@@ -22,4 +23,4 @@ class HubertConfig(Wav2Vec2Config):
         return Wav2Vec2Config.normalize(data)
 
 
-speech_family("hubert", "hubert", "Hubert", HubertConfig, ignore=("conv_pos_batch_norm",))
+speech_family("hubert", "hubert", "Hubert", HubertConfig, ignore=("conv_pos_batch_norm",), speakers=False)

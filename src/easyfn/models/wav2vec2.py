@@ -1,5 +1,4 @@
-"""wav2vec 2.0 (Baevski et al. 2020, arXiv 2006.11477): convolutions over samples, then an encoder whose positions are a
-convolution over frames."""
+"""wav2vec 2.0 (Baevski et al. 2020, arXiv 2006.11477): convolutions over samples, then an encoder over frames."""
 
 from __future__ import annotations
 
@@ -21,6 +20,7 @@ from ..names.rules import Rule, rename
 from ..nn import (
     CTC,
     AudioClassifier,
+    AudioFrameClassifier,
     ChannelNorm,
     Context,
     Conv,
@@ -28,6 +28,7 @@ from ..nn import (
     Linear,
     Output,
     RelativeBias,
+    SpeakerEmbedding,
     TranslationAttention,
     WeightNormConv,
     activation,
@@ -73,6 +74,10 @@ class Wav2Vec2Config(CommonFields):
     ctc_zero_infinity: bool = False
     use_weighted_layer_sum: bool = False
     classifier_proj_size: Size = 256
+    tdnn_dim: tuple[Size, ...] = (512, 512, 512, 512, 1500)
+    tdnn_kernel: tuple[Size, ...] = (5, 3, 3, 1, 1)
+    tdnn_dilation: tuple[Size, ...] = (1, 2, 3, 1, 1)
+    xvector_output_dim: Size = 512
     pad_token_id: int | None = 0
 
     @staticmethod
@@ -304,13 +309,12 @@ IGNORED = (
     "num_ctc_classes",
     "num_clusters",
     "replace_prob",
-    "tdnn_dim",
-    "tdnn_kernel",
-    "tdnn_dilation",
-    "xvector_output_dim",
     "bos_token_id",
     "eos_token_id",
 )
+
+
+SPEAKERS = ("tdnn_dim", "tdnn_kernel", "tdnn_dilation", "xvector_output_dim")  # keys of the vector of a speaker
 
 
 def speech_family(
@@ -321,10 +325,12 @@ def speech_family(
     encoder: Any = Wav2Vec2,
     names: Mapping[str, str] = Frozen(),
     ignore: tuple[str, ...] = (),
+    speakers: bool = True,
 ) -> None:
     """Registers an encoder of sound whose files name it `prefix`, with its heads; `classes` is how their names begin.
 
-    `names` are places of tensors in the encoder that files have elsewhere in it; `ignore` are keys beside those of all.
+    `speakers`: with the heads that tell who speaks, frame by frame and as a vector. `names` are places of tensors in the
+    encoder that files have elsewhere in it; `ignore` are keys beside those of all.
     """
 
     def ctc(c: Any) -> CTC:
@@ -338,14 +344,20 @@ def speech_family(
         parts = [rename(f"{ours}{a}", f"{theirs}{b}") for a, b in moved.items()]
         return [*parts, rename("model.{rest}", f"{prefix}.{{rest}}")]
 
+    heads: dict[str, tuple[str, Any]] = {
+        "audio-classification": ("SequenceClassification", lambda c: AudioClassifier(encoder(c)))
+    }
+    if speakers:
+        heads["audio-frame-classification"] = "AudioFrameClassification", lambda c: AudioFrameClassifier(encoder(c))
+        heads["audio-xvector"] = "XVector", lambda c: SpeakerEmbedding(encoder(c))
     family(
         model_type,
         config=config,
-        tasks={"ctc": ctc, "base": encoder, "audio-classification": lambda c: AudioClassifier(encoder(c))},
+        tasks={"ctc": ctc, "base": encoder, **{name: head for name, (_, head) in heads.items()}},
         architectures={
             f"{classes}ForCTC": "ctc",
             f"{classes}Model": "base",
-            f"{classes}ForSequenceClassification": "audio-classification",
+            **{f"{classes}For{theirs}": name for name, (theirs, _) in heads.items()},
         },
         names=rules,
         aliases={

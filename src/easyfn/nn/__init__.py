@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from .attention.rope import inverse_frequencies as inverse_frequencies, rope_table as rope_table, rotate as rotate
     from .audio import (
         CTC as CTC,
-        AudioClassifier as AudioClassifier,
         ChannelNorm as ChannelNorm,
         WeightNormConv as WeightNormConv,
         frame_context as frame_context,
+    )
+    from .audio_heads import (
+        AudioClassifier as AudioClassifier,
+        AudioFrameClassifier as AudioFrameClassifier,
+        SpeakerEmbedding as SpeakerEmbedding,
     )
     from .block import (
         AddNormBlock as AddNormBlock,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..nn.audio import AudioClassifier
+from ..nn.audio_heads import AudioClassifier
 from .loss import compute_loss
 from .sequence_classification import classification_loss
 from .task import Task, task

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int, Shaped
 from ..core.arrays import Host
 from ..forward.forward import forward
 from ..nn.audio import CTC
+from ..nn.audio_heads import real_frames
 from ..nn.context import Runtime
-from ..nn.seq2seq import source_segments
 from .cross_entropy import LossConfig, Metrics, as_array
 from .loss import compute_loss, split_labels, summed
 from .task import Task, task
@@ -99,15 +99,10 @@ def ctc_decode(
     before = jnp.concatenate([jnp.full_like(best[:, :1], -1), best[:, :-1]], axis=1)
     kept = (best != blank) & (best != before)
     if attention_mask is not None:
-        kept = kept & (_real(model, attention_mask, best.shape[1]) > 0)
+        kept = kept & (real_frames(model, attention_mask, best.shape[1]) > 0)
     order = jnp.argsort(~kept, axis=1, stable=True)
     tokens = jnp.take_along_axis(jnp.where(kept, best, blank), order, axis=1)
     return tokens, jnp.sum(kept, axis=1, dtype=jnp.int32)
-
-
-def _real(model: Any, attention_mask: Any, frames: int) -> jax.Array:
-    segments = (jnp.asarray(attention_mask) != 0).astype(jnp.int32)
-    return source_segments(model.model, segments, frames)
 
 
 def _reduction(model: CTC, cfg: LossConfig) -> str:
@@ -147,7 +142,7 @@ def loss_of_frames(
     assert out.logits is not None
     lengths = None
     if inputs.get("attention_mask") is not None:
-        lengths = jnp.sum(_real(model, inputs["attention_mask"], out.logits.shape[1]) > 0, axis=1)
+        lengths = jnp.sum(real_frames(model, inputs["attention_mask"], out.logits.shape[1]) > 0, axis=1)
     losses = ctc_loss(
         out.logits,
         labels,
