@@ -188,6 +188,89 @@ def test_ties_and_not_a_number():
     check(A.max.dim, torch.tensor(3.0), 0)
 
 
+NAN, INF = float("nan"), float("inf")
+ODD = torch.tensor([NAN, INF, -INF, -0.0, 0.0, 0.5, 1.5, 2.5, -0.5, -2.5, 20.5, -20.5, 1e30, -1e30, 1e-30])
+WHOLE = torch.tensor([0, 1, -1, 5, -7, 2**31 - 1, -(2**31)], dtype=torch.int32)
+NO_NUMBERS = (
+    "_local_scalar_dense",
+    "item",
+    "sym_numel",
+    "_assert_tensor_metadata",
+    "one_hot",
+    "bincount",
+    "empty_like",
+    "_conj",
+)
+
+
+def of_one_array():
+    """Operators of torch that ask for one array and nothing else."""
+    for name in ef.torch_op.names():
+        if name.startswith("aten.") and name.split(".")[1] not in NO_NUMBERS:
+            found = getattr(getattr(A, name.split(".")[1]), name.split(".")[2])  # each is an operator of torch
+            asked = [str(a.type) for a in found._schema.arguments if not a.has_default_value()]
+            if asked == ["Tensor"]:
+                yield found
+
+
+def test_functions_of_one_array_of_odd_numbers():
+    """Of what torch takes; entries that are no numbers, infinite, -0.0, at ties of rounding, and beyond."""
+    tried = 0
+    for op in of_one_array():
+        for x in (ODD, WHOLE):
+            try:
+                op(x)
+            except (RuntimeError, IndexError, TypeError):
+                continue
+            tried += 1
+            check(op, x)
+    assert tried > 150
+
+
+def test_what_was_wrong_once():
+    check(A.celu.default, ODD, 0.5)
+    for op in (A.any.default, A.all.default, A.any.dim, A.all.dim):
+        check(op, torch.tensor([3, 0], dtype=torch.uint8), *([0] if op in (A.any.dim, A.all.dim) else []))
+    check(A.sgn.default, t(3, dtype=B))
+    check(A.threshold.default, ODD, 0.5, 7.0)
+    for dim in (0, 1):
+        check(A.median.dim, TIES, dim, True)
+    check(A.median.dim, torch.tensor(NAN), 0)
+    check(A.cross.default, t(3, 3, 2), t(3, 3, 2, seed=1))
+    check(A.cross.default, t(2, 3, 3), t(2, 3, 3, seed=1))
+    check(A.linalg_cross.default, t(2, 1, 3), t(1, 3, 3, seed=1), dim=-1)
+    turned = torch.complex(t(3), t(3, seed=1))
+    check(A.vdot.default, turned, turned.flip(0) * 1j)
+    check(A.var.correction, turned)
+    check(A.addmm.default, torch.full((2, 3), NAN), t(2, 4), t(4, 3), beta=0)
+    check(A.baddbmm.default, torch.full((1, 2, 3), NAN), t(1, 2, 4), t(1, 4, 3), beta=0, alpha=2)
+    u, s, h = A._linalg_svd.default(t(3, 4))
+    got = ef.torch_op["aten._linalg_svd.default"].function(t(3, 4).numpy())
+    assert [x.shape for x in got] == [tuple(x.shape) for x in (u, s, h)]
+    singular = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
+    assert (
+        A.linalg_cholesky_ex.default(singular)[1]
+        and ef.torch_op["aten.linalg_cholesky_ex.default"].function(singular.numpy())[1]
+    )
+
+
+def test_a_row_that_is_used_often_learns_the_mean_of_its_uses():
+    weight, ids, by = t(5, 3), torch.tensor([[1, 4, 1], [1, 0, 4]]), t(2, 3, 3, seed=1)
+    leaf = weight.clone().requires_grad_()
+    (torch.nn.functional.embedding(ids, leaf, scale_grad_by_freq=True) * by).sum().backward()
+    run = ef.torch_op["aten.embedding.default"].function
+    ids, by = jax.numpy.asarray(ids.numpy()), by.numpy()
+    same(leaf.grad, jax.grad(lambda w: (run(w, ids, -1, True) * by).sum())(jax.numpy.asarray(weight.numpy())))
+
+
+def test_what_draws_at_random_is_refused():
+    q = t(1, 2, 3, 4)
+    for op, args in ((A.scaled_dot_product_attention.default, (q, q, q, None, 0.5)), (A.rrelu.default, (q, 0.1, 0.3, True)),
+                     (A.dropout.default, (q, 0.5, True))):  # fmt: skip
+        with pytest.raises(ValueError, match="drops out at random"):
+            both(op, *args)
+
+
 @pytest.mark.parametrize("largest", [True, False])
 def test_topk(largest):
     x = torch.randperm(20).reshape(4, 5)

@@ -9,10 +9,18 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy import special
 
-from .table import default_of, floating, kind, promoted, together, torch_op
+from .table import default_of, drawn, floating, kind, promoted, together, torch_op
 
 op = torch_op.register
 _function: Any
+
+
+def _sign(x: Any) -> Any:
+    """0 where it is not a number."""
+    if x.dtype == jnp.bool_:
+        return x
+    return jnp.where(x != x, jnp.zeros((), x.dtype), jnp.sign(x))
+
 
 for _name, _function in {
     "exp": jnp.exp,
@@ -41,7 +49,7 @@ for _name, _function in {
     "erfc": lax.erfc,
     "erfinv": lax.erf_inv,
     "lgamma": lax.lgamma,
-    "digamma": lax.digamma,
+    "digamma": lambda x: jnp.where(x == 0, jnp.copysign(jnp.inf, -x), lax.digamma(x)),
     "reciprocal": lambda x: 1 / x,
     "i0": special.i0,
     "special_i0": special.i0,
@@ -52,7 +60,6 @@ for _name, _function in {
     "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
     "log_sigmoid": jax.nn.log_sigmoid,
     "selu": jax.nn.selu,
-    "softsign": jax.nn.soft_sign,
     "deg2rad": jnp.deg2rad,
     "sinc": jnp.sinc,
 }.items():
@@ -61,8 +68,8 @@ for _name, _function in {
 for _name, _function in {
     "abs": lambda x: x if x.dtype == jnp.bool_ else jnp.abs(x),
     "neg": jnp.negative,
-    "sign": lambda x: x if x.dtype == jnp.bool_ else jnp.sign(x),
-    "sgn": jnp.sign,
+    "sign": lambda x: _sign(x),
+    "sgn": lambda x: _sign(x),
     "square": jnp.square,
     "bitwise_not": jnp.bitwise_not,
     "logical_not": jnp.logical_not,
@@ -78,7 +85,9 @@ for _name, _function in {
     "imag": jnp.imag,
     "conj_physical": jnp.conj,
     "_conj": jnp.conj,
-    "angle": jnp.angle,
+    "angle": lambda x: (
+        jnp.angle(x) if kind(x.dtype) == 3 else jnp.where(x == 0, 0, jnp.angle(floating(x)))
+    ),  # of -0.0 too
     "resolve_conj": lambda x: x,
     "hardsigmoid": lambda x: jnp.clip(x + 3, 0, 6) / 6,
     "hardswish": lambda x: x * (jnp.clip(x + 3, 0, 6) / 6),
@@ -194,31 +203,32 @@ def power(x: Any, exponent: Any) -> Any:
     return jnp.power(base, jnp.asarray(exponent).astype(dtype))
 
 
-for _name, _function in {
-    "maximum": jnp.maximum,
-    "minimum": jnp.minimum,
-    "fmax": jnp.fmax,
-    "fmin": jnp.fmin,
-    "bitwise_and": jnp.bitwise_and,
-    "bitwise_or": jnp.bitwise_or,
-    "bitwise_xor": jnp.bitwise_xor,
-    "bitwise_left_shift": jnp.left_shift,
-    "bitwise_right_shift": jnp.right_shift,
-    "__and__": jnp.bitwise_and,
-    "__or__": jnp.bitwise_or,
-    "__xor__": jnp.bitwise_xor,
-    "__lshift__": jnp.left_shift,
-    "__rshift__": jnp.right_shift,
-    "eq": jnp.equal,
-    "ne": jnp.not_equal,
-    "lt": jnp.less,
-    "le": jnp.less_equal,
-    "gt": jnp.greater,
-    "ge": jnp.greater_equal,
-}.items():
-    op(*(f"aten.{_name}.{kind_}" for kind_ in ("default", "Tensor", "Scalar", "Tensor_Scalar", "Scalar_Tensor")))(
-        lambda x, other, _f=_function: _f(*together(x, other))
-    )
+_COMPARED = ("Tensor", "Scalar")
+_BITS = ("Tensor", "Scalar", "Scalar_Tensor")
+_SHIFTED = ("Tensor", "Tensor_Scalar", "Scalar_Tensor")
+for _name, _forms, _function in (
+    ("maximum", ("default",), jnp.maximum),
+    ("minimum", ("default",), jnp.minimum),
+    ("fmax", ("default",), jnp.fmax),
+    ("fmin", ("default",), jnp.fmin),
+    ("bitwise_and", _BITS, jnp.bitwise_and),
+    ("bitwise_or", _BITS, jnp.bitwise_or),
+    ("bitwise_xor", _BITS, jnp.bitwise_xor),
+    ("bitwise_left_shift", _SHIFTED, jnp.left_shift),
+    ("bitwise_right_shift", _SHIFTED, jnp.right_shift),
+    ("__and__", _COMPARED, jnp.bitwise_and),
+    ("__or__", _COMPARED, jnp.bitwise_or),
+    ("__xor__", _COMPARED, jnp.bitwise_xor),
+    ("__lshift__", _COMPARED, jnp.left_shift),
+    ("__rshift__", _COMPARED, jnp.right_shift),
+    ("eq", _COMPARED, jnp.equal),
+    ("ne", _COMPARED, jnp.not_equal),
+    ("lt", _COMPARED, jnp.less),
+    ("le", _COMPARED, jnp.less_equal),
+    ("gt", _COMPARED, jnp.greater),
+    ("ge", _COMPARED, jnp.greater_equal),
+):
+    op(*(f"aten.{_name}.{form}" for form in _forms))(lambda x, other, _f=_function: _f(*together(x, other)))
 op("aten.max.other")(lambda x, other: jnp.maximum(*together(x, other)))
 op("aten.min.other")(lambda x, other: jnp.minimum(*together(x, other)))
 
@@ -229,14 +239,14 @@ for _name, _function in {
 }.items():
     op(f"aten.{_name}.default")(lambda x, other, _f=_function: _f(x, other))
 
-for _name, _function in {
-    "atan2": jnp.arctan2,
-    "hypot": jnp.hypot,
-    "copysign": jnp.copysign,
-    "xlogy": special.xlogy,
-    "logaddexp": jnp.logaddexp,
-}.items():
-    op(f"aten.{_name}.default", f"aten.{_name}.Tensor", f"aten.{_name}.Scalar")(
+for _name, _forms, _function in (
+    ("atan2", ("default",), jnp.arctan2),
+    ("hypot", ("default",), jnp.hypot),
+    ("copysign", ("Tensor", "Scalar"), jnp.copysign),
+    ("xlogy", ("Tensor", "Scalar_Self", "Scalar_Other"), special.xlogy),
+    ("logaddexp", ("default",), jnp.logaddexp),
+):
+    op(*(f"aten.{_name}.{form}" for form in _forms))(
         lambda x, other, _f=_function: _f(*(floating(v) for v in together(x, other)))
     )
 
@@ -310,9 +320,14 @@ def gelu(x: Any, *, approximate: str = "none") -> Any:
     return jax.nn.gelu(x, approximate=approximate == "tanh")
 
 
-@op("aten.elu.default", "aten.celu.default")
+@op("aten.elu.default")
 def elu(x: Any, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> Any:
     return scale * jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0) * input_scale))
+
+
+@op("aten.celu.default")
+def celu(x: Any, alpha: Any = 1) -> Any:
+    return elu(x, alpha, 1, 1 / alpha)
 
 
 @op("aten.leaky_relu.default")
@@ -321,8 +336,9 @@ def leaky_relu(x: Any, negative_slope: Any = 0.01) -> Any:
 
 
 @op("aten.rrelu.default")
-def rrelu(x: Any, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any) -> Any:
+def rrelu(x: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Any:
     """As in eval mode: the slope in the middle of those that training draws."""
+    drawn(training)
     return leaky_relu(x, (lower + upper) / 2)
 
 
@@ -340,7 +356,7 @@ def softplus(x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
 
 @op("aten.threshold.default")
 def threshold(x: Any, threshold: Any, value: Any) -> Any:
-    return jnp.where(x > threshold, x, jnp.asarray(value, x.dtype))
+    return jnp.where(x <= threshold, jnp.asarray(value, x.dtype), x)
 
 
 @op("aten.glu.default")
@@ -362,7 +378,7 @@ def _softmax(function: Any) -> Any:
     return run
 
 
-op("aten._softmax.default", "aten.softmax.int", "aten.special_softmax.int")(_softmax(jax.nn.softmax))
+op("aten._softmax.default", "aten.softmax.int")(_softmax(jax.nn.softmax))
 op("aten._log_softmax.default", "aten.log_softmax.int")(_softmax(jax.nn.log_softmax))
 
 
@@ -375,8 +391,7 @@ def safe_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
 
 @op("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
 def dropout(x: Any, p: float, train: bool) -> Any:
-    if train and p:
-        raise ValueError("the program was exported in training mode: its dropout draws random numbers")
+    drawn(bool(train and p))
     return x
 
 

@@ -17,18 +17,26 @@ op = torch_op.register
 
 
 @op("aten.embedding.default", weights=(0,))
-def embedding(weight: Any, ids: Any, padding_idx: int = -1, *_: Any) -> Any:
-    """The row of `padding_idx` does not learn from being looked up."""
+def embedding(
+    weight: Any, ids: Any, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Any:
+    """The row of `padding_idx` does not learn from being looked up; by frequency, a row learns the mean of its uses."""
     rows = take(weight, ids)
+    if scale_grad_by_freq:
+        flat, kept = ids.reshape(-1), lax.stop_gradient(rows)
+        uses = jnp.searchsorted(jnp.sort(flat), flat, side="right") - jnp.searchsorted(jnp.sort(flat), flat)
+        rows = kept + (rows - kept) / uses.reshape(*ids.shape, 1).astype(rows.dtype)
     return rows if padding_idx < 0 else jnp.where((ids == padding_idx)[..., None], lax.stop_gradient(rows), rows)
 
 
 @op("aten.embedding_bag.default", "aten._embedding_bag.default", "aten._embedding_bag_forward_only.default")
 def embedding_bag(
-    weight: Any, ids: Any, starts: Any, _scaled: bool = False, mode: int = 0, _sparse: bool = False, scales: Any = None,
+    weight: Any, ids: Any, starts: Any, by_frequency: bool = False, mode: int = 0, sparse: bool = False, scales: Any = None,
     with_last: bool = False, padding_idx: int = -1,
 ) -> Any:  # fmt: skip
     """The sum, mean or largest of the rows of each bag; `starts` says where each begins. An empty bag is 0."""
+    if by_frequency:
+        raise NotImplementedError("embedding_bag with scale_grad_by_freq=True is not implemented: its gradient differs")
     bags = starts.shape[0] - with_last
     own = jnp.searchsorted(starts[:bags], jnp.arange(ids.shape[0]), side="right") - 1
     own = jnp.where(ids == padding_idx, bags, own)  # beyond the last, where nothing is kept
@@ -274,17 +282,33 @@ def kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:
 
 @op("aten.median.default")
 def median(x: Any) -> Any:
-    return jnp.sort(x.reshape(-1))[(x.size - 1) // 2]
+    flat = x.reshape(-1)
+    if not flat.size:
+        return jnp.full((), jnp.nan, x.dtype)
+    middle = jnp.sort(flat)[(flat.size - 1) // 2]
+    return jnp.where((flat != flat).any(), jnp.nan, middle).astype(x.dtype) if kind(x.dtype) == 2 else middle
 
 
 @op("aten.median.dim")
 def median_dim(x: Any, dim: int, keepdim: bool = False) -> Any:
-    return kthvalue(x, (x.shape[dim] - 1) // 2 + 1, dim, keepdim)
+    """A row that holds something that is no number has the first such as its median."""
+    if not x.ndim:
+        return x, jnp.zeros((), default_of(1))
+    value, place = kthvalue(x, (x.shape[dim] - 1) // 2 + 1, dim, keepdim)
+    wrong = x != x
+    first = jnp.argmax(wrong, axis=dim, keepdims=keepdim).astype(default_of(1))
+    none = wrong.any(axis=dim, keepdims=keepdim)
+    return (jnp.where(none, jnp.nan, value).astype(x.dtype) if kind(x.dtype) == 2 else value), jnp.where(
+        none, first, place
+    )
+
+
+_wide = lambda out_int32: jnp.int32 if out_int32 else default_of(1)
 
 
 @op("aten.bucketize.Tensor", "aten.bucketize.Scalar")
 def bucketize(x: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Any:
-    return jnp.searchsorted(boundaries, x, side="right" if right else "left").astype(default_of(1))
+    return jnp.searchsorted(boundaries, x, side="right" if right else "left").astype(_wide(out_int32))
 
 
 @op("aten.searchsorted.Tensor", "aten.searchsorted.Scalar")
@@ -296,10 +320,10 @@ def searchsorted(
     if sorter is not None:
         sequence = jnp.take_along_axis(sequence, sorter, axis=-1)
     if sequence.ndim == 1:
-        return jnp.searchsorted(sequence, x, side=side).astype(default_of(1))
+        return jnp.searchsorted(sequence, x, side=side).astype(_wide(out_int32))
     rows = jax.vmap(lambda s, v: jnp.searchsorted(s, v, side=side))
     flat = rows(sequence.reshape(-1, sequence.shape[-1]), x.reshape(-1, x.shape[-1]))
-    return flat.reshape(x.shape).astype(default_of(1))
+    return flat.reshape(x.shape).astype(_wide(out_int32))
 
 
 # ---- counting

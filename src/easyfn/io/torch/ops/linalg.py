@@ -17,6 +17,11 @@ def _across(x: Any) -> Any:
     return jnp.swapaxes(x, -1, -2).conj()
 
 
+def _told(result: Any) -> Any:
+    """With a 0 for each matrix where it worked out; where not, a 1, and not the column where torch's went wrong."""
+    return result, (~jnp.isfinite(result).all(axis=(-1, -2))).astype(jnp.int32)
+
+
 @op("aten.linalg_inv.default", "aten.inverse.default")
 def inv(x: Any) -> Any:
     return jnp.linalg.inv(x)
@@ -24,7 +29,7 @@ def inv(x: Any) -> Any:
 
 @op("aten.linalg_inv_ex.default")
 def inv_ex(x: Any, *, check_errors: bool = False) -> Any:
-    return jnp.linalg.inv(x), jnp.zeros(x.shape[:-2], jnp.int32)
+    return _told(jnp.linalg.inv(x))
 
 
 @op("aten.linalg_det.default", "aten.det.default")
@@ -76,7 +81,7 @@ def cholesky(x: Any, upper: bool = False) -> Any:
 
 @op("aten.linalg_cholesky_ex.default")
 def cholesky_ex(x: Any, *, upper: bool = False, check_errors: bool = False) -> Any:
-    return cholesky(x, upper), jnp.zeros(x.shape[:-2], jnp.int32)
+    return _told(cholesky(x, upper))
 
 
 @op("aten.cholesky_solve.default")
@@ -94,9 +99,17 @@ def eigvalsh(x: Any, triangle: str = "L") -> Any:
     return eigh(x, triangle)[0]
 
 
-@op("aten.linalg_svd.default", "aten._linalg_svd.default")
-def svd(x: Any, full_matrices: bool = True, compute_uv: bool = True, **_: Any) -> Any:
+@op("aten.linalg_svd.default")
+def svd(x: Any, full_matrices: bool = True, **_: Any) -> Any:
     return tuple(jnp.linalg.svd(x, full_matrices=full_matrices))
+
+
+@op("aten._linalg_svd.default")
+def svd_reduced(x: Any, full_matrices: bool = False, compute_uv: bool = True, **_: Any) -> Any:
+    if not compute_uv:
+        none = jnp.zeros((0,), x.dtype)
+        return none, svdvals(x), none
+    return svd(x, full_matrices)
 
 
 @op("aten.svd.default")

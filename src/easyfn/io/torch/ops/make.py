@@ -35,7 +35,7 @@ def new_full(x: Any, size: Sequence[int], fill: Any, *, dtype: Any = None, **_: 
 
 
 for _name, _fill in {"zeros": 0, "ones": 1, "empty": 0}.items():
-    op(f"aten.{_name}.default", f"aten.{_name}.memory_format")(
+    op(f"aten.{_name}.{'memory_format' if _name == 'empty' else 'default'}")(
         lambda size, *, dtype=None, _v=_fill, **_: jnp.full(tuple(size), _v, dtype or default_of(2))
     )
     op(f"aten.{_name}_like.default")(lambda x, *, dtype=None, _v=_fill, **_: jnp.full(x.shape, _v, dtype or x.dtype))

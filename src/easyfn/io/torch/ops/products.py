@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ....core.tree import is_leaf
 from ....core.weight import affine, dense, dot, shape_of
-from .table import torch_op
+from .table import drawn, torch_op
 
 op = torch_op.register
 
@@ -25,6 +25,11 @@ class Turned:
 def _common(*xs: Any) -> tuple[Any, ...]:
     dtype = jnp.result_type(*(x.dtype for x in xs))
     return tuple(x.astype(dtype) for x in xs)
+
+
+def _times(x: Any, scale: Any) -> Any:
+    """What is taken 0 times adds nothing, not even what is no number."""
+    return x if scale == 1 else jnp.zeros_like(x) if scale == 0 else x * scale
 
 
 @op("aten.linear.default", weights=(1, 2))
@@ -49,7 +54,7 @@ def addmm(bias: Any, x: Any, other: Any, *, beta: Any = 1, alpha: Any = 1) -> An
     if isinstance(other, Turned) and beta == alpha == 1 and bias.ndim == 1:
         return affine(other.weight, x, bias)
     product = mm(x, other)
-    return (bias if beta == 1 else bias * beta) + (product if alpha == 1 else product * alpha)
+    return _times(bias, beta) + _times(product, alpha)
 
 
 @op("aten.matmul.default", weights=(1,))
@@ -59,17 +64,22 @@ def matmul(x: Any, other: Any) -> Any:
     return jnp.matmul(*_common(x, as_dense(other)))
 
 
-op("aten.bmm.default", "aten.mv.default", "aten.dot.default", "aten.vdot.default")(matmul)
+op("aten.bmm.default", "aten.mv.default", "aten.dot.default")(matmul)
+
+
+@op("aten.vdot.default")
+def vdot(x: Any, other: Any) -> Any:
+    return matmul(jnp.conj(x), other)
 
 
 @op("aten.baddbmm.default")
 def baddbmm(x: Any, first: Any, second: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    return (x if beta == 1 else x * beta) + matmul(first, second) * alpha
+    return _times(x, beta) + _times(matmul(first, second), alpha)
 
 
 @op("aten.addmv.default")
 def addmv(x: Any, matrix: Any, vector: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
-    return beta * x + alpha * matmul(matrix, vector)
+    return _times(x, beta) + _times(matmul(matrix, vector), alpha)
 
 
 @op("aten.outer.default", "aten.ger.default")
@@ -82,9 +92,16 @@ def einsum(equation: str, tensors: Sequence[Any], *, path: Any = None) -> Any:
     return jnp.einsum(equation, *_common(*tensors))
 
 
-@op("aten.cross.default", "aten.linalg_cross.default")
-def cross(x: Any, other: Any, dim: int = -1) -> Any:
-    return jnp.cross(x, other, axis=dim)
+@op("aten.linalg_cross.default")
+def cross(x: Any, other: Any, *, dim: int = -1) -> Any:
+    return jnp.cross(*jnp.broadcast_arrays(x, other), axis=dim)
+
+
+@op("aten.cross.default")
+def cross_of_old(x: Any, other: Any, dim: int | None = None) -> Any:
+    """Along the first axis of three where none is named."""
+    shape = jnp.broadcast_shapes(x.shape, other.shape)
+    return cross(x, other, dim=shape.index(3) if dim is None else dim)
 
 
 @op("aten._cdist_forward.default", "aten.cdist.default")
@@ -107,6 +124,7 @@ def attention(
     *, scale: float | None = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
     """Softmax in float32. A row that sees nothing is zero, as in torch."""
+    drawn(bool(dropout_p))
     lead = jnp.broadcast_shapes(query.shape[:-3], key.shape[:-3]) if query.ndim > 3 else query.shape[:-2]
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     group = query.shape[-3] // key.shape[-3] if enable_gqa and query.ndim > 2 else 1

@@ -13,7 +13,7 @@ from ....core.weight import dot
 from ....nn.recurrent.delta import delta_chunks
 from ....nn.recurrent.kda import channel_delta_chunks
 from ....nn.recurrent.state import Documents
-from .table import torch_op
+from .table import drawn, torch_op
 
 
 @torch_op.register("easyfn.delta_rule.default")
@@ -66,6 +66,7 @@ def _one_direction(
 def _layers(cell: Callable[..., Any], x: Any, states: Sequence[Any], weights: Sequence[Any], biased: bool, layers: int,
             dropout: float, train: bool, both_ways: bool, batch_first: bool) -> tuple[Any, ...]:  # fmt: skip
     """The outputs, and the last state of every layer and direction."""
+    drawn(bool(train and dropout and layers > 1))
     ways = 2 if both_ways else 1
     each = len(weights) // (layers * ways)
     x = jnp.swapaxes(x, 0, 1) if batch_first else x

@@ -79,14 +79,19 @@ op("aten.argmax.default")(_arg(jnp.argmax))
 op("aten.argmin.default")(_arg(jnp.argmin))
 
 
+def _as_truth(x: Any, truth: Any) -> Any:
+    """Of bytes torch answers with a byte."""
+    return truth.astype(jnp.uint8) if x.dtype == jnp.uint8 else truth
+
+
 @op("aten.any.default", "aten._is_any_true.default", "aten.any.dim", "aten.any.dims")
 def any_(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    return jnp.any(x, axis=axes_of_dims(dim, x.ndim), keepdims=keepdim)
+    return _as_truth(x, jnp.any(x, axis=axes_of_dims(dim, x.ndim), keepdims=keepdim))
 
 
 @op("aten.all.default", "aten._is_all_true.default", "aten.all.dim", "aten.all.dims")
 def all_(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    return jnp.all(x, axis=axes_of_dims(dim, x.ndim), keepdims=keepdim)
+    return _as_truth(x, jnp.all(x, axis=axes_of_dims(dim, x.ndim), keepdims=keepdim))
 
 
 @op("aten.count_nonzero.default", "aten.count_nonzero.dim_IntList")
@@ -104,7 +109,7 @@ def var(x: Any, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *,
     count = 1
     for axis in axes:
         count *= x.shape[axis]
-    total = jnp.sum(jnp.square(x - mean), axis=axes, keepdims=keepdim)
+    total = jnp.sum(jnp.square(jnp.abs(x - mean)), axis=axes, keepdims=keepdim)
     return total / jnp.asarray(max(count - less, 0), total.dtype)
 
 

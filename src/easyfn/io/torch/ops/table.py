@@ -72,6 +72,12 @@ class Operators:
 torch_op = Operators()
 
 
+def drawn(random: bool) -> None:
+    """Refuses an operator that would draw random numbers: dropout that is on though the module is in eval mode."""
+    if random:
+        raise ValueError("the module drops out at random in eval mode too, which no program does: give it a rate of 0")
+
+
 # ---- dtypes as torch has them
 
 
