@@ -227,7 +227,27 @@ def test_functions_of_one_array_of_odd_numbers():
     assert tried > 150
 
 
+def test_quotients_that_are_whole_are_whole():
+    """Compiled, by a number and by an array that is broadcast."""
+    x = torch.arange(1, 400) / 2
+    for by in (20.5, 41.0, 47, torch.tensor(41.0), x[:, None], 0.0):
+        other = by if isinstance(by, (int, float)) else jax.numpy.asarray(by.numpy())
+        with jax.numpy_rank_promotion("allow"):
+            got = jax.jit(lambda x, o=other: jax.numpy.floor(ef.torch_op["aten.div.Tensor"].function(x, o)))(x.numpy())
+        assert (np.asarray(got) == torch.floor(x / by).numpy()).all()
+        check(A.div.Tensor_mode, x, by if isinstance(by, torch.Tensor) else torch.tensor(by), rounding_mode="trunc")
+    check(A.div.Tensor, ODD[:, None], ODD[None])
+    slope = jax.grad(lambda x: ef.torch_op["aten.div.Tensor"].function(x, 4.0))(jax.numpy.float32(8.0))
+    assert slope == 0.25
+
+
 def test_what_was_wrong_once():
+    for op in (A.div.Scalar, A.copysign.Scalar):
+        check(op, torch.tensor([1, 255], dtype=torch.uint8), -1)
+    check(A.float_power.Tensor_Scalar, torch.tensor([1, 255], dtype=torch.uint8), -1)
+    check(A.lerp.Scalar, ODD, t(1), 0.7)
+    check(A.pow.Tensor_Scalar, ODD, -0.5)
+    check(A.cummax.default, t(3, 4, dtype=B), 1)
     check(A.celu.default, ODD, 0.5)
     for op in (A.any.default, A.all.default, A.any.dim, A.all.dim):
         check(op, torch.tensor([3, 0], dtype=torch.uint8), *([0] if op in (A.any.dim, A.all.dim) else []))

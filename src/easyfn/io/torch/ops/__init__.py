@@ -1,6 +1,7 @@
 """Operators of torch in JAX, one file a group."""
 
 from . import (
+    activations as activations,
     elementwise as elementwise,
     experts as experts,
     index as index,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy import special
 
-from .table import default_of, drawn, floating, kind, promoted, together, torch_op
+from .table import dtype_named, floating, fractions, kind, promoted, together, torch_op
 
 op = torch_op.register
 _function: Any
@@ -150,8 +150,24 @@ def mul(x: Any, other: Any) -> Any:
 
 @op("aten.div.Tensor", "aten.div.Scalar", "aten.true_divide.Tensor")
 def div(x: Any, other: Any) -> Any:
-    x, other = together(x, other)
-    return floating(x) / floating(other)
+    x, other = fractions(x, other)
+    return x / other if kind(x.dtype) == 3 else quotient(x, other)
+
+
+@jax.custom_jvp
+def quotient(x: jax.Array, other: jax.Array) -> jax.Array:
+    """`x / other`, exact where it is whole.
+
+    XLA multiplies by `1 / other` where `other` is broadcast: 41 / 41 is then a little less than 1, and its floor 0.
+    """
+    near = x / other
+    whole = jnp.round(near)
+    return jnp.where(whole * other == x, whole, near)
+
+
+@quotient.defjvp
+def _(values: Any, tangents: Any) -> Any:
+    return quotient(*values), jax.jvp(lambda x, other: x / other, values, tangents)[1]
 
 
 @op("aten.div.Tensor_mode", "aten.div.Scalar_mode")
@@ -162,7 +178,9 @@ def div_mode(x: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
     if rounding_mode == "floor":
         return x // other if kind(x.dtype) == 1 else _floor_float(x, other)
     if rounding_mode == "trunc":
-        return lax.div(*jnp.broadcast_arrays(x, other)) if kind(x.dtype) == 1 else jnp.trunc(x / other)
+        if kind(x.dtype) == 1:
+            return lax.div(*jnp.broadcast_arrays(x, other))
+        return jnp.trunc(quotient(x, other))
     raise ValueError(f"rounding_mode={rounding_mode!r} is none of torch's")
 
 
@@ -191,16 +209,21 @@ def fmod(x: Any, other: Any) -> Any:
     return lax.rem(*jnp.broadcast_arrays(*together(x, other)))
 
 
-@op("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.pow.Scalar", "aten.float_power.Tensor_Scalar")
+@op("aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.pow.Scalar")
 def power(x: Any, exponent: Any) -> Any:
     dtype = promoted(x, exponent)
     base = jnp.asarray(x).astype(dtype)
     whole = isinstance(exponent, (int, float)) and float(exponent).is_integer() and abs(exponent) < 128
     if whole and (kind(dtype) >= 2 or exponent >= 0):
         return lax.integer_pow(base, int(exponent))
-    if isinstance(exponent, float) and exponent == 0.5:
-        return jnp.sqrt(base)
+    if isinstance(exponent, float) and abs(exponent) == 0.5 and kind(dtype) == 2:
+        return jnp.sqrt(base) if exponent > 0 else 1 / jnp.sqrt(base)
     return jnp.power(base, jnp.asarray(exponent).astype(dtype))
+
+
+@op("aten.float_power.Tensor_Scalar")
+def float_power(x: Any, exponent: Any) -> Any:
+    return power(x.astype(dtype_named("complex128" if kind(x.dtype) == 3 else "float64")), exponent)
 
 
 _COMPARED = ("Tensor", "Scalar")
@@ -246,9 +269,7 @@ for _name, _forms, _function in (
     ("xlogy", ("Tensor", "Scalar_Self", "Scalar_Other"), special.xlogy),
     ("logaddexp", ("default",), jnp.logaddexp),
 ):
-    op(*(f"aten.{_name}.{form}" for form in _forms))(
-        lambda x, other, _f=_function: _f(*(floating(v) for v in together(x, other)))
-    )
+    op(*(f"aten.{_name}.{form}" for form in _forms))(lambda x, other, _f=_function: _f(*fractions(x, other)))
 
 for _name, _function in {"gcd": jnp.gcd, "lcm": jnp.lcm, "nextafter": jnp.nextafter}.items():
     op(f"aten.{_name}.default")(lambda x, other, _f=_function: _f(*together(x, other)))
@@ -292,7 +313,8 @@ def hardtanh(x: Any, min_val: Any = -1, max_val: Any = 1) -> Any:
 
 @op("aten.lerp.Scalar", "aten.lerp.Tensor")
 def lerp(start: Any, end: Any, weight: Any) -> Any:
-    return start + jnp.asarray(weight, start.dtype) * (end - start)
+    weight = jnp.asarray(weight, start.dtype)
+    return jnp.where(jnp.abs(weight) < 0.5, start + weight * (end - start), end - (end - start) * (1 - weight))
 
 
 @op("aten.addcmul.default")
@@ -310,91 +332,3 @@ def addcdiv(x: Any, first: Any, second: Any, *, value: Any = 1) -> Any:
 @op("aten.nan_to_num.default")
 def nan_to_num(x: Any, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Any:
     return jnp.nan_to_num(x, nan=0.0 if nan is None else nan, posinf=posinf, neginf=neginf)
-
-
-# ---- activations
-
-
-@op("aten.gelu.default")
-def gelu(x: Any, *, approximate: str = "none") -> Any:
-    return jax.nn.gelu(x, approximate=approximate == "tanh")
-
-
-@op("aten.elu.default")
-def elu(x: Any, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> Any:
-    return scale * jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0) * input_scale))
-
-
-@op("aten.celu.default")
-def celu(x: Any, alpha: Any = 1) -> Any:
-    return elu(x, alpha, 1, 1 / alpha)
-
-
-@op("aten.leaky_relu.default")
-def leaky_relu(x: Any, negative_slope: Any = 0.01) -> Any:
-    return jnp.where(x > 0, x, x * negative_slope)
-
-
-@op("aten.rrelu.default")
-def rrelu(x: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Any:
-    """As in eval mode: the slope in the middle of those that training draws."""
-    drawn(training)
-    return leaky_relu(x, (lower + upper) / 2)
-
-
-@op("aten.prelu.default", "aten._prelu_kernel.default")
-def prelu(x: Any, weight: Any) -> Any:
-    if weight.ndim == 1 and weight.size > 1 and x.ndim > 1:
-        weight = weight.reshape(1, -1, *([1] * (x.ndim - 2)))
-    return jnp.where(x > 0, x, weight * x)
-
-
-@op("aten.softplus.default")
-def softplus(x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
-    return jnp.where(x * beta > threshold, x, jax.nn.softplus(x * beta) / beta)
-
-
-@op("aten.threshold.default")
-def threshold(x: Any, threshold: Any, value: Any) -> Any:
-    return jnp.where(x <= threshold, jnp.asarray(value, x.dtype), x)
-
-
-@op("aten.glu.default")
-def glu(x: Any, dim: int = -1) -> Any:
-    return jax.nn.glu(x, axis=dim)
-
-
-def _softmax(function: Any) -> Any:
-    def run(x: Any, dim: int, dtype: Any = None) -> Any:
-        half = isinstance(dtype, bool)  # `_softmax` says "half to float" there
-        wanted = (
-            (jnp.float32 if dtype else x.dtype)
-            if half
-            else (dtype or (x.dtype if kind(x.dtype) >= 2 else default_of(2)))
-        )
-        h = x.astype(jnp.promote_types(wanted, jnp.float32))
-        return function(h, axis=dim).astype(wanted) if x.ndim else function(h[None], axis=0)[0].astype(wanted)
-
-    return run
-
-
-op("aten._softmax.default", "aten.softmax.int")(_softmax(jax.nn.softmax))
-op("aten._log_softmax.default", "aten.log_softmax.int")(_softmax(jax.nn.log_softmax))
-
-
-@op("aten._safe_softmax.default")
-def safe_softmax(x: Any, dim: int, dtype: Any = None) -> Any:
-    """Rows that see nothing are zero."""
-    out = _softmax(jax.nn.softmax)(x, dim, dtype)
-    return jnp.where(jnp.all(x == -jnp.inf, axis=dim, keepdims=True), jnp.zeros((), out.dtype), out)
-
-
-@op("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
-def dropout(x: Any, p: float, train: bool) -> Any:
-    drawn(bool(train and p))
-    return x
-
-
-@op("aten.native_dropout.default")
-def native_dropout(x: Any, p: float, train: bool | None) -> Any:
-    return dropout(x, p, bool(train)), jnp.ones(x.shape, bool)

@@ -181,7 +181,8 @@ def _running_extreme(running: Any) -> Any:
         if not x.ndim:
             return x, jnp.zeros((), default_of(1))
         axis = axis_of(dim, x.ndim)
-        best = running(x, axis=axis)
+        whole = x.astype(jnp.int8) if x.dtype == jnp.bool_ else x
+        best = running(whole, axis=axis).astype(x.dtype)
         shape = [1] * x.ndim
         shape[axis] = -1
         index = jnp.arange(x.shape[axis], dtype=default_of(1)).reshape(shape)

@@ -139,6 +139,13 @@ def together(*values: Any) -> tuple[jax.Array, ...]:
     return tuple(jnp.asarray(v).astype(dtype) for v in values)
 
 
+def fractions(*values: Any) -> tuple[jax.Array, ...]:
+    """The values as arrays of their common dtype, in which whole numbers are float32: -1 beside bytes is no 255."""
+    dtype = promoted(*values)
+    dtype = dtype if kind(dtype) >= 2 else default_of(2)
+    return tuple(jnp.asarray(v).astype(dtype) for v in values)
+
+
 def floating(x: Any) -> jax.Array:
     """Integers and booleans as float32, as torch does in front of `exp` and the like."""
     x = jnp.asarray(x)
