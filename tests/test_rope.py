@@ -148,3 +148,13 @@ def test_truncate_of_one_kind_is_refused():
     table = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16, "truncate": False}
     with pytest.raises(ValueError, match=r"rope_parameters.full_attention.truncate=False"):
         read(config, {"model_type": "modernbert-decoder", "rope_parameters": {"full_attention": table}})
+
+
+def test_queries_grow_at_whole_quotients():
+    """41 / 41 is a little less than 1 in XLA, which multiplies by 1 / 41."""
+    from easyfn.nn.attention.attention import Temperature
+
+    p = np.arange(1000)
+    for length in (41, 41.0, 8192, 64.5):
+        got = jax.jit(lambda p, t=Temperature(0.1, length, 1): t(p))(p)
+        np.testing.assert_allclose(got, 1 + 0.1 * np.log1p((p + 1) // length), rtol=1e-6)

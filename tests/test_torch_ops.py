@@ -248,6 +248,13 @@ def test_what_was_wrong_once():
     check(A.lerp.Scalar, ODD, t(1), 0.7)
     check(A.pow.Tensor_Scalar, ODD, -0.5)
     check(A.cummax.default, t(3, 4, dtype=B), 1)
+    long = torch.full((2, 600), 1.01).bfloat16()
+    same(
+        A.cumsum.default(long, 1).float(),
+        ef.torch_op["aten.cumsum.default"]
+        .function(jax.numpy.asarray(long.float().numpy()).astype("bfloat16"), 1)
+        .astype("float32"),
+    )
     check(A.celu.default, ODD, 0.5)
     for op in (A.any.default, A.all.default, A.any.dim, A.all.dim):
         check(op, torch.tensor([3, 0], dtype=torch.uint8), *([0] if op in (A.any.dim, A.all.dim) else []))

@@ -157,7 +157,10 @@ class Temperature(NamedTuple):
 
     def __call__(self, positions: jax.Array) -> jax.Array:
         """Float32 factors of the shape of `positions`."""
-        steps = jnp.floor((positions.astype(jnp.float32) + self.first) / self.length)
+        if self.length == int(self.length):  # a quotient of floats may be a little less than it should be
+            steps = ((positions + self.first) // int(self.length)).astype(jnp.float32)
+        else:
+            steps = jnp.floor((positions.astype(jnp.float32) + self.first) / self.length)
         return 1.0 + self.scale * jnp.log1p(steps)
 
 

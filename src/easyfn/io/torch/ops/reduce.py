@@ -162,7 +162,8 @@ def weight_norm(v: Any, g: Any, dim: int = 0) -> Any:
 def _running(function: Any) -> Any:
     def run(x: Any, dim: int, *, dtype: Any = None) -> Any:
         x = _counted(x, dtype)
-        return function(x, axis=axis_of(dim, x.ndim)) if x.ndim else x
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)) if kind(x.dtype) == 2 else x  # as torch adds up
+        return function(wide, axis=axis_of(dim, x.ndim)).astype(x.dtype) if x.ndim else x
 
     return run
 
