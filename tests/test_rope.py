@@ -1,5 +1,6 @@
 """Rotary frequencies of every kind against transformers' own functions, below and beyond the trained length."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
