@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:] = [str(ROOT / "tests"), *(p for p in sys.path if Path(p) != ROOT / "benchmarks")]  # which has a families.py
 SECONDS, MEMORY = 10, 2 * 2**30  # of a processor: a busy machine is no fault of a reader
 PATIENCE = 90  # seconds on the clock until an input that does not end by itself is given up
-TURN = 30  # seconds of one child, so that slow kinds take no more of the time than fast ones
+TURN = 30  # seconds of one child that reads, so that slow kinds take no more of the time than fast ones
 BATCH = 2000  # inputs of one child: what JAX compiled for odd shapes goes with it
 
 
@@ -119,6 +119,7 @@ def batch(name: str, seed: int, start: int, count: int, end: float) -> tuple[lis
             for line in lines:
                 said = json.loads(line)
                 if isinstance(said, int):
+                    end = min(end, time.time() + TURN) if current < start else end
                     current, silent = said, time.time() + PATIENCE
                 else:
                     found.append(tuple(said))
@@ -135,12 +136,11 @@ def fuzz(names: list[str], count: int, minutes: float, seed: int, log: Path | No
     """Goes over the kinds in turns until each has `count` inputs or the time is over."""
     end, tally = time.time() + 60 * minutes, collections.defaultdict(collections.Counter)
     at, seen = dict.fromkeys(names, 0), set()
-    size = min(count, 100)  # the first turn is a short one
     while time.time() < end and any(at[n] < count for n in names):
         for name in names:
             if at[name] >= count or time.time() > end:
                 continue
-            found, at[name] = batch(name, seed, at[name], min(size, count - at[name]), min(end, time.time() + TURN))
+            found, at[name] = batch(name, seed, at[name], min(BATCH, count - at[name]), end)
             for number, how, what in found:
                 tally[name][how] += 1
                 if (
@@ -156,7 +156,6 @@ def fuzz(names: list[str], count: int, minutes: float, seed: int, log: Path | No
             if log:
                 with contextlib.suppress(OSError):
                     log.with_suffix(".counts").write_text(json.dumps(tally))
-        size = BATCH
     return tally
 
 

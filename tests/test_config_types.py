@@ -61,6 +61,14 @@ def test_the_error_names_file_key_value_and_type(tmp_path, key, value, must):
 @pytest.mark.parametrize(
     "data, message",
     [
+        (
+            {**LLAMA, "model_type": "gemma2", "query_pre_attn_scalar": 0},
+            "query_pre_attn_scalar=0 must be a number above 0",
+        ),
+        (
+            {**LLAMA, "model_type": "gemma3_text", "query_pre_attn_scalar": -8.0},
+            "query_pre_attn_scalar=-8.0 must be a number",
+        ),
         ({**LLAMA, "hidden_size": 30}, "hidden_size=30 is no multiple of num_attention_heads=4"),
         ({**LLAMA, "rope_parameters": {"rope_type": ["a"]}}, "rope_parameters.rope_type=.* must be a string"),
         ({**LLAMA, "partial_rotary_factor": [1]}, "partial_rotary_factor=.* must be a number"),

@@ -77,6 +77,14 @@ def test_a_tokenizer(tmp_path, text):
         ef.tokenizer(tmp_path)
 
 
+def test_a_name_too_long_for_a_file_system(tmp_path):
+    kind = KINDS["modules.json"](tmp_path)
+    whole = json.loads(kind.file.read_text())
+    kind.file.write_text(json.dumps([whole[0], {**whole[1], "path": "x" * 300}]))
+    with pytest.raises(ef.LoadError, match="a module's path is 'xxx.*must be that of a folder"):
+        kind.read()
+
+
 ADAPTERS = [
     {"r": {"0": {}}}, {"r": -0.0}, {"r": 0}, {"r": "4"}, {"lora_alpha": [None]}, {"lora_alpha": None}, {"alpha_pattern": 1.0},
     {"rank_pattern": [[1]]}, {"target_parameters": 3}, {"peft_type": ["a"]}, {"modules_to_save": 5}, {"target_modules": 5},

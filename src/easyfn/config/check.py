@@ -24,7 +24,15 @@ class Reader(NamedTuple):
     read: Callable[[Any, str], Any]
 
 
+def _positive(value: Any, where: str) -> float | int:
+    small = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e30
+    if not small:
+        raise ValueError(f"{where}={short(value)} must be a number above 0")
+    return value
+
+
 Size = Annotated[int, AtLeast(1)]
+Positive = Annotated[Any, Reader(_positive)]  # what something is divided by
 Integer = Annotated[int, AtLeast(-(2**63))]
 
 

@@ -22,7 +22,7 @@ import dataclasses
 from typing import Any
 
 from ..core.frozen import Frozen
-from .check import Integer as Integer, Size as Size
+from .check import Integer as Integer, Positive as Positive, Size as Size
 
 
 class alias:
@@ -103,7 +103,7 @@ class Gemma2Fields(DecoderFields):
     max_position_embeddings: Size = 8192
     hidden_activation: str = "gelu_pytorch_tanh"
     attention_bias: bool = False
-    query_pre_attn_scalar: int = 256
+    query_pre_attn_scalar: Positive = 256
     sliding_window: Size | None = 4096
     layer_types: tuple[str, ...] | None = None
     final_logit_softcapping: float | int | None = 30.0

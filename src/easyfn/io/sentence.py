@@ -57,7 +57,9 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
         wrong = [
             f"a module's path is {m['path']!r:.80}, and must be that of a folder in this one"
             for m in data
-            if m["path"].startswith("/") or set("\\:\0") & set(m["path"]) or ".." in m["path"].split("/")
+            if m["path"].startswith("/")
+            or set("\\:\0") & set(m["path"])
+            or any(part == ".." or len(part.encode("utf-8", "replace")) > 255 for part in m["path"].split("/"))
         ]
     if wrong:
         raise LoadError(folder / MODULES, wrong)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..config.config import only
-from ..config.fields import DecoderFields, Size, rope
+from ..config.fields import DecoderFields, Positive, Size, rope
 from ..core.frozen import Frozen
 from ..nn import Decoder, GatedMLP, RMSNorm, SandwichBlock
 from .decoders import alternate, attention, decoder_family, layer_windows, rope_by_kind
@@ -25,7 +25,7 @@ class Gemma3TextConfig(DecoderFields):
     hidden_activation: str = "gelu_pytorch_tanh"
     max_position_embeddings: Size = 131072
     rope_parameters: Frozen = Frozen(sliding_attention=rope(10000.0), full_attention=rope(1000000.0))
-    query_pre_attn_scalar: float | int = 256
+    query_pre_attn_scalar: Positive = 256
     sliding_window: Size | None = 4096
     layer_types: tuple[str, ...] | None = None
     attention_bias: bool = False

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..config.fields import CommonFields, Size, rope
+from ..config.fields import CommonFields, Positive, Size, rope
 from ..core.frozen import Frozen
 from ..core.weight import Slot, Weight, dense, slots
 from ..inputs.image import image_inputs
@@ -45,7 +45,7 @@ class Llama4VisionConfig(CommonFields):
     image_size: Size = 448
     patch_size: Size = 14
     vision_output_dim: Size = 7680
-    pixel_shuffle_ratio: float = 0.5
+    pixel_shuffle_ratio: Positive = 0.5
     projector_input_dim: Size = 4096
     projector_output_dim: Size = 4096
     projector_dropout: float | int = 0.0
