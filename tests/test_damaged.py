@@ -81,7 +81,7 @@ def test_a_name_too_long_for_a_file_system(tmp_path):
     kind = KINDS["modules.json"](tmp_path)
     whole = json.loads(kind.file.read_text())
     kind.file.write_text(json.dumps([whole[0], {**whole[1], "path": "x" * 300}]))
-    with pytest.raises(ef.LoadError, match="a module's path is 'xxx.*must be that of a folder"):
+    with pytest.raises(ef.LoadError, match=r"a module's path is 'xxx.*must be that of a folder"):
         kind.read()
 
 
