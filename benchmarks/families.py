@@ -48,12 +48,15 @@ ABSENT = """
 Of these families transformers 5.24 has other classes too. `ef.load` of a checkpoint that names one says so, lists what there is,
 and takes `task=` for one of it; `ef.load(path, via="torch")` runs what torch can export.
 
-- One half as a language model: `ForCausalLM` of bart, blenderbot, blenderbot-small, camembert, electra, marian, mbart, pegasus,
-  roberta, whisper and xlm-roberta; `BertLMHeadModel`.
-- T5Gemma's classifiers of texts and tokens, and its encoder alone.
-- Objectives of pretraining: `AlbertForPreTraining`, `Wav2Vec2ForPreTraining`.
+- One half as a language model: `ForCausalLM` of bart, blenderbot, blenderbot-small, camembert, data2vec-text, electra, marian,
+  mbart, pegasus, rembert, roberta, roberta-prelayernorm, roformer, whisper, xlm-roberta and xlm-roberta-xl; `BertLMHeadModel`.
+- The text half of a checkpoint with images, by a class of its own: `ForCausalLM` of llama4, mllama, qwen3_5 and qwen3_5_moe;
+  `Qwen3_5ForSequenceClassification` and `Qwen3_5ForTokenClassification`.
+- T5Gemma's classifiers of texts and tokens, and its encoder alone; `JevForDecision` of gemma4, qwen2 and qwen3_5.
+- Objectives of pretraining: `ForPreTraining` of wav2vec2, unispeech and unispeech-sat.
 - Two heads at once: `GPT2DoubleHeadsModel`, `OpenAIGPTDoubleHeadsModel`.
-- The `Backbone` of beit, convnext, dinov2, dinov3_vit, swin and swinv2; `BeitForSemanticSegmentation`; `EsmForProteinFolding`.
+- The `Backbone` of beit, convnext, convnextv2, dinov2, dinov2_with_registers, dinov3_vit, resnet, swin and swinv2;
+  `BeitForSemanticSegmentation`; `EsmForProteinFolding`.
 """
 
 
@@ -128,9 +131,9 @@ def measure(only: list[str]) -> None:
     held["transformers"] = transformers.__version__
     for turn, name in enumerate([*names(variant=False), *(n for n, case in IMAGES.items() if not case.variant)]):
         case = (CASES | IMAGES)[name]
-        model_type = case.torch().config.model_type
-        if only and model_type not in only:
+        if only and case.family not in {each.replace("-", "_") for each in only}:
             continue
+        model_type = case.torch().config.model_type
         try:
             row = differences(case) | {"refused": refused(case)}
         except Exception as error:

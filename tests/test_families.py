@@ -25,6 +25,7 @@ from encoder_cases import NAMES as ENCODERS
 FAMILIES = names(variant=False)
 ANSWERS = {  # of transformers' output -> of ours
     **{name: name for name in ("logits", "last_hidden_state", "start_logits", "end_logits", "seq_relationship_logits")},
+    "sop_logits": "seq_relationship_logits",
     "prediction_logits": "logits",
 }
 

@@ -32,10 +32,15 @@ class AlbertConfig(EncoderFields):
         return self.hidden_dropout_prob if said is None else said
 
 
-def albert(config: Any, *, pooler: bool) -> TextEncoder:
+def albert(config: Any, *, pooler: bool, pooled_dropout: float = 0.0) -> TextEncoder:
     """The encoder: `num_hidden_groups` groups of `inner_group_num` layers, each run several times in a row."""
     project = Linear(config.embedding_size, config.hidden_size, True, axes=(None, "embed"))
-    return TextEncoder(config, pooler=pooler, project=project, layers=SharedLayers(config))
+    layers = SharedLayers(config)
+    return TextEncoder(config, pooler=pooler, project=project, layers=layers, pooled_dropout=pooled_dropout)
+
+
+def masked_lm(c: AlbertConfig, base: TextEncoder, **more: Any) -> MaskedLM:
+    return MaskedLM(base, tied=c.tie_word_embeddings, size=c.embedding_size, **more)
 
 
 LAYER = "encoder.group.{g}.layer.{i}."
@@ -44,9 +49,15 @@ encoder_family(
     AlbertConfig,
     albert,
     prefix="albert",
-    lm_head=lambda c: MaskedLM(albert(c, pooler=False), tied=c.tie_word_embeddings, size=c.embedding_size),
+    lm_head=lambda c: masked_lm(c, albert(c, pooler=False)),
     classifier=lambda c: PooledClassifier(albert(c, pooler=True), dropout=c.head_dropout),
     choice=lambda c: MultipleChoice(albert(c, pooler=True), dropout=c.head_dropout),
+    tasks={
+        "pretraining": lambda c: masked_lm(
+            c, albert(c, pooler=True, pooled_dropout=c.classifier_dropout_prob or 0.0), next_sentence=c.num_labels
+        )
+    },
+    architectures={"AlbertForPreTraining": "pretraining"},
     layers=[
         *(
             (LAYER + ours + ".{rest}", "encoder.albert_layer_groups.{g}.albert_layers.{i}." + theirs + ".{rest}")
@@ -66,5 +77,6 @@ encoder_family(
         ("norm.{rest}", "predictions.LayerNorm.{rest}"),
         ("decoder.{rest}", "predictions.decoder.{rest}"),
         ("bias", "predictions.bias"),
+        ("seq_relationship.{rest}", "sop_classifier.classifier.{rest}"),
     ],
 )

@@ -311,7 +311,7 @@ class TextEncoder(eqx.Module):
       heads of the width `head_dim`.
     - `layers` are by default `EncoderLayer`s, and `norm` comes after the last.
     - With a `pooler` the output has `pooler_output`, `(batch, embed)`: the first token, through a linear layer and tanh, or
-      through the `pooler` itself where that is a layer.
+      through the `pooler` itself where that is a layer; `pooled_dropout` is at which rate it drops in training.
     """
 
     embeddings: Any
@@ -323,6 +323,7 @@ class TextEncoder(eqx.Module):
     config: Any = eqx.field(static=True)
     rope: Frozen = eqx.field(static=True)
     head_dim: int = eqx.field(static=True)
+    pooled_dropout: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -337,6 +338,7 @@ class TextEncoder(eqx.Module):
         head_dim: int = 0,
         layers: Any = None,
         norm: Any = None,
+        pooled_dropout: float = 0.0,
     ) -> None:
         size = config.hidden_size
         self.embeddings = embeddings or EncoderEmbeddings(config, padding=padding)
@@ -351,6 +353,7 @@ class TextEncoder(eqx.Module):
         self.config = config
         self.rope = checked_rope(rope, head_dim)
         self.head_dim = head_dim
+        self.pooled_dropout = pooled_dropout
 
     def __call__(
         self,
@@ -380,6 +383,8 @@ class TextEncoder(eqx.Module):
         if context.wants("hidden_states"):
             trace["hidden_states"] = (*trace["hidden_states"], x)
         pooled = None if self.pooler is None else self.pooler(first_token(x, context))
+        if pooled is not None:
+            pooled = dropout(pooled, self.pooled_dropout, context, 1_000_006)
         return Output(last_hidden_state=x, pooler_output=pooled, **trace)
 
 

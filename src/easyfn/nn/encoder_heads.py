@@ -34,7 +34,7 @@ class MaskedLM(eqx.Module):
       the `transform` is scored by `beyond` (MobileBERT).
     - `transform` is `(dense, norm)`, by default a linear layer and the config's `LayerNorm`; `(None, None)` for none.
     - With `next_sentence`, `seq_relationship` reads the pooled first token: `seq_relationship_logits` `(batch, 2)`, whether
-      the second sentence follows (0) or not (1).
+      the second sentence follows (0) or not (1), or with a number instead of `True` so many scores.
     """
 
     model: Any
@@ -56,7 +56,7 @@ class MaskedLM(eqx.Module):
         size: int | None = None,
         transform: tuple[Linear | None, Any] | None = None,
         bias: str = "spare",
-        next_sentence: bool = False,
+        next_sentence: bool | int = False,
     ) -> None:
         if bias not in BIASES:
             raise ValueError(f"MaskedLM: bias is one of {', '.join(BIASES)}, not {bias!r}")
@@ -73,7 +73,8 @@ class MaskedLM(eqx.Module):
         self.bias = declare(config.vocab_size) if field else None
         more = 0 if self.dense is None else shape_of(self.dense.weight)[0] - size
         self.beyond = Linear(more, config.vocab_size, axes=("vocab", "embed"), role="head") if more else None
-        self.seq_relationship = _pair(config.hidden_size) if next_sentence else None
+        count = 2 if next_sentence is True else int(next_sentence)
+        self.seq_relationship = _head(config.hidden_size, count) if count else None
         self.config = config
         self.act = act or config.hidden_act
         activation(self.act)
@@ -84,8 +85,8 @@ class MaskedLM(eqx.Module):
         return out.replace(logits=head_logits(self, out.last_hidden_state), seq_relationship_logits=related)
 
 
-def _pair(hidden_size: int) -> Linear:
-    return Linear(hidden_size, 2, True, axes=(None, "embed"), role="head")
+def _head(hidden_size: int, count: int) -> Linear:
+    return Linear(hidden_size, count, True, axes=(None, "embed"), role="head")
 
 
 @slots.register(MaskedLM)
@@ -119,7 +120,7 @@ class NextSentence(eqx.Module):
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.seq_relationship = _pair(model.config.hidden_size)
+        self.seq_relationship = _head(model.config.hidden_size, 2)
         self.config = model.config
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
@@ -334,7 +335,7 @@ class QuestionAnswering(eqx.Module):
 
     def __init__(self, model: Any, *, dropout: float = 0.0, classifier: Any = None) -> None:
         self.model = model
-        self.qa_outputs = classifier or _pair(width_of(model))
+        self.qa_outputs = classifier or _head(width_of(model), 2)
         self.config = model.config
         self.dropout = dropout
 

@@ -47,10 +47,11 @@ def masked_loss(
 ) -> tuple[jax.Array, Metrics]:
     """The cross entropy of each token's scores and its own label; -100 for tokens that were not masked.
 
-    With a next sentence head `batch["next_sentence_label"]` `(batch,)` adds its cross entropy.
+    With a next sentence head `batch["next_sentence_label"]` `(batch,)`, of ALBERT `sentence_order_label`, adds its cross entropy.
     """
     inputs, labels = labelled(model, batch, cfg)
     follows = inputs.pop("next_sentence_label", None)
+    follows = inputs.pop("sentence_order_label", follows)
     model, inputs = of_batch(model, inputs, labels.shape[0])
     out = forward(model.model, **inputs, key=key, runtime=runtime)
     assert out.last_hidden_state is not None
@@ -59,7 +60,9 @@ def masked_loss(
     if follows is None:
         return loss, metrics
     if model.seq_relationship is None or cfg.reduction != "mean":
-        raise ValueError("compute_loss: next_sentence_label needs a model for pretraining and reduction='mean'")
+        raise ValueError(
+            "compute_loss: next_sentence_label (sentence_order_label) needs a model for pretraining and reduction='mean'"
+        )
     second, _ = cross_entropy(model.seq_relationship(out.pooler_output), as_array(follows).reshape(-1), None, cfg)
     return loss + second, {**metrics, "loss": loss + second, "next_sentence_loss": second}
 
