@@ -49,7 +49,7 @@ for _name, _function in {
     "erfc": lax.erfc,
     "erfinv": lax.erf_inv,
     "lgamma": lax.lgamma,
-    "digamma": lambda x: jnp.where(x == 0, jnp.copysign(jnp.inf, -x), lax.digamma(x)),
+    "digamma": lambda x: jnp.where(x == 0, -jnp.copysign(jnp.inf, x), lax.digamma(x)),
     "reciprocal": lambda x: 1 / x,
     "i0": special.i0,
     "special_i0": special.i0,

@@ -94,7 +94,8 @@ def einsum(equation: str, tensors: Sequence[Any], *, path: Any = None) -> Any:
 
 @op("aten.linalg_cross.default")
 def cross(x: Any, other: Any, *, dim: int = -1) -> Any:
-    return jnp.cross(*jnp.broadcast_arrays(x, other), axis=dim)
+    x, other = jnp.broadcast_arrays(x, other)
+    return jnp.cross(x, other, axis=dim)
 
 
 @op("aten.cross.default")
