@@ -61,10 +61,10 @@ class AudioClassifier(eqx.Module):
 
     def __call__(self, context: Context, cache: Any = None, **inputs: Any) -> Output:
         out, hidden = _heard(self, context, cache, inputs)
-        hidden = self.projector(hidden).astype(jnp.float32)
+        dtype, hidden = hidden.dtype, self.projector(hidden).astype(jnp.float32)
         real = source_segments(self.model, context.segment_ids, hidden.shape[1])[..., None] > 0
         mean = jnp.sum(jnp.where(real, hidden, 0.0), axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1)
-        return out.replace(logits=self.classifier(mean.astype(out.last_hidden_state.dtype)))
+        return out.replace(logits=self.classifier(mean.astype(dtype)))
 
 
 class AudioFrameClassifier(eqx.Module):
