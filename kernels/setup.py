@@ -1,4 +1,4 @@
-"""One C++ file, compiled against the headers that jaxlib ships. GCC or clang: it is written in their vector types."""
+"""Three C++ files, compiled against the headers that jaxlib ships. GCC or clang: it is written in their vector types."""
 
 import jax.ffi
 from setuptools import Extension, setup
@@ -22,8 +22,8 @@ setup(
     ext_modules=[
         Extension(
             "easyfn_kernels._thin",
-            ["src/thin.cc"],
-            depends=["src/rows.inc"],
+            ["src/thin.cc", "src/attention.cc", "src/instructions.cc"],
+            depends=["src/common.h", "src/rows.inc", "src/attention.inc"],
             language="c++",
             extra_compile_args=[
                 "-std=c++17",

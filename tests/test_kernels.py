@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 import easyfn as ef
+from easyfn.core import kernels as standing
 from easyfn.core.weight import dot
+from easyfn.nn.context import Mask
 from easyfn.quant import thin
 from easyfn.quant.kquant import BLOCKS, from_blocks
 from easyfn.quant.product import FEW
@@ -44,12 +46,12 @@ def package():
             subprocess.run([sys.executable, *words], cwd=ROOT / "kernels", check=True, capture_output=True)
             os.rename(f"{folder}-new", folder)
     sys.path.insert(0, str(folder))
-    thin._package.cache_clear()
+    standing._package.cache_clear()
     importlib.invalidate_caches()
     yield importlib.import_module("easyfn_kernels")
     sys.path.remove(str(folder))
     sys.modules.pop("easyfn_kernels")
-    thin._package.cache_clear()
+    standing._package.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +193,153 @@ def test_a_library_that_does_not_load_says_what_to_do(monkeypatch, tmp_path):
     (tmp_path / "easyfn_kernels.py").write_text("def register(): raise OSError('no such symbol')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "easyfn_kernels", raising=False)
-    thin._package.cache_clear()
+    standing._package.cache_clear()
     with pytest.raises(ImportError, match=r"no such symbol.*pip install ./kernels.*EASYFN_KERNELS=0"):
         ef.quant.kernels()
     without(monkeypatch, lambda: ef.quant.kernels())
-    thin._package.cache_clear()
+    standing._package.cache_clear()
     sys.modules.pop("easyfn_kernels")
+
+
+def operands(heads=6, kv=2, queries=60, keys=60, dim=20, values=12, batch=2, dtype=jnp.float32):
+    random = np.random.RandomState(1)
+    shapes = (batch, heads, queries, dim), (batch, kv, keys, dim), (batch, kv, keys, values), (heads,)
+    return [jnp.asarray(random.randn(*shape), dtype) for shape in shapes]
+
+
+def attention(segments=None, causal=True, window=None, softcap=None, scale=0.3):
+    """A function of `q`, `k`, `v` and perhaps sinks; rows with padding count their places without it, as decoders do."""
+
+    def run(q, k, v, sinks=None):
+        if segments is None:
+            places = jnp.arange(k.shape[2])
+            own, others = jnp.ones((1, q.shape[2]), int), jnp.ones((1, k.shape[2]), int)
+            mask = Mask(places[-q.shape[2] :], own, places, others, causal, window)
+        else:
+            given = jnp.asarray(segments)
+            places = jnp.cumsum(given > 0, axis=1) - 1
+            mask = Mask(places, given, places, given, causal, window)
+        return ef.nn.attend(q, k, v, mask, scale=scale, softcap=softcap, sinks=sinks)[0]
+
+    return run
+
+
+PADDED = np.array([[0] * 9 + [1] * 30 + [2] * 21, [1] * 50 + [0] * 10])
+ATTENTION = {
+    "causal, packed, padded, a window": (dict(segments=PADDED, window=7), {}, 4),
+    "sinks, softcap": (dict(softcap=2.0), {}, 4),
+    "an encoder, shorter than a vector": (dict(causal=False, window=11), dict(queries=17, keys=17, dim=3, values=5), 3),
+    "after a cache, one key head": (dict(), dict(kv=1, queries=49, keys=97, dim=16, values=16), 3),
+    "nothing seen by some": (dict(segments=PADDED * (np.arange(60) > 20), window=3), {}, 3),
+    "no mask at all": (None, dict(queries=16, keys=33), 3),
+}
+
+
+@pytest.fixture(scope="module")
+def exact(package):
+    """Results and gradients of the plain program, in the cases of `ATTENTION`."""
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("EASYFN_KERNELS", "0")
+        return {name: run_case(name) for name in ATTENTION}
+
+
+def run_case(name):
+    choices, shapes, count = ATTENTION[name]
+    run = attention(**choices) if choices is not None else lambda *x: ef.nn.attend(*x, None, scale=0.3)[0]
+    args = operands(**shapes)[:count]
+
+    def loss(*x):
+        y = run(*x)
+        return jnp.sum(jnp.sin(y)), y
+
+    lowered = jax.jit(jax.value_and_grad(loss, tuple(range(count)), has_aux=True)).lower(*args)
+    return lowered.as_text().count("@easyfn_attend"), lowered.compile()(*args)
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+def test_attention_is_the_plain_one(package, exact, instructions):
+    if not package.use(instructions):
+        pytest.skip(f"this processor has no {instructions}")
+    for name, (none, theirs) in exact.items():
+        count, ours = run_case(name)
+        assert (none, count) == (0, 2), name  # forward and backward
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-5 * (1e-2 + np.abs(b).max()), err_msg=name)
+    package.use(INSTRUCTIONS[0]) or package.use(INSTRUCTIONS[1])
+
+
+def test_derivatives_of_attention(package, monkeypatch):
+    """Forward, twice, mapped, and again in the backward pass: rules of its own, or the plain program's."""
+    run = attention(segments=PADDED[:1, :40], window=7)
+    args = operands(queries=40, keys=40, batch=1)
+    loss = lambda *x: jnp.sum(jnp.sin(run(*x)))
+    slope = lambda x: jax.grad(loss, (0, 1, 2, 3))(*x)
+
+    def all_of_them(*args):
+        small = tuple(x / 10 for x in args)
+        return {
+            "jvp": jax.jvp(loss, args, small),
+            "hessian": jax.jvp(slope, (args,), (small,)),
+            "slope of jvp": jax.grad(lambda x: jax.jvp(loss, x, small)[1])(args),
+            "remat": jax.grad(jax.checkpoint(loss))(*args),
+            "linearize": jax.linearize(loss, *args)[1](*small),
+            "mapped": jax.vmap(lambda q: jax.grad(loss)(q, *args[1:]))(jnp.stack([args[0], args[0] / 2])),
+            "of sinks alone": jax.grad(loss, 3)(*args),
+        }
+
+    ours = jax.jit(lambda *args: all_of_them(*args))(*args)
+    theirs = without(monkeypatch, lambda: jax.jit(lambda *args: all_of_them(*args))(*args))
+    for name, expected in theirs.items():
+        for a, b in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, atol=3e-5 * np.abs(b).max(), err_msg=name)
+
+
+def test_attention_in_bfloat16_and_what_goes_without(package, monkeypatch):
+    def text(run, *args):
+        return jax.jit(lambda *x: run(*x)).lower(*args).as_text()
+
+    run, (q, k, v, _) = attention(), operands()
+    assert "@easyfn_attend" in text(run, q, k, v)
+    assert "@easyfn" not in text(run, q[:, :, :15], k, v)  # few queries
+    assert "@easyfn" not in text(
+        lambda *x: ef.nn.attend(*x, None, scale=1.0, bias=jnp.ones((1, 6, 60, 60)))[0], q, k, v
+    )
+    assert "@easyfn" not in text(lambda *x: ef.nn.attend(*x, None, scale=1.0, weights=True)[0], q, k, v)
+    assert "@easyfn" not in jax.export.export(jax.jit(lambda *x: run(*x)))(q, k, v).mlir_module()
+    mesh = jax.make_mesh((2,), ("dp",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = [jax.device_put(x, jax.NamedSharding(mesh, jax.P("dp"))) for x in (q, k, v)]
+    assert "@easyfn" not in text(run, *split)
+    small = operands(dtype=jnp.bfloat16)[:3]
+    ours, theirs = (
+        jax.jit(lambda *x: run(*x))(*small),
+        without(monkeypatch, lambda: jax.jit(lambda *x: run(*x))(*small)),
+    )
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=2e-2)
+    model = ef.testing.tiny()
+    count = lambda: (ef.flops(model, 1, 32), ef.flops(model, 1, 32, training=True))
+    assert count() == without(monkeypatch, count)
+
+
+def test_attention_of_wrong_shapes_is_an_error(package):
+    f32, i32 = (lambda *shape: jnp.ones(shape, jnp.float32)), (lambda *shape: jnp.ones(shape, jnp.int32))
+    right = [f32(2, 6, 20, 8), f32(2, 3, 30, 8), f32(2, 3, 30, 4), i32(1, 20), i32(2, 20), i32(1, 30), i32(2, 30)]
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 6, 20, 4), (2, 6, 20))]
+    choices = dict(causal=True, window=np.int64(0), scale=np.float32(1), softcap=np.float32(0))
+    wrong = {
+        0: (f32(2, 7, 20, 8), "7 heads are no multiple of 3 key heads"),
+        1: (f32(2, 3, 30, 9), r"k has the shape \(2, 3, 30, 9\), expected \(2, 3, 30, 8\)"),
+        2: (f32(2, 3, 0, 4), "expected"),
+        3: (i32(1, 21), r"slots has the shape \(1, 21\), expected \(1, 20\)"),
+        4: (i32(3, 20), r"segments has the shape \(3, 20\), expected \(2, 20\)"),
+        6: (i32(2, 31), r"segments has the shape \(2, 31\), expected \(2, 30\)"),
+    }
+    for place, (bad, message) in wrong.items():
+        with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+            jax.ffi.ffi_call("easyfn_attend", shapes)(*right[:place], bad, *right[place + 1 :], **choices)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no window of -1"):
+        jax.ffi.ffi_call("easyfn_attend", shapes)(*right, **{**choices, "window": np.int64(-1)})
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"d_out has the shape \(2, 6, 20, 5\)"):
+        more = [f32(2, 6, 20), f32(2, 6, 20), f32(2, 6, 20, 5)]
+        slopes = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in right[:3]]
+        jax.ffi.ffi_call("easyfn_attend_back", slopes)(*right, *more, **choices)

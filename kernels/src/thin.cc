@@ -3,22 +3,7 @@
 // y = x @ w.T in float32, the weight unpacked in registers. Nothing is trusted: a handler compares every shape with the others
 // before it reads a byte. Plain GCC or clang, no library but the headers that come with jaxlib.
 
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <string>
-#include <thread>
-#include <vector>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
+#include "common.h"
 
 namespace {
 
@@ -79,24 +64,6 @@ struct Blocks : Common {
   int64_t kind;
 };
 
-#if defined(__clang__)
-#define BEGIN(isa) _Pragma(isa)
-#define END _Pragma("clang attribute pop")
-#define AVX512 "clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512vl,avx512dq,fma\"))), apply_to = function)"
-#define AVX2 "clang attribute push(__attribute__((target(\"avx2,fma\"))), apply_to = function)"
-#else
-#define BEGIN(isa) _Pragma("GCC push_options") _Pragma(isa)
-#define END _Pragma("GCC pop_options")
-#define AVX512 "GCC target(\"avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512\")"
-#define AVX2 "GCC target(\"avx2,fma\")"
-#endif
-
-#define INLINE inline __attribute__((always_inline))
-#define VECTORS(width)                                        \
-  constexpr int W = width;                                    \
-  typedef float F __attribute__((vector_size(4 * width)));    \
-  typedef int32_t I __attribute__((vector_size(4 * width)));
-
 #if defined(__x86_64__)
 BEGIN(AVX512)
 namespace avx512 {
@@ -156,7 +123,6 @@ static INLINE float sum(F v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 }  // namespace plain
 
 struct Set {
-  const char* name;
   void (*nibbles)(const Nibbles&, int64_t, int64_t, float*);
   void (*bytes)(const Bytes&, int64_t, int64_t, float*);
   void (*blocks)(const Blocks&, int64_t, int64_t, float*);
@@ -164,71 +130,21 @@ struct Set {
 
 const Set sets[] = {
 #if defined(__x86_64__)
-    {"avx512", avx512::run_nibbles, avx512::run_bytes, avx512::run_blocks},
-    {"avx2", avx2::run_nibbles, avx2::run_bytes, avx2::run_blocks},
+    {avx512::run_nibbles, avx512::run_bytes, avx512::run_blocks},
+    {avx2::run_nibbles, avx2::run_bytes, avx2::run_blocks},
+#else
+    {},
+    {},
 #endif
-    {"plain", plain::run_nibbles, plain::run_bytes, plain::run_blocks},
+    {plain::run_nibbles, plain::run_bytes, plain::run_blocks},
 };
 
-bool runs_here(const std::string& name) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (name == "avx512")
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq");
-  if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#endif
-  return name == "plain";
-}
-
-const Set* best() {
-  for (const Set& set : sets)
-    if (runs_here(set.name)) return &set;
-  return nullptr;
-}
-
-std::atomic<const Set*> chosen{best()};
-
-// What threads share of a product. The caller works, too, and waits only for ranges that a thread has begun: a pool whose
-// threads are all busy delays nothing. A task that comes late finds nothing left and touches nothing of the caller's.
-struct Shared {
-  std::atomic<int64_t> next{0}, done{0};
-  int64_t pieces;
-};
-
-template <typename Work>  // work(first, end, scratch)
+// work(first, end, scratch) over ranges of output rows, none of which takes less than some 10 microseconds
+template <typename Work>
 void spread(ffi::ThreadPool& pool, int64_t out, int64_t in, int64_t rows, int64_t scratch, const Work& work) {
-  const int64_t threads = std::max<int64_t>(1, pool.num_threads());
-  const int64_t least = std::max<int64_t>(8, (int64_t{1} << 17) / (in * std::min<int64_t>(rows, 4)));  // some 10 microseconds
-  int64_t pieces = std::min(threads * 4, out / least);
-  if (threads == 1 || pieces < 2) {
-    std::vector<float> mine(scratch);
-    return work(0, out, mine.data());
-  }
-  auto shared = std::make_shared<Shared>();
-  shared->pieces = pieces;
-  auto run = [shared, out, scratch, &work] {
-    std::vector<float> mine;
-    for (int64_t n; (n = shared->next.fetch_add(1)) < shared->pieces;) {
-      mine.resize(scratch);
-      work(out * n / shared->pieces, out * (n + 1) / shared->pieces, mine.data());
-      shared->done.fetch_add(1, std::memory_order_release);
-    }
-  };
-  for (int64_t n = 1; n < std::min(threads, pieces); ++n) pool.Schedule(decltype(run)(run));
-  run();
-  for (int spins = 0; shared->done.load(std::memory_order_acquire) < pieces; ++spins) {
-    if (spins > 1000) std::this_thread::yield();
-  }
-}
-
-ffi::Error wrong(const std::string& what) { return ffi::Error::InvalidArgument("easyfn-kernels: " + what); }
-
-template <typename B>
-std::string said(const B& buffer) {
-  std::string s = "(";
-  for (int64_t d : buffer.dimensions()) s += (s.size() > 1 ? ", " : "") + std::to_string(d);
-  return s + ")";
+  const int64_t least = std::max<int64_t>(8, (int64_t{1} << 17) / (in * std::min<int64_t>(rows, 4)));
+  const int64_t pieces = std::max<int64_t>(1, std::min(threads_of(pool) * 4, out / least));
+  share(pool, pieces, scratch, [&](int64_t n, float* mine) { work(out * n / pieces, out * (n + 1) / pieces, mine); });
 }
 
 template <typename B>
@@ -314,7 +230,7 @@ ffi::Error nibbles(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ff
       for (int k = 0; k < 16; ++k) turned[n + k] = p.x[n + 2 * k + 1], turned[n + 16 + k] = p.x[n + 2 * k];
     p.x = turned.data();
   }
-  const Set* set = chosen;
+  const Set* set = sets + chosen;
   spread(pool, p.out, p.in, p.rows, 2 * groups, [&](int64_t a, int64_t b, float* s) { set->nibbles(p, a, b, s); });
   return ffi::Error::Success();
 }
@@ -328,7 +244,7 @@ ffi::Error bytes(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi:
   const int64_t groups = scales.dimensions()[1];
   p.codes = codes.typed_data();
   p.unit = unit;
-  const Set* set = chosen;
+  const Set* set = sets + chosen;
   spread(pool, p.out, p.in, p.rows, groups, [&](int64_t a, int64_t b, float* s) { set->bytes(p, a, b, s); });
   return ffi::Error::Success();
 }
@@ -358,7 +274,7 @@ ffi::Error blocks(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi
   std::vector<float> sums;
   if (least) sums = group_sums(p, 256 / groups);
   p.sums = sums.data();
-  const Set* set = chosen;
+  const Set* set = sets + chosen;
   spread(pool, p.out, p.in, p.rows, 2 * count, [&](int64_t a, int64_t b, float* s) { set->blocks(p, a, b, s); });
   return ffi::Error::Success();
 }
@@ -397,14 +313,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(easyfn_blocks, blocks,
                                   .Arg<ffi::Buffer<ffi::F16>>()
                                   .Ret<ffi::Buffer<ffi::F32>>()
                                   .Attr<int64_t>("kind"));
-
-extern "C" const char* easyfn_instructions() { return chosen.load()->name; }
-
-// For tests: the named instruction set, if this processor has it. 1 where it has.
-extern "C" int easyfn_use(const char* name) {
-  for (const Set& set : sets)
-    if (name == std::string(set.name) && runs_here(set.name)) return chosen = &set, 1;
-  return 0;
-}
 
 #pragma GCC visibility pop

@@ -1,4 +1,4 @@
-"""Products of a few rows with packed weights, compiled: what `easyfn` calls on a CPU where this package is installed."""
+"""Attention, and products of a few rows with packed weights, compiled: what `easyfn` calls on a CPU where it is installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-TARGETS = ("easyfn_nibbles", "easyfn_bytes", "easyfn_blocks")
+TARGETS = ("easyfn_nibbles", "easyfn_bytes", "easyfn_blocks", "easyfn_attend", "easyfn_attend_back")
 
 
 @functools.cache

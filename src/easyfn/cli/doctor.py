@@ -63,11 +63,11 @@ def facts() -> Iterator[tuple[str, str]]:
 
 
 def _kernels() -> str:
-    """Whether products of a few rows with packed weights are compiled ones."""
+    """Whether attention and products of a few rows with packed weights are compiled ones."""
     from easyfn import quant
 
     if not _there("easyfn_kernels"):
-        return "none: pip install ./kernels, in a checkout, makes decoding with packed weights on CPU faster"
+        return "none: pip install ./kernels, in a checkout, makes attention, and decoding with packed weights, faster on CPU"
     if os.environ.get("EASYFN_KERNELS") == "0":
         return f"{version('easyfn-kernels')}, off: EASYFN_KERNELS=0"
     try:

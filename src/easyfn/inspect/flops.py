@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from ..core.kernels import plain_programs
 from ..core.trainable import trainable
 from ..core.tree import as_shapes
 from ..forward.forward import check_runs, forward
@@ -40,6 +41,11 @@ def flops(model: Any, batch_size: int, sequence_length: int, *, training: bool =
     check_runs(model)
     abstract = as_shapes(model)
     inputs = sample_inputs(model, batch_size, sequence_length)
+    with plain_programs():  # the same count with and without kernels
+        return _counted(abstract, inputs, training)
+
+
+def _counted(abstract: Any, inputs: dict[str, Any], training: bool) -> int:
     if not training:
         return count(jax.make_jaxpr(lambda m, x: forward(m, **x))(abstract, inputs).jaxpr)
     params, frozen = eqx.partition(abstract, trainable(abstract))

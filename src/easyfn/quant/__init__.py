@@ -1,5 +1,6 @@
 """Weight formats: one file each, a small pytree in the weight slot and its rules for the verbs."""
 
+from ..core.kernels import kernels as kernels
 from . import (
     auto_round as auto_round,
     awq as awq,
@@ -37,4 +38,4 @@ from .quantize import (
     quantize as quantize,
 )
 from .rounding import round_groups as round_groups
-from .thin import Thin as Thin, kernels as kernels
+from .thin import Thin as Thin

@@ -12,9 +12,10 @@ from jax import lax
 
 from ..core.dtype import cast
 from ..core.halves import product
+from ..core.kernels import kernels
 from ..core.trainable import trainable
 from ..core.weight import dense, dot, flat, shape_of, take
-from .thin import Thin, kernels, thin_product
+from .thin import Thin, thin_product
 
 Product = Callable[[Any, jax.Array], jax.Array]
 

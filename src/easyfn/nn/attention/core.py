@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ..cache.cache import Held, key_scores, value_sums
+from ..cache.cache import Held, value_sums
 from ..context import Mask, Runtime, scores_at_once
+from .fused import fits, fused
+from .scores import scores_of
 from .slices import in_slices, in_window
-
-MASKED = -1e30  # finite: a row that sees nothing becomes uniform, never NaN
 
 
 def attend_here(
@@ -43,6 +43,29 @@ def attend_here(
     the backward pass, so memory grows with the number of keys only. Where queries see their own sequence, a slice is given
     no keys that a window or the causal order hides from all of it.
     """
+    if weights or (key is not None and dropout_rate) or bias is not None or not fits(q, k, v, mask):
+        return _plain(q, k, v, mask, sinks, scale, softcap, runtime, bias, weights, dropout_rate, key)
+    return fused(_seen, q, k, v, mask, sinks, scale, softcap, runtime), None
+
+
+def _seen(*args: Any) -> jax.Array:
+    return _plain(*args)[0]
+
+
+def _plain(
+    q: jax.Array,
+    k: Held,
+    v: Held,
+    mask: Any,
+    sinks: jax.Array | None,
+    scale: float,
+    softcap: float | None,
+    runtime: Runtime,
+    bias: jax.Array | None = None,
+    weights: bool = False,
+    dropout_rate: float = 0.0,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
     length, by_query = q.shape[2], q.shape[0] * q.shape[1] * k.shape[2]
     size, chunk = by_query * length, scores_at_once(runtime, by_query)
     if size <= chunk or weights or length == 1:
@@ -68,23 +91,6 @@ def attend_here(
         part = (q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], seen, cut)
         parts.append(in_slices(exact, *part, chunk // count, start))
     return jnp.concatenate(parts, axis=2), None
-
-
-def scores_of(
-    q: jax.Array, k: Held, mask: Any, bias: jax.Array | None, scale: float, softcap: float | None
-) -> jax.Array:
-    """Float32 scores `(batch, kv_heads, group, queries, keys)` of `q` `(batch, kv_heads, group, queries, dim)`; `bias` is
-    `(1 or batch, kv_heads, group, queries, keys)`."""
-    batch, kv, group, length, dim = q.shape
-    # [batch, kv, group * length, dim]: one matmul per key head. Keys and values keep their shape: behind a reshape, XLA on CPU
-    # writes a cache twice (once per shape) and copies it four times per token.
-    queries = q.reshape(batch, kv, group * length, dim)
-    scores = key_scores(k, queries).reshape(batch, kv, group, length, k.shape[2]) * scale
-    if softcap is not None:
-        scores = jnp.tanh(scores / softcap) * softcap
-    if bias is not None:
-        scores = scores + bias.astype(jnp.float32)
-    return scores if mask is None else jnp.where(mask.visible()[:, None, None], scores, MASKED)
 
 
 def _attend(q, k, v, mask, bias, scale, softcap, sinks, weights, dropout_rate, key):

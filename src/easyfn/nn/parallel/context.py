@@ -20,7 +20,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from ...core.halves import product
-from ..attention.core import MASKED, attend_here, scores_of
+from ..attention.core import attend_here
+from ..attention.scores import MASKED, scores_of
 from ..context import Mask, Runtime, held_axes, scores_at_once
 
 
