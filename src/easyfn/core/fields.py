@@ -1,4 +1,4 @@
-"""Which fields of a config a part of a model reads."""
+"""What a part of a model reads of a config."""
 
 from __future__ import annotations
 
@@ -13,3 +13,11 @@ def needs(part: str, config: Any, *names: str) -> None:
             f"{part} reads {', '.join(names)} of its config, and {cls} has no {', '.join(missing)}: give it "
             f"{'fields' if len(missing) > 1 else 'a field'} of that name, or a property"
         )
+
+
+def setting(config: Any, name: str, default: Any = None) -> Any:
+    """A config's field, or the key of `config.json` that is kept in `config.extra`."""
+    value = getattr(config, name, None)
+    if value is None:
+        value = (getattr(config, "extra", None) or {}).get(name)
+    return default if value is None else value

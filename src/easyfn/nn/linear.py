@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from ..core.fields import setting
 from ..core.weight import Slot, Weight, affine, shape_of, slots, take
 
 Axes = tuple[str | None, ...]
@@ -22,8 +23,7 @@ def declare(*shape: int) -> Any:
 
 def pad_token(config: Any) -> int | None:
     """A config's `pad_token_id`, from its field or from what it keeps of `config.json`."""
-    found = getattr(config, "pad_token_id", None)
-    return (getattr(config, "extra", None) or {}).get("pad_token_id") if found is None else found
+    return setting(config, "pad_token_id")
 
 
 def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:

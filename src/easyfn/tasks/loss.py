@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ..core.fields import setting
 from ..core.rows import of_batch
 from ..core.tree import nodes
 from ..core.verb import verb
@@ -111,14 +112,6 @@ def language_loss(
         raise head_logits.missing(model, "chunk_size needs the head apart from the rest of the model.")
     out = forward(model, **wanted)
     return cross_entropy(out.logits, labels, weights, cfg, aux=aux_loss(model, out, segments, cfg))
-
-
-def setting(config: Any, name: str, default: Any = None) -> Any:
-    """A config's field, or the key of `config.json` that is kept in `config.extra`."""
-    value = getattr(config, name, None)
-    if value is None:
-        value = (getattr(config, "extra", None) or {}).get(name)
-    return default if value is None else value
 
 
 def split_labels(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

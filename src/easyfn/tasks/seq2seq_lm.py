@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.fields import setting
 from ..core.rows import of_batch
 from ..core.tree import layers_in
 from ..forward.forward import forward
@@ -15,7 +16,7 @@ from ..nn.context import Runtime
 from ..nn.output import Output
 from ..nn.seq2seq import Seq2SeqLM, moved_right
 from .cross_entropy import LossConfig, Metrics, check_shape, segments_of, vocabulary_loss
-from .loss import aux_weight, compute_loss, load_balancing_loss, setting, split_labels
+from .loss import aux_weight, compute_loss, load_balancing_loss, split_labels
 from .task import Task, task
 
 TASK = Task("seq2seq-lm", hub="text2text-generation", auto="AutoModelForSeq2SeqLM", peft="SEQ_2_SEQ_LM")

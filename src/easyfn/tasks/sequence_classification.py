@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.fields import setting
 from ..forward.forward import forward
 from ..nn.context import Runtime
 from ..nn.encoder_heads import LastMarkClassifier, PooledClassifier
 from ..nn.heads import SequenceClassifier
 from .cross_entropy import LossConfig, Metrics, loss_from_logits
-from .loss import compute_loss, setting, split_labels
+from .loss import compute_loss, split_labels
 from .task import Task, task
 
 TASK = Task(
