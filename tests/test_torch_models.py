@@ -287,3 +287,72 @@ def test_load_via_torch_takes_models_alone(tmp_path):
     )
     with pytest.raises(ef.LoadError, match="AutoModel"):
         ef.load(tmp_path, via="torch", progress=False)
+
+
+class Steps(torch.nn.Module):
+    """A loop over the tokens, which an export writes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.out = torch.nn.Embedding(99, 8), torch.nn.Linear(8, 5)
+
+    def forward(self, input_ids, attention_mask):
+        state, states = torch.zeros(input_ids.shape[0], 8), []
+        for n in range(input_ids.shape[1]):
+            keep = attention_mask[:, n, None]
+            state = torch.where(keep > 0, 0.5 * state + self.table(input_ids[:, n]), state)
+            states.append(self.out(state))
+        return {"each": torch.stack(states, dim=1), "last": state, "turned": torch.stack(states, dim=2)}
+
+
+def test_a_module_of_one_length_has_a_program_for_each_of_some(tmp_path):
+    torch.manual_seed(0)
+    module, example = Steps().eval(), batch("steps", 2, 3)
+    model = ef.from_torch(module, example, lengths=[6, 3])
+    ef.save(model, tmp_path)
+    again = ef.load(tmp_path)
+    assert jax.tree.structure(again) == jax.tree.structure(model)
+    for length in (2, 3, 5, 6):
+        given = batch("steps", 3, length)
+        with torch.no_grad():
+            wanted = {name: value.numpy() for name, value in module(**given).items()}
+        for run in (ef.forward, jax.jit(lambda m, **i: ef.forward(m, **i))):
+            got = run(again, **arrays(given))
+            assert {name: value.shape for name, value in got.items()} == {n: v.shape for n, v in wanted.items()}
+            for name in wanted:
+                np.testing.assert_allclose(got[name], wanted[name], atol=1e-5)
+    with pytest.raises(ValueError, match=r"input_ids is 7 long, .* lengths of \[3, 6\]"):
+        ef.forward(model, **arrays(batch("steps", 2, 7)))
+    text = json.loads((tmp_path / "easyfn_program.json").read_text())
+    text["others"][0]["weights"][0]["shape"] = [98, 8]
+    (tmp_path / "easyfn_program.json").write_text(json.dumps(text))
+    with pytest.raises(ef.BadProgram, match=r"others\[0\] has other weights"):
+        ef.load(tmp_path)
+    with pytest.raises(ValueError, match="takes any"):
+        ef.from_torch(torch.nn.Sequential(torch.nn.Linear(4, 2)), (torch.ones(2, 4, 4),), lengths=[3, 5])
+    with pytest.raises(ValueError, match=r"lengths=\[\] is a list of lengths"):
+        ef.from_torch(module, example, lengths=[])
+    with pytest.raises(ValueError, match="without an attention_mask"):
+        ids = ef.from_torch(Unmasked(), (torch.ones(2, 3),), lengths=[3, 6])
+        ef.forward(ids, np.ones((2, 5)))
+
+
+class Unmasked(torch.nn.Module):
+    def forward(self, x):
+        return sum(x[:, n] for n in range(x.shape[1]))
+
+
+def test_generating_with_a_program_for_each_length():
+    torch.manual_seed(0)
+    config = T.MambaConfig(vocab_size=99, hidden_size=8, state_size=4, num_hidden_layers=1, time_step_rank=2,
+                           bos_token_id=1, eos_token_id=2, pad_token_id=0)  # fmt: skip
+    module = T.MambaForCausalLM(config).eval()
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    model, native = ef.from_torch(module, batch("mamba", 2, 2), lengths=[2, 5]), ef.from_torch(module)
+    assert ef.inputs(model).fields["input_ids"].shape == ("batch", "seq")
+    ids, mask = np.array([[5, 6, 7], [0, 8, 9]]), np.array([[1, 1, 1], [0, 1, 1]])
+    one, two = (ef.generate(m, ids, attention_mask=mask, max_new_tokens=2).sequences for m in (model, native))
+    assert (np.asarray(one) == np.asarray(two)).all()
+    with pytest.raises(ValueError, match="5"):
+        ef.generate(model, ids, attention_mask=mask, max_new_tokens=3)

@@ -10,22 +10,32 @@ from typing import Any
 from . import PROGRAM
 from .graph import BadProgram, Graph, read_graph, write_graph
 from .interpret import ProgramConfig, config_of
+from .lengths import checked
 
 MAX_BYTES = 1 << 31
+MAX_OTHERS = 64
 
 
 def program_files(model: Any) -> dict[str, Any]:
     """What a folder holds besides the files of transformers: the program of a converted module."""
     config = getattr(model, "config", None)
-    return {PROGRAM: write_graph(config.graph)} if isinstance(config, ProgramConfig) else {}
+    if not isinstance(config, ProgramConfig):
+        return {}
+    more = {"others": [write_graph(graph) for graph in config.others]} if config.others else {}
+    return {PROGRAM: write_graph(config.graph) | more}
 
 
-def read_program(file: Path) -> Graph:
-    """A program file, checked. Raises [`easyfn.BadProgram`][] with its name."""
+def read_program(file: Path) -> list[Graph]:
+    """The programs of a file, checked, the shortest first. Raises [`easyfn.BadProgram`][] with its name."""
     if file.stat().st_size > MAX_BYTES:
         raise BadProgram(f"{file}: it has more than {MAX_BYTES} bytes")
     try:
-        return read_graph(json.loads(file.read_text("utf-8")))
+        data = json.loads(file.read_text("utf-8"))
+        first = read_graph(data)
+        others = data.get("others", [])
+        if not isinstance(others, list) or len(others) > MAX_OTHERS:
+            raise BadProgram(f"others should be a list of at most {MAX_OTHERS} programs")
+        return [first, *(read_graph(other) for other in others)]
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadProgram(f"{file}: it is no JSON ({error})") from None
     except BadProgram as error:
@@ -34,4 +44,9 @@ def read_program(file: Path) -> Graph:
 
 def program_config(file: Path, data: Mapping[str, Any], generation: Mapping[str, Any] | None) -> ProgramConfig:
     """The config of the program in `file` and of the `config.json` beside it."""
-    return config_of(read_program(file), data, generation)
+    first, *others = read_program(file)
+    config = config_of(first, data, generation, tuple(others))
+    try:
+        return checked(config)
+    except BadProgram as error:
+        raise BadProgram(f"{file}: {error}") from None

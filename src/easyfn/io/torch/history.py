@@ -13,7 +13,8 @@ from ...nn.cache.axes import cache_axes
 from ...nn.cache.cache import Cache, layer_cache, rewindable, write
 from ...nn.heads import max_positions
 from ...nn.output import Output
-from .interpret import Program, run
+from .interpret import Program
+from .lengths import length_of, run
 
 
 class History(eqx.Module):
@@ -41,6 +42,8 @@ def _(model: Program, batch_size: int, max_length: int, dtype: Any) -> History:
 @max_positions.register(Program)
 def _(model: Program) -> int | None:
     graph = model.config.graph
+    if model.config.others:
+        return length_of(model.config.others[-1])
     sizes = [graph.sizes.get(s, (0, None))[1] for i in graph.inputs for s in i.shape[1:2] if isinstance(s, str)]
     return min((s for s in sizes if s is not None), default=None)
 
@@ -55,11 +58,12 @@ def _check(model: Program, length: int) -> None:
             f"generate: the module was converted with {', '.join(sorted(more))}, which generating does not know how to go on "
             "with. Convert it with input_ids and attention_mask alone"
         )
-    fixed = [s for s in taken["input_ids"].shape if isinstance(s, int)]
+    free = 1 if model.config.others else 2
+    fixed = [s for s in taken["input_ids"].shape[:free] if isinstance(s, int)]
     if fixed:
         raise ValueError(
             f"generate: the program takes input_ids of {taken['input_ids'].shape} only; a generation of {length} tokens needs "
-            "batch and length free. Convert the module with example_inputs whose sizes it lets vary, or of that size"
+            "batch and length free. Convert the module with example_inputs whose sizes it lets vary, or with lengths=[...]"
         )
 
 

@@ -28,11 +28,13 @@ NO_FAMILY = "torch"  # the model_type of a module that has no config of its own
 
 @dataclasses.dataclass(frozen=True)
 class ProgramConfig:
-    """The config of a converted module: the content of its `config.json` (if it is one of transformers) and its program."""
+    """The config of a converted module: the content of its `config.json` (if it is one of transformers) and its program, or
+    those of `others`, longer inputs where it has one for each length."""
 
     graph: Graph
     extra: Frozen = Frozen()
     generation: Frozen = Frozen()
+    others: tuple[Graph, ...] = ()
 
     @property
     def model_type(self) -> str:
@@ -68,7 +70,7 @@ class ProgramConfig:
 
     @staticmethod
     def denormalize(data: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in data.items() if name != "graph"}
+        return {name: value for name, value in data.items() if name not in ("graph", "others")}
 
 
 class Part:
@@ -160,6 +162,8 @@ class Program:
         return cls(aux[0], tuple(values), aux[1], aux[2])
 
     def __call__(self, **inputs: Any) -> Any:
+        from .lengths import run
+
         return run(self, inputs)
 
 
@@ -214,9 +218,8 @@ def leaf_at(program: Program, path: str) -> Any:
 # ---- running it
 
 
-def run(program: Program, inputs: Mapping[str, Any]) -> Any:
-    """The module's result for `inputs` by the names of its arguments: in its own structure, `Output` for transformers'."""
-    graph = program.config.graph
+def run_graph(program: Program, graph: Graph, inputs: Mapping[str, Any]) -> Any:
+    """The result of one of the module's programs."""
     values: list[Any] = list(bound_inputs(graph, inputs))
     for w in graph.weights:
         weight = leaf_at(program, w.path)
@@ -362,7 +365,7 @@ def _check_size(
         if have != want:
             raise ValueError(
                 f"forward: axis {axis} of {wanted.name} is {have}, and the program was made for {want} only. Convert the "
-                "module again with example_inputs of that size"
+                "module again with example_inputs of that size, or with lengths=[...]"
             )
         return
     _, largest = graph.sizes.get(want, (0, None))
@@ -380,10 +383,13 @@ def _shown(shape: tuple[int | str, ...]) -> str:
 
 
 def config_of(
-    graph: Graph, data: Mapping[str, Any] | None, generation: Mapping[str, Any] | None = None
+    graph: Graph,
+    data: Mapping[str, Any] | None,
+    generation: Mapping[str, Any] | None = None,
+    others: tuple[Graph, ...] = (),
 ) -> ProgramConfig:
     """The config of a program from the content of a `config.json`, if there is one."""
     kept = {k: v for k, v in labels(dict(data or {})).items() if k not in AGAIN}
     if kept.get("model_type") == NO_FAMILY:
         del kept["model_type"]
-    return ProgramConfig(graph, Frozen(kept), Frozen(generation or {}))
+    return ProgramConfig(graph, Frozen(kept), Frozen(generation or {}), others)

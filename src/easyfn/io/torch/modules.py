@@ -104,6 +104,7 @@ def from_torch(
     task: str | None = None,
     dtype: Any = None,
     dynamic: Any = None,
+    lengths: Any = None,
     **more: Any,
 ) -> Any:
     """A model with the numbers of a module of torch.
@@ -117,7 +118,9 @@ def from_torch(
     fixed. Of `dynamic` axes the size may differ from the example's: by default the batch, and every axis of arrays with up
     to three, as far as the module allows; `{"x": (0, 2)}` names them, `False` fixes all. Give examples whose dynamic sizes
     are at least 2 and differ from each other. A module on torch's `meta` device becomes an abstract model, of
-    `jax.ShapeDtypeStruct`, for `ef.from_state_dict(model.config, tensors)`. Where the module decides by values (`if x.sum() > 0`,
+    `jax.ShapeDtypeStruct`, for `ef.from_state_dict(model.config, tensors)`. With `lengths=[16, 64]` a module that allows one
+    length only (a loop over the tokens) is converted for each, and the shortest that fits is run, padded behind. Where the module
+    decides by values (`if x.sum() > 0`,
     `.item()`, `x[mask]`), the program does what it did for the example, and a call for which it would do something else is an
     error. See docs/torch.md.
 
@@ -139,7 +142,9 @@ def from_torch(
     if example_inputs is not None:
         if task is not None:
             raise ValueError("from_torch: a converted module has the task of its class; task= is for families")
-        return _convert(module, example_inputs, dynamic, dtype, more)
+        return _convert(module, example_inputs, dynamic, dtype, lengths, more)
+    if lengths is not None:
+        raise ValueError("from_torch: lengths= are for a module that is converted: give example_inputs")
     if not hasattr(module, "config") or not hasattr(module, "state_dict"):
         raise TypeError(
             f"from_torch: a {type(module).__name__} is no model of transformers, so there is no telling what it takes: give "
@@ -164,16 +169,24 @@ def config_of(module: Any) -> tuple[dict[str, Any], Any]:
     return data, generation.to_diff_dict() if generation is not None and module.can_generate() else None
 
 
-def _convert(module: Any, example_inputs: Any, dynamic: Any, dtype: Any, more: dict[str, Any]) -> Any:
+def _convert(module: Any, example_inputs: Any, dynamic: Any, dtype: Any, lengths: Any, more: dict[str, Any]) -> Any:
     """The `Program` of a module, its tensors copied; of one on `meta`, without numbers."""
     _torch("from_torch")
     from .export import export
     from .interpret import config_of as program_config
+    from .lengths import resized, together
+    from .prepare import example_dict
 
-    graph, tensors = export(module, example_inputs, dynamic=dynamic)
+    example = example_dict(module, example_inputs)
+    sizes = sorted(set(lengths or ()))
+    if lengths is not None and not (sizes and all(isinstance(n, int) and n > 0 for n in sizes)):
+        raise ValueError(f"from_torch: lengths={lengths!r} is a list of lengths, [16, 64, 256]")
+    examples = [resized(example, n) for n in sizes] or [example]
+    graphs, (tensors, *_) = zip(*(export(module, each, dynamic=dynamic) for each in examples), strict=True)
     known = hasattr(module, "config") and hasattr(module.config, "to_diff_dict")
     data, generation = config_of(module) if known else (None, None)
-    config = program_config(graph, data, generation)
+    config = program_config(graphs[0], data, generation)
+    config = together(config, graphs) if lengths is not None else config
     if any(tensor.is_meta for tensor in tensors.values()):
         if more:
             raise ValueError(f"from_torch: a module on meta has no numbers for {', '.join(more)}")

@@ -12,7 +12,8 @@ from ...inputs.statement import Input, Inputs, accepted, by_custom, inputs
 from ...nn.output import Output
 from ...tasks.task import task
 from .history import run_with_history
-from .interpret import Program, optional, run
+from .interpret import Program, optional
+from .lengths import length_of, run
 
 ONLY = {
     "output_hidden_states": False,
@@ -72,13 +73,18 @@ def _(model: Program) -> Inputs:
     """The arguments it was converted with, of the sizes that the program takes; a mask may be left out."""
     graph = model.config.graph
     fields = {}
-    axes: dict[str, str] = {}
+    axes: dict[Any, str] = {}
+    if model.config.others:
+        axes[length_of(graph)] = "seq"
     for n, one in enumerate(graph.inputs):
         custom = by_custom(one.name, model.config)
         for axis, size in enumerate(one.shape):
             if isinstance(size, str):
                 axes.setdefault(size, ("batch", "seq")[axis] if n == 0 and axis < 2 else size)
-        shape = tuple(axes[size] if isinstance(size, str) else size for size in one.shape)
+        shape = tuple(
+            axes[size] if isinstance(size, str) or (axis == 1 and size in axes) else size
+            for axis, size in enumerate(one.shape)
+        )
         floating = one.dtype in ("float16", "bfloat16", "float32", "float64")
         kind = "features" if floating else "index"
         if (
