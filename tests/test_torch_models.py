@@ -183,7 +183,9 @@ def test_a_delta_rule_is_one_operator_at_any_length(name):
         hidden_size=16, linear_num_heads=2, linear_head_dim=6, num_hidden_layers=1, layer_types=["linear_attention"])  # fmt: skip
     torch.manual_seed(0)
     layer = getattr(module, cls)(config, 0).eval()
-    torch.nn.init.normal_(layer.A_log if "qwen" in file else layer.forget_gate.A_log, std=0.3)
+    gate = layer if "qwen" in file else layer.forget_gate
+    for p in (gate.A_log, gate.dt_bias):  # transformers leaves them as memory has them
+        torch.nn.init.normal_(p, std=0.3)
     model = ef.from_torch(layer, {"hidden_states": torch.randn(2, 7, 16)})
     assert model.config.graph.operators()["easyfn.delta_rule.default"] == 1 and len(model.config.graph.nodes) < 120
     x = torch.randn(3, 70, 16)
