@@ -10,7 +10,7 @@ from typing import Any
 from . import PROGRAM
 from .graph import BadProgram, Graph, read_graph, write_graph
 from .interpret import ProgramConfig, config_of
-from .lengths import checked
+from .lengths import check_alike
 
 MAX_BYTES = 1 << 31
 MAX_OTHERS = 64
@@ -35,7 +35,9 @@ def read_program(file: Path) -> list[Graph]:
         others = data.get("others", [])
         if not isinstance(others, list) or len(others) > MAX_OTHERS:
             raise BadProgram(f"others should be a list of at most {MAX_OTHERS} programs")
-        return [first, *(read_graph(other) for other in others)]
+        longer = [read_graph(other) for other in others]
+        check_alike(first, longer)
+        return [first, *longer]
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadProgram(f"{file}: it is no JSON ({error})") from None
     except BadProgram as error:
@@ -45,8 +47,4 @@ def read_program(file: Path) -> list[Graph]:
 def program_config(file: Path, data: Mapping[str, Any], generation: Mapping[str, Any] | None) -> ProgramConfig:
     """The config of the program in `file` and of the `config.json` beside it."""
     first, *others = read_program(file)
-    config = config_of(first, data, generation, tuple(others))
-    try:
-        return checked(config)
-    except BadProgram as error:
-        raise BadProgram(f"{file}: {error}") from None
+    return config_of(first, data, generation, tuple(others))

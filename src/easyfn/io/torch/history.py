@@ -13,8 +13,8 @@ from ...nn.cache.axes import cache_axes
 from ...nn.cache.cache import Cache, layer_cache, rewindable, write
 from ...nn.heads import max_positions
 from ...nn.output import Output
-from .interpret import Program
-from .lengths import length_of, run
+from .interpret import Program, run
+from .lengths import length_of
 
 
 class History(eqx.Module):

@@ -19,6 +19,7 @@ from ...names.rules import transposed
 from ...nn.output import Output
 from ...registry.family import Family
 from .graph import DType, Graph, Node, Ref, WeightOf, computed_dtype, missing_operators
+from .lengths import run_fitting
 from .ops import Turned, as_dense, torch_op
 from .roles import slot_of
 
@@ -162,8 +163,6 @@ class Program:
         return cls(aux[0], tuple(values), aux[1], aux[2])
 
     def __call__(self, **inputs: Any) -> Any:
-        from .lengths import run
-
         return run(self, inputs)
 
 
@@ -216,6 +215,12 @@ def leaf_at(program: Program, path: str) -> Any:
 
 
 # ---- running it
+
+
+def run(program: Program, inputs: Mapping[str, Any]) -> Any:
+    """The module's result for `inputs` by the names of its arguments: in its own structure, `Output` for transformers'."""
+    graphs = (program.config.graph, *program.config.others)
+    return run_fitting(graphs, inputs, lambda graph, given: run_graph(program, graph, given))
 
 
 def run_graph(program: Program, graph: Graph, inputs: Mapping[str, Any]) -> Any:

@@ -6,16 +6,13 @@ A loop over the tokens (Mamba, RWKV) is exported as so many steps. What lies bet
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ...core.tree import as_shapes
 from .graph import BadProgram, Graph, computed_dtype
-from .interpret import Program, ProgramConfig, abstract_program, run_graph
 
 ALONG = (
     "along"  # in `info`: of each result the axes that are as long as the inputs; null where one is so in another way
@@ -39,11 +36,9 @@ def resized(tensors: Mapping[str, Any], length: int) -> dict[str, Any]:
     return {name: one(x) for name, x in tensors.items()}
 
 
-def together(config: ProgramConfig, graphs: Sequence[Graph]) -> ProgramConfig:
-    """The config of one module's programs, the shortest first; which axes of its results grow is seen in their shapes."""
+def together(graphs: Sequence[Graph], run: Run) -> tuple[Graph, ...]:
+    """The programs of one module, the shortest first; which axes of its results grow is seen in their shapes."""
     graphs = sorted(graphs, key=length_of)
-    config = dataclasses.replace(config, graph=graphs[0], others=tuple(graphs[1:]))
-    model = abstract_program(config)
     shapes = []
     for graph in graphs:
         free = lambda axis, graph=graph: length_of(graph) if axis else 2  # rows, and what other inputs leave open
@@ -54,13 +49,12 @@ def together(config: ProgramConfig, graphs: Sequence[Graph]) -> ProgramConfig:
             )
             for i in graph.inputs
         }
-        found = jax.eval_shape(lambda m, i, graph=graph: run_graph(m, graph, i), as_shapes(model), inputs)
-        shapes.append([leaf.shape for leaf in jax.tree.leaves(found)])
+        shapes.append([leaf.shape for leaf in jax.tree.leaves(run(graph, inputs))])
     along = [_axes(found, [length_of(g) for g in graphs]) for found in zip(*shapes, strict=True)]
     for graph in graphs:
         graph.info[ALONG] = along
         graph._digest = None  # of what it was before
-    return config
+    return tuple(graphs)
 
 
 def _axes(shapes: Sequence[tuple[int, ...]], lengths: Sequence[int]) -> list[int] | None:
@@ -79,39 +73,31 @@ def length_of(graph: Graph) -> int:
     return size[0]
 
 
-def checked(config: ProgramConfig) -> ProgramConfig:
-    """A config whose programs, which come from a file, are of one module."""
-    first = config.graph
-    weights = {w.path: w for w in first.weights}
-    for n, graph in enumerate(config.others):
-        same = {w.path: w for w in graph.weights} == weights and [i.name for i in graph.inputs] == [
-            i.name for i in first.inputs
-        ]
-        if not same:
+def check_alike(first: Graph, others: Sequence[Graph]) -> None:
+    """Raises [`easyfn.BadProgram`][] where programs, which come from a file, are not of one module."""
+    parts = lambda graph: ({w.path: w for w in graph.weights}, [i.name for i in graph.inputs])
+    for n, graph in enumerate(others):
+        if parts(graph) != parts(first):
             raise BadProgram(f"others[{n}] has other weights or inputs than the program that it is a longer form of")
-    return config
 
 
-def run(program: Program, inputs: Mapping[str, Any]) -> Any:
-    """The module's result for `inputs` by the names of its arguments: in its own structure, `Output` for transformers'."""
-    config = program.config
-    if not config.others:
-        return run_graph(program, config.graph, inputs)
+def run_fitting(graphs: Sequence[Graph], inputs: Mapping[str, Any], run: Run) -> Any:
+    """`run(graph, inputs)` of the shortest program that the inputs fit, which are padded to its length, and its result cut."""
+    first = graphs[0]
     given = {name: jnp.asarray(x) for name, x in inputs.items() if x is not None}
-    main = given.get(config.graph.inputs[0].name)
-    if main is None or main.ndim < 2:
-        return run_graph(program, config.graph, inputs)  # which says what is missing
-    length, graphs = main.shape[1], (config.graph, *config.others)
+    main = given.get(first.inputs[0].name)
+    if len(graphs) == 1 or main is None or main.ndim < 2:
+        return run(first, inputs)  # which says what is missing
+    length = main.shape[1]
     graph = next((g for g in graphs if length_of(g) >= length), None)
-    lengths = [length_of(g) for g in graphs]
     if graph is None:
         raise ValueError(
-            f"forward: {config.graph.inputs[0].name} is {length} long, and the module was converted for lengths of {lengths}: "
-            "convert it again with a longer one"
+            f"forward: {first.inputs[0].name} is {length} long, and the module was converted for lengths of "
+            f"{[length_of(g) for g in graphs]}: convert it again with a longer one"
         )
     if (wanted := length_of(graph)) == length:
-        return run_graph(program, graph, given)
-    return _cut(run_graph(program, graph, _padded(graph, given, length, wanted)), graph, length, wanted)
+        return run(graph, given)
+    return _cut(run(graph, _padded(graph, given, length, wanted)), graph, length, wanted)
 
 
 def _padded(graph: Graph, given: dict[str, jax.Array], length: int, wanted: int) -> dict[str, jax.Array]:

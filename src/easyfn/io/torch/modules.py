@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from ...config.config import numbers
@@ -104,7 +106,7 @@ def from_torch(
     task: str | None = None,
     dtype: Any = None,
     dynamic: Any = None,
-    lengths: Any = None,
+    lengths: Sequence[int] | None = None,
     **more: Any,
 ) -> Any:
     """A model with the numbers of a module of torch.
@@ -173,7 +175,7 @@ def _convert(module: Any, example_inputs: Any, dynamic: Any, dtype: Any, lengths
     """The `Program` of a module, its tensors copied; of one on `meta`, without numbers."""
     _torch("from_torch")
     from .export import export
-    from .interpret import config_of as program_config
+    from .interpret import abstract_program, config_of as program_config, run_graph
     from .lengths import resized, together
     from .prepare import example_dict
 
@@ -185,8 +187,12 @@ def _convert(module: Any, example_inputs: Any, dynamic: Any, dtype: Any, lengths
     graphs, (tensors, *_) = zip(*(export(module, each, dynamic=dynamic) for each in examples), strict=True)
     known = hasattr(module, "config") and hasattr(module.config, "to_diff_dict")
     data, generation = config_of(module) if known else (None, None)
-    config = program_config(graphs[0], data, generation)
-    config = together(config, graphs) if lengths is not None else config
+    if lengths is not None:
+        empty = abstract_program(program_config(graphs[0], None))
+        graphs = together(
+            graphs, lambda graph, given: jax.eval_shape(lambda m, i: run_graph(m, graph, i), empty, given)
+        )
+    config = program_config(graphs[0], data, generation, graphs[1:])
     if any(tensor.is_meta for tensor in tensors.values()):
         if more:
             raise ValueError(f"from_torch: a module on meta has no numbers for {', '.join(more)}")

@@ -12,8 +12,8 @@ from ...inputs.statement import Input, Inputs, accepted, by_custom, inputs
 from ...nn.output import Output
 from ...tasks.task import task
 from .history import run_with_history
-from .interpret import Program, optional
-from .lengths import length_of, run
+from .interpret import Program, optional, run
+from .lengths import length_of
 
 ONLY = {
     "output_hidden_states": False,
