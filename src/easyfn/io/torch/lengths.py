@@ -6,7 +6,7 @@ A loop over the tokens (Mamba, RWKV) is exported as so many steps. What lies bet
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from .graph import BadProgram, Graph, computed_dtype
 
-ALONG = (
-    "along"  # in `info`: of each result the axes that are as long as the inputs; null where one is so in another way
-)
+Run = Callable[[Graph, Mapping[str, Any]], Any]
+# In `info`: of each result the axes that are as long as the inputs; null where one is so in another way.
+ALONG = "along"
 
 
 def resized(tensors: Mapping[str, Any], length: int) -> dict[str, Any]:
