@@ -194,19 +194,6 @@ const Set sets[] = {
     {plain::attend, plain::back},
 };
 
-template <typename B>
-bool is(const B& buffer, std::initializer_list<int64_t> shape) {
-  const auto d = buffer.dimensions();
-  return std::equal(d.begin(), d.end(), shape.begin(), shape.end());
-}
-
-#define EXPECT(buffer, ...)                                                                              \
-  if (!is(buffer, {__VA_ARGS__})) {                                                                      \
-    std::string s;                                                                                       \
-    for (int64_t n : {__VA_ARGS__}) s += (s.empty() ? "" : ", ") + std::to_string(n);                    \
-    return wrong(std::string(#buffer) + " has the shape " + said(buffer) + ", expected (" + s + ")");    \
-  }
-
 using Floats = ffi::Buffer<ffi::F32>;
 using Integers = ffi::Buffer<ffi::S32>;
 

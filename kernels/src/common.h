@@ -85,3 +85,16 @@ std::string said(const B& buffer) {
   for (int64_t d : buffer.dimensions()) s += (s.size() > 1 ? ", " : "") + std::to_string(d);
   return s + ")";
 }
+
+template <typename B>
+bool is(const B& buffer, std::initializer_list<int64_t> shape) {
+  const auto d = buffer.dimensions();
+  return std::equal(d.begin(), d.end(), shape.begin(), shape.end());
+}
+
+#define EXPECT(buffer, ...)                                                                              \
+  if (!is(buffer, {__VA_ARGS__})) {                                                                      \
+    std::string s;                                                                                       \
+    for (int64_t n : {__VA_ARGS__}) s += (s.empty() ? "" : ", ") + std::to_string(n);                    \
+    return wrong(std::string(#buffer) + " has the shape " + said(buffer) + ", expected (" + s + ")");    \
+  }

@@ -147,21 +147,10 @@ void spread(ffi::ThreadPool& pool, int64_t out, int64_t in, int64_t rows, int64_
   share(pool, pieces, scratch, [&](int64_t n, float* mine) { work(out * n / pieces, out * (n + 1) / pieces, mine); });
 }
 
-template <typename B>
-bool is(const B& buffer, int64_t a, int64_t b) {
-  const auto d = buffer.dimensions();
-  return d.size() == 2 && d[0] == a && d[1] == b;
-}
-
 bool number(ffi::AnyBuffer b) {
   const auto t = b.element_type();
   return t == ffi::F32 || t == ffi::F16 || t == ffi::BF16;
 }
-
-#define EXPECT(buffer, a, b)                                                                                          \
-  if (!is(buffer, a, b))                                                                                              \
-    return wrong(std::string(#buffer) + " has the shape " + said(buffer) + ", expected (" + std::to_string(a) + ", " + \
-                 std::to_string(b) + ")")
 
 template <typename P>
 ffi::Error begin(P& p, ffi::Buffer<ffi::F32>& x, ffi::ResultBuffer<ffi::F32>& y, int64_t out) {
