@@ -326,6 +326,10 @@ def test_a_module_of_one_length_has_a_program_for_each_of_some(tmp_path):
     with pytest.raises(ValueError, match=r"input_ids is 7 long, .* lengths of \[3, 6\]"):
         ef.forward(model, **arrays(batch("steps", 2, 7)))
     text = json.loads((tmp_path / "easyfn_program.json").read_text())
+    text["others"][0]["inputs"][0]["shape"][1] = 2
+    (tmp_path / "easyfn_program.json").write_text(json.dumps(text))
+    with pytest.raises(ef.BadProgram, match="others: its first inputs should have fixed lengths"):
+        ef.load(tmp_path)
     text["others"][0]["weights"][0]["shape"] = [98, 8]
     (tmp_path / "easyfn_program.json").write_text(json.dumps(text))
     with pytest.raises(ef.BadProgram, match=r"others\[0\] has other weights"):

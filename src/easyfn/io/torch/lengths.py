@@ -79,6 +79,9 @@ def check_alike(first: Graph, others: Sequence[Graph]) -> None:
     for n, graph in enumerate(others):
         if parts(graph) != parts(first):
             raise BadProgram(f"others[{n}] has other weights or inputs than the program that it is a longer form of")
+    sizes = [g.inputs[0].shape[1:2] if g.inputs else () for g in (first, *others)]
+    if others and not (all(size and isinstance(size[0], int) for size in sizes) and sizes == sorted(sizes)):
+        raise BadProgram(f"others: its first inputs should have fixed lengths, the shortest first, and have {sizes}")
 
 
 def run_fitting(graphs: Sequence[Graph], inputs: Mapping[str, Any], run: Run) -> Any:
